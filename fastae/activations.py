@@ -1,0 +1,171 @@
+"""Elementwise activations with their first and second derivatives, once, for everything in fastae.
+
+A code is ``h = f(z)``. The contractive penalty needs ``s = f'(z)`` and its gradient needs ``t = f''(z)``.
+Where both follow from ``h`` alone, the pre-activation ``z`` never has to be kept for the backward pass.
+
+Conventions at breakpoints are PyTorch's: the slope of relu and leaky relu at 0 is that of the left side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SELU_SCALE = 1.0507009873554804934193349852946
+_SELU_ALPHA = 1.6732632423543772848170429916717
+_LEAKY_SLOPE = 0.01
+_GELU_K = math.sqrt(2.0 / math.pi)
+_GELU_C = 0.044715
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One elementwise activation.
+
+    ``function(z)`` gives h; ``derivative(h, z)`` gives s; ``second(h, s, z)`` gives t.
+    ``z`` is read only where ``needs_preactivation`` is set and may be ``None`` otherwise.
+    ``second`` is ``None`` where t is zero everywhere; ``inplace`` overwrites z with h where PyTorch can.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor, Tensor], Tensor]
+    second: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    needs_preactivation: bool = False
+    inplace: Callable[[Tensor], Tensor] | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def in_unit_interval(self) -> bool:
+        """Whether every code lies in [0, 1], as bce targets and Bernoulli codes must."""
+        return self.bounds == (0.0, 1.0)
+
+
+def _softplus(z: Tensor) -> Tensor:
+    # F.softplus switches to the identity above a threshold, which float64 can tell apart
+    return -F.logsigmoid(-z)
+
+
+def _step(h: Tensor, below: float) -> Tensor:
+    """1 where h > 0, else ``below``."""
+    return torch.where(h > 0, torch.ones_like(h), below)  # two plain numbers would make a float32
+
+
+def _normal_cdf(z: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(z * -math.sqrt(0.5))
+
+
+def _normal_pdf(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
+
+
+def _gelu_tanh_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tanh(u), its complement 1 - tanh(u)^2, and u' for u = k (z + c z^3)."""
+    th = torch.tanh(_GELU_K * (z + _GELU_C * z**3))
+    return th, 1.0 - th * th, _GELU_K * (1.0 + 3.0 * _GELU_C * z * z)
+
+
+def _gelu_tanh_derivative(h: Tensor, z: Tensor) -> Tensor:
+    th, complement, du = _gelu_tanh_parts(z)
+    return 0.5 * (1.0 + th) + 0.5 * z * complement * du
+
+
+def _gelu_tanh_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    th, complement, du = _gelu_tanh_parts(z)
+    d2u = 6.0 * _GELU_K * _GELU_C * z
+    return complement * (du + 0.5 * z * d2u - z * th * du * du)
+
+
+def _silu_derivative(h: Tensor, z: Tensor) -> Tensor:
+    sigma = torch.sigmoid(z)
+    return sigma * (1.0 + z * (1.0 - sigma))
+
+
+def _silu_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    sigma = torch.sigmoid(z)
+    return sigma * (1.0 - sigma) * (2.0 + z * (1.0 - 2.0 * sigma))
+
+
+_TABLE = (
+    Activation("linear", lambda z: z.clone(), lambda h, z: torch.ones_like(h), None, inplace=lambda z: z),
+    Activation(
+        "sigmoid",
+        torch.sigmoid,
+        lambda h, z: torch.addcmul(h, h, h, value=-1.0),  # h(1 - h) in one pass
+        lambda h, s, z: torch.addcmul(s, s, h, value=-2.0),  # s(1 - 2h) in one pass
+        inplace=torch.sigmoid_,
+        bounds=(0.0, 1.0),
+    ),
+    Activation(
+        "tanh",
+        torch.tanh,
+        lambda h, z: 1.0 - h * h,
+        lambda h, s, z: -2.0 * h * s,
+        inplace=torch.tanh_,
+        bounds=(-1.0, 1.0),
+    ),
+    Activation(
+        "relu", torch.relu, lambda h, z: _step(h, 0.0), None, inplace=torch.relu_, bounds=(0.0, math.inf)
+    ),
+    Activation(
+        "leaky_relu", lambda z: F.leaky_relu(z, _LEAKY_SLOPE), lambda h, z: _step(h, _LEAKY_SLOPE), None
+    ),
+    Activation(
+        "softplus",
+        _softplus,
+        lambda h, z: -torch.expm1(-h),
+        lambda h, s, z: s * (1.0 - s),
+        bounds=(0.0, math.inf),
+    ),
+    Activation(
+        "elu",
+        F.elu,
+        lambda h, z: torch.where(h > 0, 1.0, h + 1.0),
+        lambda h, s, z: torch.where(h > 0, 0.0, s),
+        bounds=(-1.0, math.inf),
+    ),
+    Activation(
+        "selu",
+        F.selu,
+        lambda h, z: torch.where(h > 0, _SELU_SCALE, h + _SELU_SCALE * _SELU_ALPHA),
+        lambda h, s, z: torch.where(h > 0, 0.0, s),
+        bounds=(-_SELU_SCALE * _SELU_ALPHA, math.inf),
+    ),
+    Activation(
+        "gelu",
+        F.gelu,
+        lambda h, z: _normal_cdf(z) + z * _normal_pdf(z),
+        lambda h, s, z: _normal_pdf(z) * (2.0 - z * z),
+        needs_preactivation=True,
+    ),
+    Activation(
+        "gelu_tanh",
+        lambda z: F.gelu(z, approximate="tanh"),
+        _gelu_tanh_derivative,
+        _gelu_tanh_second,
+        needs_preactivation=True,
+    ),
+    Activation("silu", F.silu, _silu_derivative, _silu_second, needs_preactivation=True),
+    Activation(
+        "softsign",
+        F.softsign,
+        lambda h, z: (1.0 - h.abs()) ** 2,
+        lambda h, s, z: -2.0 * h.sign() * (1.0 - h.abs()) ** 3,
+        bounds=(-1.0, 1.0),
+    ),
+)
+
+ACTIVATIONS: dict[str, Activation] = {entry.name: entry for entry in _TABLE}
+
+
+def get_activation(name: str, argument: str = "activation") -> Activation:
+    """The table's entry for ``name``; a ``ValueError`` naming ``argument`` lists the known ones."""
+    try:
+        return ACTIVATIONS[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"{argument}: {name!r} is not one of {', '.join(ACTIVATIONS)}") from None

@@ -1,0 +1,121 @@
+"""Corruption processes C(x~ | x): small immutable descriptions, without state or random numbers.
+
+Each description turns into the operators' arguments by :attr:`kind` and :attr:`params`, and into
+text and back by ``str(corruption)`` and :func:`parse_corruption` (``"masking:0.25"``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+
+def _check_probability(name: str, p: float) -> None:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name}: p must be in [0, 1], got {p!r}")
+
+
+class Corruption:
+    """Base of the corruption processes; use one of its four subclasses."""
+
+    kind: ClassVar[str]
+
+    @property
+    def params(self) -> list[float]:
+        """The numbers that describe the process, in the order of the constructor."""
+        return [float(getattr(self, field.name)) for field in fields(self)]  # pyright: ignore[reportArgumentType]
+
+    def __str__(self) -> str:
+        return ":".join([self.kind, *(repr(value) for value in self.params)])
+
+
+@dataclass(frozen=True)
+class Masking(Corruption):
+    """Each entry is set to 0 with probability ``p`` (Vincent et al. 2010, sec. 4.3)."""
+
+    p: float
+    kind: ClassVar[str] = "masking"
+
+    def __post_init__(self) -> None:
+        _check_probability("Masking", self.p)
+
+
+@dataclass(frozen=True)
+class Gaussian(Corruption):
+    """Independent normal noise of standard deviation ``std`` is added to each entry."""
+
+    std: float
+    kind: ClassVar[str] = "gaussian"
+
+    def __post_init__(self) -> None:
+        if not (self.std >= 0.0 and math.isfinite(self.std)):
+            raise ValueError(f"Gaussian: std must be a finite number >= 0, got {self.std!r}")
+
+
+@dataclass(frozen=True)
+class SaltAndPepper(Corruption):
+    """With probability ``p`` an entry becomes ``low`` or ``high``, each half of the time."""
+
+    p: float
+    low: float = 0.0
+    high: float = 1.0
+    kind: ClassVar[str] = "salt_and_pepper"
+
+    def __post_init__(self) -> None:
+        _check_probability("SaltAndPepper", self.p)
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(
+                f"SaltAndPepper: low and high must be finite, got {self.low!r} and {self.high!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Swap(Corruption):
+    """With probability ``p`` an entry becomes that of a row drawn at random from the batch, same column."""
+
+    p: float
+    kind: ClassVar[str] = "swap"
+
+    def __post_init__(self) -> None:
+        _check_probability("Swap", self.p)
+
+
+@dataclass(frozen=True)
+class Emphasis:
+    """Weights of the loss on corrupted and on clean entries (Vincent et al. 2010, sec. 4.3)."""
+
+    corrupted: float = 1.0
+    clean: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("corrupted", self.corrupted), ("clean", self.clean)):
+            if not (value >= 0.0 and math.isfinite(value)):
+                raise ValueError(f"Emphasis: {name} must be a finite number >= 0, got {value!r}")
+
+
+CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (Masking, Gaussian, SaltAndPepper, Swap)}
+
+
+def parse_corruption(text: str) -> Corruption | None:
+    """A corruption from ``"kind:number[:number...]"``, such as ``"masking:0.25"``; ``"none"`` gives ``None``.
+
+    Raises ``ValueError`` naming what is wrong with ``text``.
+    """
+    kind, *numbers = text.strip().split(":")
+    kind = kind.strip().lower().replace("-", "_")
+    if kind == "none" and not numbers:
+        return None
+    if kind not in CORRUPTIONS:
+        raise ValueError(
+            f"corruption: {text!r} is not one of none, {', '.join(CORRUPTIONS)} (as in 'masking:0.25')"
+        )
+    cls = CORRUPTIONS[kind]
+    names = [field.name for field in fields(cls)]  # pyright: ignore[reportArgumentType]
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        raise ValueError(f"corruption: {text!r} has a part that is not a number") from None
+    if not 1 <= len(values) <= len(names):
+        raise ValueError(f"corruption: {text!r} has {len(values)} numbers; {kind} takes {', '.join(names)}")
+    return cls(*values)

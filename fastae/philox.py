@@ -1,0 +1,108 @@
+"""Counter-based random bits: a pure function of (seed, stream, row, column).
+
+The generator is Philox4x64-10 (Salmon et al. 2011), the one that NumPy ships in C: one counter gives
+256 bits, eight 32-bit draws. Row r of a matrix with D columns owns the counters
+``r * ceil(D / 8) + 0, 1, ...``; the draw of column c is the (c mod 8)-th 32-bit word of counter
+``r * ceil(D / 8) + c // 8``, low half of each 64-bit word first. Any part of any matrix can therefore be
+recomputed anywhere, on any device and in any tile shape, and comes out the same bit for bit.
+
+The key is (seed, stream): the streams keep the different draws of one step apart.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STREAM_CORRUPTION = 0
+STREAM_DROPOUT = 1
+STREAM_CODE_NOISE = 2
+STREAM_CONTRACTION = 16  # + k for the k-th noisy copy of the higher-order contraction
+STREAM_PROBE = 4096  # + k for the k-th probe of the deep penalty
+
+_DRAWS_PER_COUNTER = 8
+_BLOCK = 1 << 17  # entries a block: its bits and temporaries stay in a core's cache
+
+
+def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """A seed [1] (int64) from torch's generator, on ``device`` without a host synchronisation."""
+    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+
+
+def random_bits(seed: int, rows: int, columns: int, stream: int, first_row: int = 0) -> Tensor:
+    """Random bits [rows, columns] as int32 (all 2**32 patterns equally likely), on the CPU.
+
+    ``first_row`` shifts the rows: rows 3, 4, ... of a matrix equal those drawn with ``first_row=3``.
+    """
+    per_row = -(-columns // _DRAWS_PER_COUNTER)
+    if rows * per_row == 0:
+        return torch.empty(rows, columns, dtype=torch.int32)
+    first = first_row * per_row
+    # NumPy advances the 256-bit counter before it is used, so start one below, with the borrow
+    counter = np.array([first - 1, 0, 0, 0] if first else [2**64 - 1] * 4, dtype=np.uint64)
+    key = np.array([seed, stream], dtype=np.uint64)
+    words = np.random.Philox(key=key, counter=counter).random_raw(rows * per_row * _DRAWS_PER_COUNTER // 2)
+    bits = torch.from_numpy(words.view(np.int32)).view(rows, per_row * _DRAWS_PER_COUNTER)
+    return bits[:, :columns]
+
+
+def row_blocks(rows: int, columns: int, elements: int = 2 * _BLOCK) -> Iterator[slice]:
+    """Slices over the rows, each of about ``elements`` entries, to keep a block's temporaries in cache."""
+    step = max(1, elements // max(1, columns))
+    for low in range(0, rows, step):
+        yield slice(low, min(low + step, rows))
+
+
+@lru_cache(maxsize=1)
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="fastae-philox")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child (a DataLoader's worker, say) has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def bit_blocks(seed: int, rows: int, columns: int, stream: int) -> Iterator[tuple[slice, Tensor]]:
+    """The bits of :func:`random_bits` in blocks of rows; torch's number of threads draws blocks ahead."""
+
+    def draw(block: slice) -> Tensor:
+        return random_bits(seed, block.stop - block.start, columns, stream, block.start)
+
+    blocks = deque(row_blocks(rows, columns, _BLOCK))
+    workers = min(torch.get_num_threads(), len(blocks))
+    if workers < 2:
+        for block in blocks:
+            yield block, draw(block)
+        return
+    pool = _pool(torch.get_num_threads())
+    ahead: deque[tuple[slice, Future[Tensor]]] = deque()
+    while blocks or ahead:
+        while blocks and len(ahead) <= workers:
+            block = blocks.popleft()
+            ahead.append((block, pool.submit(draw, block)))
+        block, job = ahead.popleft()
+        yield block, job.result()
+
+
+def threshold(p: float) -> int:
+    """The draw ``bits <= threshold(p)`` (as int32) has probability ``p`` to within 2**-33; ``p > 0``."""
+    return max(0, round(p * 2**32) - 1) - 2**31
+
+
+def standard_normal(bits: Tensor) -> Tensor:
+    """Standard normal draws in float32 from ``bits`` [rows, 2k], by Box and Muller's transform.
+
+    Columns 2k and 2k+1 share a pair of uniforms of 24 bits, so every |draw| is below 5.8.
+    """
+    uniform = bits.bitwise_right_shift(8).bitwise_and_(0xFFFFFF).to(torch.float32)
+    radius = uniform[:, 0::2].add(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+    angle = uniform[:, 1::2].mul(2.0 * math.pi * 2.0**-24)
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)
