@@ -1,0 +1,426 @@
+"""The operators in PyTorch: the library's matrix products, and their elementwise work in blocks of rows.
+
+A block is small enough that its temporaries stay in a core's cache and come from memory already mapped:
+on a CPU a fresh large buffer costs more in page faults than the arithmetic on it. Sums are kept in float32
+(float64 for float64), and 16-bit inputs are widened block by block.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from .. import philox
+from ..activations import get_activation
+from ..philox import row_blocks
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums over ``dtype`` are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _exact(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs an implementation outside autocast: the dtypes it was given are the ones it works in."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = args[0].device.type  # pyright: ignore[reportAttributeAccessIssue]
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+def _none(like: Tensor) -> Tensor:
+    return like.new_empty(0)
+
+
+def _wide(block: Tensor) -> Tensor:
+    """The block in its sums' dtype; the block itself where it has that already."""
+    return block.to(sum_dtype(block.dtype))
+
+
+def _store(block: Tensor, value: Tensor) -> None:
+    if block.data_ptr() != value.data_ptr():
+        block.copy_(value)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def _rows_of(scale: Tensor, block: slice) -> Tensor:
+    """The block's part of a scale: a scalar, or a column [rows, 1]."""
+    return scale if scale.dim() == 0 else scale[block, None]
+
+
+# --- random numbers -------------------------------------------------------------------------------------
+
+
+def _keep(bits: Tensor, p: float, like: Tensor) -> Tensor:
+    """1 where a draw of probability ``p`` did not happen, else 0, in ``like``'s dtype."""
+    if p == 0.0:
+        return torch.ones(bits.shape, dtype=like.dtype, device=like.device)
+    keep = torch.empty(bits.shape, dtype=like.dtype)
+    return torch.gt(bits, philox.threshold(p), out=keep).to(like.device)
+
+
+def _normal_blocks(seed: int, rows: int, columns: int, stream: int):
+    for block, bits in philox.bit_blocks(seed, rows, columns + columns % 2, stream):
+        yield block, philox.standard_normal(bits)[:, :columns]
+
+
+@_exact
+def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+    rows, columns = x.shape
+    if params[0] == 0.0:
+        return x.clone(memory_format=torch.contiguous_format)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if kind == "gaussian":
+        for block, normal in _normal_blocks(int(seed), rows, columns, stream):
+            torch.add(x[block], normal.to(x), alpha=params[0], out=out[block])
+        return out
+    for block, bits in philox.bit_blocks(int(seed), rows, columns, stream):
+        if kind == "masking":
+            torch.mul(x[block], _keep(bits, params[0], x), out=out[block])
+            continue
+        hit = (bits <= philox.threshold(params[0])).to(x.device)
+        if kind == "salt_and_pepper":
+            p, low, high = params
+            replacement = torch.where(bits > philox.threshold(p / 2.0), high, low).to(x)
+        else:
+            replacement = x.gather(0, _swap_source(bits, params[0], rows).to(x.device))
+        out[block] = torch.where(hit, replacement, x[block])
+    return out
+
+
+def _swap_source(bits: Tensor, p: float, rows: int) -> Tensor:
+    """The row each entry is swapped for: a draw that hit is uniform, and its place picks the row."""
+    hits = philox.threshold(p) + 2**31 + 1
+    return ((bits.to(torch.int64) + 2**31) * rows // hits).clamp_max_(rows - 1)
+
+
+@_exact
+def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+    if kind == "gaussian" or params[0] == 0.0:
+        return grad.clone()
+    kept = corrupt(grad, seed, "masking", params[:1], stream)
+    if kind == "swap":
+        rows, columns = grad.shape
+        for block, bits in philox.bit_blocks(int(seed), rows, columns, stream):
+            moved = grad[block] * (bits <= philox.threshold(params[0])).to(grad)
+            kept.scatter_add_(0, _swap_source(bits, params[0], rows).to(grad.device), moved)
+    return kept
+
+
+@_exact
+def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
+    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    for block, bits in philox.bit_blocks(int(seed), like.shape[0], like.shape[1], stream):
+        out[block] = bits.bitwise_right_shift(31).mul_(2).add_(1)
+    return out
+
+
+@_exact
+def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float, dropout: float) -> Tensor:
+    rows, units = code.shape
+    key = int(seed)
+    if noise == "gaussian":
+        out = torch.empty_like(code)
+        for block, normal in _normal_blocks(key, rows, units, philox.STREAM_CODE_NOISE):
+            torch.add(code[block], normal.to(code), alpha=noise_std, out=out[block])
+    elif noise == "bernoulli":
+        out = torch.empty_like(code)
+        for block, bits in philox.bit_blocks(key, rows, units, philox.STREAM_CODE_NOISE):
+            uniform = bits.bitwise_right_shift(8).bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+            torch.lt(uniform.to(code.device), code[block], out=out[block])
+    else:
+        out = code if dropout else code.clone()
+    return _drop(out, seed, dropout, torch.empty_like(code)) if dropout else out
+
+
+def _drop(x: Tensor, seed: Tensor, dropout: float, out: Tensor) -> Tensor:
+    for block, bits in philox.bit_blocks(int(seed), x.shape[0], x.shape[1], philox.STREAM_DROPOUT):
+        keep = _keep(bits, dropout, x).mul_(1.0 / (1.0 - dropout))
+        torch.mul(x[block], keep, out=out[block])
+    return out
+
+
+# --- encoder --------------------------------------------------------------------------------------------
+
+
+@_exact
+def squared_norms(weight: Tensor) -> Tensor:
+    # vector_norm is the one reduction that squares without writing the squares out
+    return torch.linalg.vector_norm(weight, dim=1, dtype=sum_dtype(weight.dtype)).square_()
+
+
+@_exact
+def encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    sq_norms: Tensor | None,
+    l1: bool,
+    code_sum: bool,
+    seed: Tensor | None,
+    noise: str,
+    noise_std: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    f = get_activation(activation)
+    z = _linear(x, weight, bias)
+    rows, units = z.shape
+    sums = functools.partial(z.new_zeros, dtype=sum_dtype(z.dtype))
+    penalty = sums(rows if sq_norms is not None else 0)
+    l1_rows = sums(rows if l1 else 0)
+    column_sums = sums(units if code_sum else 0)
+    code = torch.empty_like(z) if f.needs_preactivation else z
+    for block in row_blocks(rows, units):
+        z_wide = _wide(z[block])
+        h = (f.inplace or f.function)(z_wide)
+        _store(code[block], h)
+        if sq_norms is not None:
+            penalty[block] = f.derivative(h, z_wide).square_() @ sq_norms
+        if l1:
+            torch.linalg.vector_norm(h, 1, dim=1, out=l1_rows[block])
+        if code_sum:
+            column_sums += h.sum(0)
+    noisy = _none(z)
+    if seed is not None and (noise != "none" or dropout):
+        noisy = perturb(code, seed, noise, noise_std, dropout)
+    return code, noisy, z if f.needs_preactivation else _none(z), penalty, l1_rows, column_sums
+
+
+@_exact
+def code_grad(
+    grad: Tensor,
+    weight: Tensor | None,
+    code: Tensor,
+    preact: Tensor,
+    activation: str,
+    scale: Tensor | None,
+    penalty_scale: Tensor | None,
+    sq_norms: Tensor | None,
+    l1_scale: Tensor | None,
+    column_grad: Tensor | None,
+    extra: Tensor | None,
+    seed: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    f = get_activation(activation)
+    rows, units = code.shape
+    owned = weight is not None  # the product is ours to overwrite; an upstream gradient is not
+    dh = torch.mm(grad, weight) if weight is not None else grad
+    dz = dh if owned else torch.empty_like(code)
+    if seed is not None and dropout:
+        dh = _drop(dh, seed, dropout, dz)
+        owned = True
+    wide = sum_dtype(code.dtype)
+    db = code.new_zeros(units, dtype=wide)
+    u = code.new_zeros(units if penalty_scale is not None else 0, dtype=wide)
+    weights = None
+    if penalty_scale is not None:
+        weights = (2.0 * penalty_scale).to(wide).expand(rows)
+    for block in row_blocks(rows, units):
+        h = _wide(code[block])
+        z = _wide(preact[block]) if f.needs_preactivation else preact
+        d = dh[block].to(wide, copy=not owned)
+        if scale is not None:
+            d.mul_(_rows_of(scale, block))
+        if l1_scale is not None:
+            d.addcmul_(h.sign(), _rows_of(l1_scale, block).to(wide))
+        if column_grad is not None:
+            d.add_(column_grad)
+        s = f.derivative(h, z)
+        if penalty_scale is not None and sq_norms is not None:
+            if f.second is not None:
+                d.addcmul_(f.second(h, s, z), 2.0 * _rows_of(penalty_scale, block) * sq_norms)
+            d.mul_(s)
+            assert weights is not None
+            u.addmv_(s.square_().t(), weights[block])
+        else:
+            d.mul_(s)
+        if extra is not None:
+            d.add_(extra[block])
+        db += d.sum(0)
+        _store(dz[block], d)
+    return dz, db, u
+
+
+@_exact
+def weight_grad(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    u: Tensor | None,
+    a2: Tensor | None,
+    b2: Tensor | None,
+    scale2: Tensor | None,
+) -> Tensor:
+    a, alpha = _scaled(a, scale)
+    if weight is not None and u is not None:
+        out = torch.mul(weight, u[:, None].to(weight.dtype))
+        out.addmm_(a.t(), b, alpha=alpha)
+    else:
+        out = torch.mm(a.t(), b)
+        if alpha != 1.0:
+            out.mul_(alpha)
+    if a2 is not None and b2 is not None:
+        a2, alpha = _scaled(a2, scale2)
+        out.addmm_(a2.t(), b2, alpha=alpha)
+    return out
+
+
+def _scaled(a: Tensor, scale: Tensor | None) -> tuple[Tensor, float]:
+    """``diag(scale) a`` as a matrix and a factor for the product to come, free where the host knows it."""
+    if scale is None:
+        return a, 1.0
+    if scale.dim() == 0 and scale.device.type == "cpu":
+        return a, float(scale)
+    return a * (scale if scale.dim() == 0 else scale[:, None]).to(a.dtype), 1.0
+
+
+# --- decoder --------------------------------------------------------------------------------------------
+
+
+def _decode_blocks(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    p: float,
+    corrupted: float,
+    clean: float,
+):
+    """The pre-activation a [M, D], and its blocks with the weights of their entries (None: all 1)."""
+    a = _linear(code, weight, bias)
+
+    def blocks():
+        if seed is None:
+            for block in row_blocks(*a.shape):
+                yield block, None
+            return
+        for block, bits in philox.bit_blocks(int(seed), a.shape[0], a.shape[1], philox.STREAM_CORRUPTION):
+            keep = _keep(bits, p, _wide(a[:0]))
+            yield block, keep.mul_(clean - corrupted).add_(corrupted)
+
+    return a, blocks()
+
+
+@_exact
+def decode_loss(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str,
+    seed: Tensor | None,
+    p: float,
+    corrupted: float,
+    clean: float,
+) -> tuple[Tensor, Tensor]:
+    f = get_activation(output_activation)
+    grad, blocks = _decode_blocks(code, weight, bias, seed, p, corrupted, clean)
+    rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
+    for block, entry_weights in blocks:
+        a = _wide(grad[block])
+        x = target[block].to(a.dtype)
+        if loss == "bce":
+            # softplus(a) - x a without cancellation: log1p(exp(-|a|)) + max(a, 0) - x a
+            entries = a.abs().neg_().exp_().log1p_().add_(a.clamp_min(0.0)).addcmul_(a, x, value=-1.0)
+            g = a.sigmoid_().sub_(x)
+        else:
+            r = f.function(a) if output_activation != "linear" else a
+            slope = f.derivative(r, a) if output_activation != "linear" else None
+            g = torch.sub(r, x, out=a)
+            entries = g.square()
+            g.mul_(2.0) if slope is None else g.mul_(slope.mul_(2.0))
+        if entry_weights is not None:
+            entries.mul_(entry_weights)
+            g.mul_(entry_weights)
+        rows[block] = entries.sum(1)
+        _store(grad[block], g)
+    return rows, grad
+
+
+@_exact
+def decode_loss_target_grad(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str,
+    seed: Tensor | None,
+    p: float,
+    corrupted: float,
+    clean: float,
+) -> Tensor:
+    f = get_activation(output_activation)
+    logits, blocks = _decode_blocks(code, weight, bias, seed, p, corrupted, clean)
+    grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+    for block, entry_weights in blocks:
+        a = _wide(logits[block])
+        g = a.neg() if loss == "bce" else (target[block].to(a.dtype) - f.function(a)).mul_(2.0)
+        if entry_weights is not None:
+            g.mul_(entry_weights)
+        grad[block] = g
+    return grad
+
+
+# --- higher-order contraction ---------------------------------------------------------------------------
+
+
+@_exact
+def slope_difference(
+    code: Tensor, preact: Tensor, code2: Tensor, preact2: Tensor, activation: str, sq_norms: Tensor
+) -> Tensor:
+    rows = code.new_empty(code.shape[0], dtype=sum_dtype(code.dtype))
+    for block, _, _, _, _, _, _, difference in _slope_blocks(code, preact, code2, preact2, activation):
+        rows[block] = difference.square_() @ sq_norms
+    return rows
+
+
+@_exact
+def slope_difference_grad(
+    code: Tensor,
+    preact: Tensor,
+    code2: Tensor,
+    preact2: Tensor,
+    activation: str,
+    sq_norms: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    second = get_activation(activation).second
+    dz, dz2 = torch.empty_like(code), torch.empty_like(code)
+    u = torch.zeros_like(sq_norms)
+    for block, h, z, s, h2, z2, s2, difference in _slope_blocks(code, preact, code2, preact2, activation):
+        twice = 2.0 * _rows_of(scale, block).to(difference.dtype)
+        ds = difference * sq_norms * twice
+        dz[block] = ds * second(h, s, z) if second is not None else 0.0
+        dz2[block] = -ds * second(h2, s2, z2) if second is not None else 0.0
+        u += (difference.square_() * twice).sum(0)
+    return dz, dz2, u
+
+
+def _slope_blocks(code: Tensor, preact: Tensor, code2: Tensor, preact2: Tensor, activation: str):
+    f = get_activation(activation)
+    for block in row_blocks(*code.shape):
+        h, h2 = _wide(code[block]), _wide(code2[block])
+        z, z2 = (_wide(preact[block]), _wide(preact2[block])) if f.needs_preactivation else (preact, preact2)
+        s, s2 = f.derivative(h, z), f.derivative(h2, z2)
+        yield block, h, z, s, h2, z2, s2, s - s2
