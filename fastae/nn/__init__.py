@@ -1,0 +1,9 @@
+"""Modules: the fused encoder layer, autoencoders, their stacks, and the fusing of existing models."""
+
+from .autoencoder import Autoencoder
+from .encoder import EncoderLayer
+from .fusion import fuse
+from .options import Options
+from .stacked import StackedAutoencoder
+
+__all__ = ["Autoencoder", "EncoderLayer", "Options", "StackedAutoencoder", "fuse"]

@@ -1,0 +1,152 @@
+"""One autoencoder of one layer, with every regulariser as an option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..functional import AutoencoderLoss
+from .encoder import EncoderLayer
+from .options import Options
+from .sampling import denoising_chain
+
+
+class TiedDecoder(nn.Module):
+    """The decoder's own part where its weight is the encoder's: the bias."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, out_features: int, bias: bool, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.out_features = out_features
+        parameter = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", parameter)
+
+    def extra_repr(self) -> str:
+        return f"out_features={self.out_features}, bias={self.bias is not None}, weight tied"
+
+
+class Autoencoder(nn.Module):
+    """An autoencoder with a one-layer encoder and decoder: under- or overcomplete, of any kind or mixture.
+
+    Parameters are named as in ``nn.Linear``: ``encoder.weight`` [code, in], ``encoder.bias``,
+    ``decoder.bias`` and, untied, ``decoder.weight`` [in, code].
+
+    Args:
+        in_features: width of the input, D.
+        code_features: width of the code, H.
+        options: an :class:`Options`; the keyword arguments below change single ones.
+        **changes: any of :class:`Options`: activation, loss, tied, corruption, contractive, ...
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        code_features: int,
+        options: Options | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **changes: Any,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_features", in_features), ("code_features", code_features)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: must be a whole number >= 1, got {value!r}")
+        self.options = Options.make(options, changes)
+        bias, place = self.options.bias, {"device": device, "dtype": dtype}
+        self.encoder = EncoderLayer(in_features, code_features, self.options.activation, bias, **place)  # pyright: ignore[reportArgumentType]
+        self.decoder: TiedDecoder | nn.Linear = (
+            TiedDecoder(in_features, bias, **place)
+            if self.options.tied
+            else nn.Linear(code_features, in_features, bias, **place)  # pyright: ignore[reportArgumentType]
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero biases; uniform weights after Glorot and Bengio (2010), times 4 for the sigmoid."""
+        modules = [(self.encoder, self.options.activation)]
+        if isinstance(self.decoder, nn.Linear):
+            modules.append((self.decoder, self.options.reconstruction_activation))  # pyright: ignore[reportArgumentType]
+        for module, activation in modules:
+            nn.init.xavier_uniform_(module.weight, _GAINS.get(activation, 1.0))
+        for bias in (self.encoder.bias, self.decoder.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    @property
+    def in_features(self) -> int:
+        return self.encoder.in_features
+
+    @property
+    def code_features(self) -> int:
+        return self.encoder.out_features
+
+    @property
+    def decoder_weight(self) -> Tensor:
+        """V [in, code]; the encoder's weight, transposed, where tied."""
+        return self.decoder.weight if isinstance(self.decoder, nn.Linear) else self.encoder.weight.t()
+
+    def forward(
+        self, x: Tensor, *, reduction: str = "mean", generator: torch.Generator | None = None
+    ) -> AutoencoderLoss:
+        """The objective on x [*, in]; noise of every kind only in training mode.
+
+        See :func:`fastae.functional.autoencoder_loss` for the terms, ``reduction`` and ``generator``.
+        """
+        return functional.autoencoder_loss(
+            x,
+            self.encoder.weight,
+            self.encoder.bias,
+            self.decoder.weight if isinstance(self.decoder, nn.Linear) else None,
+            self.decoder.bias,
+            reduction=reduction,
+            generator=generator,
+            **self.options.objective(self.training),
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The code [*, code] of x [*, in], without noise."""
+        return self.encoder(x)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """The reconstruction [*, in] from a code [*, code]: for bce the mean sigmoid(a)."""
+        return functional.encode(
+            code, self.decoder_weight, self.decoder.bias, self.options.reconstruction_activation
+        )
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The reconstruction [*, in] of x [*, in], without noise."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x: Tensor,
+        steps: int = 1,
+        *,
+        std: float | None = None,
+        return_chain: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The denoising chain from x [*, in]: corrupt, reconstruct, draw from the decoder's distribution.
+
+        See :func:`fastae.nn.sampling.denoising_chain`.
+        """
+        return denoising_chain(
+            self.reconstruct, self.options, x, steps, std=std, return_chain=return_chain, generator=generator
+        )
+
+    def extra_repr(self) -> str:
+        defaults = Options()
+        changed = {k: v for k, v in vars(self.options).items() if v != getattr(defaults, k)}
+        return ", ".join(f"{name}={value!s}" for name, value in changed.items())
+
+
+_GAINS = {"sigmoid": 4.0, "relu": 2.0**0.5, "leaky_relu": 2.0**0.5, "tanh": 5.0 / 3.0, "selu": 0.75}

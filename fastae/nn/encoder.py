@@ -1,0 +1,51 @@
+"""A linear layer and its activation as one fused layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..activations import get_activation
+
+
+class EncoderLayer(nn.Linear):
+    """``nn.Linear`` followed by an activation, fused; same parameters, initialisation and state_dict.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
+        activation: one of the names in :data:`fastae.activations.ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        activation: str = "sigmoid",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        get_activation(activation)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, activation: str) -> EncoderLayer:
+        """A fused layer that shares the parameters of ``linear``."""
+        layer = cls(
+            linear.in_features, linear.out_features, activation, linear.bias is not None, device="meta"
+        )
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The code f(x W^T + b), [*, out_features], of x [*, in_features]."""
+        return functional.encode(x, self.weight, self.bias, self.activation)
+
+    def contractive(self, x: Tensor, *, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+        """The code and the contractive penalty; see :func:`fastae.functional.contractive_encode`."""
+        return functional.contractive_encode(x, self.weight, self.bias, self.activation, reduction=reduction)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}"

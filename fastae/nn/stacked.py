@@ -1,0 +1,189 @@
+"""Deep autoencoders: stacks that are pretrained layer by layer and fine-tuned as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+from ..functional import AutoencoderLoss
+from .autoencoder import Autoencoder
+from .options import Options
+from .sampling import denoising_chain
+
+
+class StackedAutoencoder(nn.Module):
+    """A stack of autoencoders: layer l reconstructs the code of layer l - 1.
+
+    ``stack.layers[l]`` is trained on ``stack.encode(x, depth=l)`` (greedy pretraining); the stack itself is
+    the unrolled deep autoencoder, all encoders and then all decoders, and ``stack(x)`` is its objective:
+
+    - input corruption, emphasis, loss and its output activation are the first layer's options;
+    - code noise, dropout, l1, kl and the contractive weight are the last layer's, the penalty being
+      ||dcode/dx||_F^2 of the whole encoder, estimated without bias from ``probes`` random probes a row
+      (exact and by the closed form where the stack has one layer). Higher-order contraction is for layers.
+
+    Args:
+        sizes: input width, then the width of each code: ``[784, 1000, 500]``.
+        options: an :class:`Options`, or one a layer.
+        probes: probes a row for the deep contractive penalty.
+        **changes: any of :class:`Options`; a list or tuple gives one value a layer.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, named.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        options: Options | Sequence[Options] | None = None,
+        *,
+        probes: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **changes: Any,
+    ) -> None:
+        super().__init__()
+        sizes = list(sizes)
+        if len(sizes) < 2:
+            raise ValueError(f"sizes: needs the input's width and at least one code's, got {sizes}")
+        if not isinstance(probes, int) or probes < 1:
+            raise ValueError(f"probes: must be a whole number >= 1, got {probes!r}")
+        self.probes = probes
+        layer_options = layerwise_options(len(sizes) - 1, options, changes)
+        self.layers = nn.ModuleList(
+            Autoencoder(d, h, o, device=device, dtype=dtype)
+            for d, h, o in zip(sizes, sizes[1:], layer_options, strict=False)
+        )
+
+    @property
+    def autoencoders(self) -> list[Autoencoder]:
+        """The layers, typed."""
+        return [layer for layer in self.layers if isinstance(layer, Autoencoder)]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Input width, then the width of each code."""
+        layers = self.autoencoders
+        return [layers[0].in_features, *(layer.code_features for layer in layers)]
+
+    def encode(self, x: Tensor, depth: int | None = None) -> Tensor:
+        """The code [*, sizes[depth]] of x [*, sizes[0]] after ``depth`` layers (default: all)."""
+        for layer in self.autoencoders[:depth]:
+            x = layer.encode(x)
+        return x
+
+    def decode(self, code: Tensor) -> Tensor:
+        """The reconstruction [*, sizes[0]] from the last layer's code [*, sizes[-1]]."""
+        for layer in reversed(self.autoencoders):
+            code = layer.decode(code)
+        return code
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The reconstruction [*, sizes[0]] of x through all layers, without noise."""
+        return self.decode(self.encode(x))
+
+    def forward(
+        self, x: Tensor, *, reduction: str = "mean", generator: torch.Generator | None = None
+    ) -> AutoencoderLoss:
+        """The objective of the unrolled deep autoencoder on x [*, sizes[0]]; noise only in training mode."""
+        layers = self.autoencoders
+        if len(layers) == 1:
+            return layers[0](x, reduction=reduction, generator=generator)
+        first, last = layers[0].options, layers[-1].options
+        return functional.deep_autoencoder_loss(
+            x,
+            [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers],
+            [
+                (layer.decoder_weight, layer.decoder.bias, layer.options.reconstruction_activation)
+                for layer in layers[:0:-1]
+            ]
+            + [(layers[0].decoder_weight, layers[0].decoder.bias, first.output_activation)],
+            loss=first.loss,
+            corruption=first.corruption if self.training else None,
+            emphasis=first.emphasis if self.training else None,
+            contractive=last.contractive,
+            probes=self.probes,
+            l1=last.l1,
+            kl=last.kl,
+            kl_target=last.kl_target,
+            code_noise=last.code_noise if self.training else "none",
+            code_noise_std=last.code_noise_std,
+            dropout=last.dropout if self.training else 0.0,
+            reduction=reduction,
+            generator=generator,
+        )
+
+    def encoder(self) -> nn.Sequential:
+        """The encoders alone, as modules that share this stack's parameters."""
+        return nn.Sequential(*(layer.encoder for layer in self.autoencoders))
+
+    def classifier(self, classes: int, dropout: float = 0.0) -> nn.Sequential:
+        """The encoders and a new linear layer of ``classes`` logits, for supervised fine-tuning.
+
+        Encoder parameters are shared with this stack. ``dropout`` drops that share of every code.
+        The logits start at zero, so that the first steps do not destroy what was pretrained.
+        """
+        if not isinstance(classes, int) or classes < 2:
+            raise ValueError(f"classes: must be a whole number >= 2, got {classes!r}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout: must be in [0, 1), got {dropout!r}")
+        modules: list[nn.Module] = []
+        for layer in self.autoencoders:
+            modules.append(layer.encoder)
+            if dropout:
+                modules.append(nn.Dropout(dropout))
+        weight = self.autoencoders[-1].encoder.weight
+        head = nn.Linear(self.sizes[-1], classes, device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return nn.Sequential(*modules, head)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x: Tensor,
+        steps: int = 1,
+        *,
+        std: float | None = None,
+        return_chain: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The denoising chain of the deep autoencoder; see :func:`fastae.nn.sampling.denoising_chain`."""
+        options = self.autoencoders[0].options
+        return denoising_chain(
+            self.reconstruct, options, x, steps, std=std, return_chain=return_chain, generator=generator
+        )
+
+
+def layerwise_options(
+    depth: int, options: Options | Sequence[Options] | None, changes: dict[str, Any]
+) -> list[Options]:
+    """One :class:`Options` a layer from single values and values a layer.
+
+    Raises:
+        ValueError: a number of values other than ``depth``, or a bce layer over codes outside [0, 1].
+    """
+    if isinstance(options, Options) or options is None:
+        options = [options or Options()] * depth
+    elif len(options) != depth:
+        raise ValueError(f"options: got {len(options)} for {depth} layers")
+    per_layer: list[dict[str, Any]] = [{} for _ in range(depth)]
+    for name, value in changes.items():
+        values = value if isinstance(value, list | tuple) else [value] * depth
+        if len(values) != depth:
+            raise ValueError(f"{name}: got {len(values)} values for {depth} layers")
+        for layer, one in zip(per_layer, values, strict=True):
+            layer[name] = one
+    result = [Options.make(base, change) for base, change in zip(options, per_layer, strict=True)]
+    for l in range(1, depth):
+        if result[l].loss == "bce" and not result[l - 1].code_in_unit_interval:
+            losses = [o.loss for o in result[:l]] + ["mse"] * (depth - l)
+            raise ValueError(
+                f"loss: layer {l + 1} reconstructs {result[l - 1].activation} codes, which are not in [0, 1] "
+                f"as bce needs; use loss={losses}"
+            )
+    return result
