@@ -1,5 +1,13 @@
-"""Errors that `fastae` raises for reasons a user can act on."""
+"""Errors that name a file or a run; wrong arguments raise ``ValueError`` or ``TypeError``."""
 
 
 class DataError(ValueError):
     """A data file or data set that cannot be used."""
+
+
+class CheckpointError(ValueError):
+    """A run or checkpoint folder that cannot be read, written or continued."""
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; what was saved before stays."""

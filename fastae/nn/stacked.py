@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,23 +125,25 @@ class StackedAutoencoder(nn.Module):
     def classifier(self, classes: int, dropout: float = 0.0) -> nn.Sequential:
         """The encoders and a new linear layer of ``classes`` logits, for supervised fine-tuning.
 
-        Encoder parameters are shared with this stack. ``dropout`` drops that share of every code.
-        The logits start at zero, so that the first steps do not destroy what was pretrained.
+        Modules ``encoder1``, ..., ``head``. The encoders' parameters are this stack's own, which stops being
+        a good autoencoder as they are fine-tuned: take ``copy.deepcopy(stack).classifier(n)`` to keep both.
+        ``dropout`` drops that share of every code. The logits start at zero, so that the first steps do not
+        destroy what was pretrained.
         """
         if not isinstance(classes, int) or classes < 2:
             raise ValueError(f"classes: must be a whole number >= 2, got {classes!r}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout: must be in [0, 1), got {dropout!r}")
-        modules: list[nn.Module] = []
-        for layer in self.autoencoders:
-            modules.append(layer.encoder)
+        modules: dict[str, nn.Module] = {}
+        for number, layer in enumerate(self.autoencoders, 1):
+            modules[f"encoder{number}"] = layer.encoder
             if dropout:
-                modules.append(nn.Dropout(dropout))
+                modules[f"dropout{number}"] = nn.Dropout(dropout)
         weight = self.autoencoders[-1].encoder.weight
         head = nn.Linear(self.sizes[-1], classes, device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        return nn.Sequential(*modules, head)
+        return nn.Sequential(OrderedDict(modules, head=head))
 
     @torch.no_grad()
     def sample(

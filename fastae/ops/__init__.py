@@ -127,6 +127,8 @@ for _name, _schema in _SCHEMAS.items():
     _LIBRARY.impl(_name, getattr(torch_impl, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastae::{_name}", _FAKES[_name], lib=_LIBRARY)
 
+NAMES = tuple(_SCHEMAS)
+
 corrupt = torch.ops.fastae.corrupt.default
 corrupt_backward = torch.ops.fastae.corrupt_backward.default
 random_signs = torch.ops.fastae.random_signs.default

@@ -1,1 +1,21 @@
-"""Training of autoencoders."""
+"""Training of stacks: data, configuration, the engine, checkpoints, evaluation."""
+
+from ..errors import CheckpointError, DataError, TrainingError
+from .checkpoint import Checkpoint, load_checkpoint
+from .config import Stage, TrainConfig
+from .data import Dataset, load_dataset
+from .engine import TrainResult, train
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "DataError",
+    "Dataset",
+    "Stage",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "load_checkpoint",
+    "load_dataset",
+    "train",
+]

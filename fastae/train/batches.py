@@ -1,0 +1,117 @@
+"""Where a stage's batches come from: tensors on the device, or files read ahead by a thread."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .data import Rows
+
+_READ_AHEAD = 3
+_CHUNK = 4096
+
+Batch = tuple[Tensor, "Tensor | None"]
+"""Features [B, D] and labels [B]."""
+
+
+class Source(Protocol):
+    """Rows that batches are gathered from by index."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+        """Batches of ``size`` rows in ``order`` (int64 [N], on the CPU); the last may be smaller."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resident:
+    """All rows on the device: a batch is one gather, without a DataLoader."""
+
+    x: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+        for index in order.to(self.x.device).split(size):
+            labels = None if self.labels is None else self.labels.index_select(0, index)
+            yield self.x.index_select(0, index), labels
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Rows that do not fit: read ahead by a thread, then taken through ``transform`` on the device."""
+
+    rows: Rows
+    device: torch.device
+    dtype: torch.dtype
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+        def read(index: Tensor) -> Batch:
+            x = torch.from_numpy(self.rows.read(index.numpy())).to(self.dtype)
+            labels = None if self.rows.labels is None else torch.from_numpy(self.rows.labels[index.numpy()])
+            if self.device.type == "cuda":
+                return x.pin_memory(), labels
+            return x, labels
+
+        waiting = deque(order.split(size))
+        ahead: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="fastae-reader") as reader:
+            try:
+                while waiting or ahead:
+                    while waiting and len(ahead) < _READ_AHEAD:
+                        ahead.append(reader.submit(read, waiting.popleft()))
+                    x, labels = ahead.popleft().result()
+                    x = x.to(self.device, non_blocking=True)
+                    labels = None if labels is None else labels.to(self.device, non_blocking=True)
+                    yield (x if self.transform is None else self.transform(x)), labels
+            finally:
+                for job in ahead:
+                    job.cancel()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # systems that do not tell
+        return 4 << 30
+
+
+def open_rows(
+    rows: Rows,
+    device: torch.device,
+    dtype: torch.dtype,
+    budget: int,
+    encode: Callable[[Tensor], Tensor] | None = None,
+    width: int | None = None,
+) -> Resident | Streamed:
+    """Rows, or their codes ``encode(x)`` [B, width], as a source.
+
+    They are computed once and kept on the device where they take at most ``budget`` bytes, and read and
+    encoded batch by batch otherwise.
+    """
+    size = len(rows) * (width or rows.width) * dtype.itemsize
+    if size > budget:
+        return Streamed(rows, device, dtype, encode)
+    kept = torch.empty(len(rows), width or rows.width, dtype=dtype, device=device)
+    for low in range(0, len(rows), _CHUNK):
+        chunk = torch.from_numpy(rows.read(slice(low, low + _CHUNK))).to(device, dtype)
+        kept[low : low + _CHUNK] = chunk if encode is None else encode(chunk)
+    labels = None if rows.labels is None else torch.from_numpy(rows.labels).to(device)
+    return Resident(kept, labels)

@@ -1,0 +1,271 @@
+"""The typed configuration of a run: one definition for Python, the command line and the checkpoint."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer, lr_scheduler
+
+from ..corruption import Emphasis, parse_corruption
+from ..nn.options import Options
+from ..nn.stacked import layerwise_options
+from .data import Scaling
+
+ActivationName = Literal[
+    "linear", "sigmoid", "tanh", "relu", "leaky_relu", "softplus", "elu", "selu", "gelu", "gelu_tanh", "silu",
+    "softsign",
+]  # fmt: skip
+LossName = Literal["bce", "mse"]
+NoiseName = Literal["none", "gaussian", "bernoulli"]
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of training goes.
+
+    Attributes:
+        epochs: passes over the training rows.
+        batch_size: rows a step; 0 takes a fiftieth of the rows, at least 16 and at most 256.
+        optimizer: a name in torch.optim, in any case.
+        lr: learning rate.
+        optimizer_options: further arguments of the optimizer, as name=value.
+        schedule: a name in torch.optim.lr_scheduler, stepped at every step; "none" keeps the rate.
+        schedule_options: its arguments, as name=value; lengths in steps default to the stage's own.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+        patience: epochs without a better validation loss before the stage stops and goes back to its best
+            parameters; 0 runs all epochs and keeps the last ones.
+    """
+
+    epochs: int = 15
+    batch_size: int = 0
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    optimizer_options: tuple[str, ...] = ()
+    schedule: str = "none"
+    schedule_options: tuple[str, ...] = ()
+    clip_norm: float = 0.0
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("batch_size", 0), ("patience", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: must be a whole number >= {least}, got {value!r}")
+        for name in ("lr", "clip_norm"):
+            value = getattr(self, name)
+            if not (value >= 0.0 and math.isfinite(value)):
+                raise ValueError(f"{name}: must be a finite number >= 0, got {value!r}")
+        # a wrong name or option should show before any data is read
+        optimizer = self.make_optimizer([torch.zeros(1, requires_grad=True)])
+        self.make_schedule(optimizer, 10)
+
+    def rows_a_step(self, rows: int) -> int:
+        """The batch size for a stage over ``rows`` rows."""
+        return min(self.batch_size or min(256, max(16, rows // 50)), rows)
+
+    def make_optimizer(self, parameters: Sequence[torch.Tensor]) -> Optimizer:
+        """Raises ``ValueError`` for an unknown name or an option that the optimizer does not take."""
+        cls = _lookup("optimizer", self.optimizer, torch.optim, Optimizer, exclude=("LBFGS", "SparseAdam"))
+        options = _options("optimizer_options", self.optimizer_options)
+        if "fused" in inspect.signature(cls).parameters:
+            options.setdefault("fused", True)
+        return _call("optimizer_options", cls, parameters, lr=self.lr, **options)
+
+    def make_schedule(self, optimizer: Optimizer, steps: int) -> lr_scheduler.LRScheduler | None:
+        """A schedule over ``steps`` steps; ``ValueError`` for an unknown name or option."""
+        if self.schedule.lower() == "none":
+            return None
+        cls = _lookup(
+            "schedule", self.schedule, lr_scheduler, lr_scheduler.LRScheduler,
+            exclude=(
+                "LRScheduler", "ReduceLROnPlateau", "LambdaLR", "MultiplicativeLR", "SequentialLR",
+                "ChainedScheduler",
+            ),
+        )  # fmt: skip
+        options = _options("schedule_options", self.schedule_options)
+        lengths = {"T_max": steps, "total_steps": steps, "total_iters": steps, "max_lr": self.lr}
+        known = inspect.signature(cls).parameters
+        options = {**{name: value for name, value in lengths.items() if name in known}, **options}
+        return _call("schedule_options", cls, optimizer, **options)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a training run. Options of layers take one value, or one a layer.
+
+    Attributes:
+        data: a data set's name (digits, mnist, fashion-mnist) or a path; see fastae.train.load_dataset.
+        test: path of a test part, where the data has none.
+        scaling: of the features, fitted on the training part.
+        sizes: the input's width and each code's, as in 784 1000 500; by default the data's width, 512, 256.
+        activation: of the codes.
+        loss: bce for data in [0, 1], or mse; sums over features.
+        output_activation: of the reconstruction, for mse.
+        tied: whether the decoder's weight is the encoder's, transposed.
+        corruption: of the input: masking:0.25, gaussian:0.1, salt_and_pepper:0.1, swap:0.15 or none.
+        emphasis: weights of the loss on corrupted and on clean entries, as in 1 0.5.
+        contractive: weight of the penalty ||dcode/dx||^2.
+        higher_order: weight of the penalty on how that Jacobian changes near a row (CAE+H).
+        l1: weight of the codes' absolute sum.
+        kl: weight of the divergence of the units' mean activation from kl-target; sigmoid codes.
+        kl_target: the mean activation wanted.
+        code_noise: what the decoder sees of the code in training.
+        dropout: share of the code dropped for the decoder in training.
+        probes: random probes a row for the contractive penalty of a whole stack.
+        pretrain: greedy training of each layer on the clean codes of those below.
+        finetune: training of the unrolled deep autoencoder as a whole; 0 epochs leave it out.
+        classifier: whether to train a classifier on top, with labels, in the end.
+        supervised: how the classifier is trained, all layers together.
+        supervised_dropout: share of every code dropped while the classifier is trained.
+        validation: share of the training rows held out for validation.
+        precision: of the computation; bfloat16 is mixed, with float32 parameters.
+        device: auto takes an accelerator where there is one.
+        seed: of initialisation, order and noise.
+        out: the run's folder; by default runs/<data>, or the first runs/<data>-<number> that is free.
+        resume: continue the run in ``out`` from its last checkpoint, with the configuration kept there.
+        checkpoint_seconds: the longest time between two checkpoints.
+        memory_gib: what data and cached codes may take; by default half of what is free.
+        tensorboard: whether to write TensorBoard's event files.
+    """
+
+    data: str = "digits"
+    test: str | None = None
+    scaling: Scaling = "auto"
+    sizes: tuple[int, ...] = ()
+    activation: tuple[ActivationName, ...] = ("sigmoid",)
+    loss: tuple[LossName, ...] = ("bce",)
+    output_activation: tuple[ActivationName, ...] = ("linear",)
+    tied: tuple[bool, ...] = (True,)
+    corruption: tuple[str, ...] = ("none",)
+    emphasis: tuple[float, float] | None = None
+    contractive: tuple[float, ...] = (0.0,)
+    higher_order: tuple[float, ...] = (0.0,)
+    l1: tuple[float, ...] = (0.0,)
+    kl: tuple[float, ...] = (0.0,)
+    kl_target: tuple[float, ...] = (0.05,)
+    code_noise: tuple[NoiseName, ...] = ("none",)
+    dropout: tuple[float, ...] = (0.0,)
+    probes: int = 1
+    pretrain: Stage = field(default_factory=Stage)
+    finetune: Stage = field(default_factory=lambda: Stage(epochs=0))
+    classifier: bool = False
+    supervised: Stage = field(default_factory=lambda: Stage(epochs=30, schedule="CosineAnnealingLR"))
+    supervised_dropout: float = 0.3
+    validation: float = 0.1
+    precision: Precision = "float32"
+    device: str = "auto"
+    seed: int = 0
+    out: str | None = None
+    resume: bool = False
+    checkpoint_seconds: float = 30.0
+    memory_gib: float | None = None
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sizes and (len(self.sizes) < 2 or min(self.sizes) < 1):
+            raise ValueError(
+                f"sizes: needs the input's width and at least one code's, got {list(self.sizes)}"
+            )
+        if not 0.0 <= self.validation < 1.0:
+            raise ValueError(f"validation: must be in [0, 1), got {self.validation!r}")
+        if not 0.0 <= self.supervised_dropout < 1.0:
+            raise ValueError(f"supervised_dropout: must be in [0, 1), got {self.supervised_dropout!r}")
+        if not self.checkpoint_seconds >= 0.0:
+            raise ValueError(f"checkpoint_seconds: must be >= 0, got {self.checkpoint_seconds!r}")
+        if self.memory_gib is not None and not self.memory_gib >= 0.0:
+            raise ValueError(f"memory_gib: must be >= 0, got {self.memory_gib!r}")
+        if self.resume and self.out is None:
+            raise ValueError("resume: needs out, the folder of the run to continue")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: must fit 64 bits, got {self.seed!r}")
+        stages = {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
+        for name, stage in stages.items():
+            if stage.patience and not self.validation:
+                raise ValueError(f"{name}.patience: needs a validation share above 0")
+        for text in self.corruption:
+            parse_corruption(text)
+        if self.sizes:
+            self.layer_options(len(self.sizes) - 1)
+
+    def layer_options(self, depth: int) -> list[Options]:
+        """The options of each of ``depth`` layers; ``ValueError`` where they do not fit."""
+        changes: dict[str, Any] = {}
+        for name in _LAYER_OPTIONS:
+            values = getattr(self, name)
+            changes[name] = values[0] if len(values) == 1 else list(values)
+        corruptions = self.corruption if len(self.corruption) > 1 else self.corruption * depth
+        if self.emphasis is not None:
+            emphasis = Emphasis(*self.emphasis)
+            # a layer without corruption has nothing to emphasise
+            changes["emphasis"] = [None if text == "none" else emphasis for text in corruptions]
+        return layerwise_options(depth, None, changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`; ``ValueError`` or ``TypeError`` name what does not fit."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name in ("pretrain", "finetune", "supervised"):
+            stage = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
+            values[name] = Stage(**stage)  # pyright: ignore[reportArgumentType]
+        return cls(**values)
+
+
+_LAYER_OPTIONS = (
+    "activation",
+    "loss",
+    "output_activation",
+    "tied",
+    "corruption",
+    "contractive",
+    "higher_order",
+    "l1",
+    "kl",
+    "kl_target",
+    "code_noise",
+    "dropout",
+)
+
+
+def _lookup(argument: str, name: str, module: Any, base: type, exclude: tuple[str, ...]) -> Any:
+    known = {
+        key.lower(): value
+        for key, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, base) and value is not base
+        and not key.startswith("_") and key not in exclude
+    }  # fmt: skip
+    if name.lower() not in known:
+        names = ", ".join(sorted(value.__name__ for value in known.values()))
+        raise ValueError(f"{argument}: {name!r} is not one of {names}")
+    return known[name.lower()]
+
+
+def _options(argument: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """{"momentum": 0.9} from ("momentum=0.9",); values are JSON or plain text."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{argument}: expected name=value, got {text!r}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def _call(argument: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return function(*args, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{argument}: {error}") from None

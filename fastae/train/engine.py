@@ -1,0 +1,503 @@
+"""The training engine: greedy pretraining, fine-tuning of the whole, a classifier on top; resumable exactly.
+
+The noise of a step and the order of an epoch are functions of (seed, stage, step) and of (seed, stage, epoch)
+alone, so a run that continues from a checkpoint repeats the losses of one that was never stopped, and no
+random state has to be kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..errors import CheckpointError, TrainingError
+from ..nn import StackedAutoencoder
+from .batches import Resident, Streamed, free_memory, open_rows
+from .checkpoint import Checkpoint, TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
+from .config import Stage, TrainConfig
+from .data import Dataset, load_dataset, split
+from .reporting import Log, Progress, Silent
+
+Terms = dict[str, Tensor]
+_REPORT_SECONDS = 0.25
+_EVALUATION_ROWS = 1024
+
+
+@dataclass
+class TrainResult:
+    """A finished run: its folder, the trained modules, the data, and one log row an epoch."""
+
+    path: Path
+    stack: StackedAutoencoder
+    classifier: nn.Sequential | None
+    dataset: Dataset
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One stage: what it trains, on which loss, on which rows."""
+
+    name: str
+    stage: Stage
+    module: nn.Module
+    loss: Callable[[Tensor, Tensor | None], Terms]
+    depth: int = 0  # layers below, whose clean codes are the input
+    noisy_validation: bool = True  # an objective with noise is validated with noise, always the same
+
+
+def train(
+    config: TrainConfig, *, dataset: Dataset | None = None, progress: Progress | None = None
+) -> TrainResult:
+    """Train a stack as ``config`` says and return it; everything is also in the run's folder.
+
+    Args:
+        config: the run. With ``resume``, only ``out``, ``memory_gib`` and ``checkpoint_seconds`` are its own
+            and all else is what the checkpoint holds.
+        dataset: in place of ``config.data``.
+        progress: what to show; nothing by default.
+
+    Raises:
+        ValueError, DataError, CheckpointError: a wrong argument, file or folder, before training starts.
+        TrainingError: the loss stopped being finite. KeyboardInterrupt: after Ctrl-C, with the step finished
+            and a checkpoint written.
+    """
+    checkpoint = None
+    if config.resume:
+        assert config.out is not None
+        checkpoint = load_checkpoint(config.out, with_state=True)
+        try:
+            kept = TrainConfig.from_dict(checkpoint.config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path}: its configuration does not fit: {error}") from error
+        config = replace(
+            kept,
+            out=config.out,
+            resume=True,
+            memory_gib=config.memory_gib,
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+    if dataset is None:
+        scaling = config.scaling if checkpoint is None else checkpoint.scaling
+        dataset = load_dataset(config.data, test=config.test, scaling=scaling)
+    run = _run_folder(config, dataset)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        return _Run(config, dataset, run, checkpoint, progress or Silent()).train()
+
+
+def _run_folder(config: TrainConfig, dataset: Dataset) -> Path:
+    if config.out is None:
+        base = Path("runs") / Path(dataset.name).name.split(".")[0]
+        number, run = 1, base
+        while run.exists():
+            number += 1
+            run = base.with_name(f"{base.name}-{number}")
+        return run
+    run = Path(config.out)
+    if config.resume:
+        return run
+    if run.exists() and not run.is_dir():
+        raise CheckpointError(f"out: {run} is a file; a run needs a folder")
+    try:
+        find_checkpoint(run)
+    except CheckpointError:
+        return run
+    raise CheckpointError(
+        f"out: {run} holds a run already; continue it with --resume or choose another folder"
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        run: Path,
+        checkpoint: Checkpoint | None,
+        progress: Progress,
+    ) -> None:
+        self.config, self.dataset, self.run, self.progress = config, dataset, run, progress
+        self.device = _device(config.device)
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.budget = (
+            int(config.memory_gib * 2**30) if config.memory_gib is not None else free_memory(self.device) // 2
+        )
+        self.rows, self.validation = split(dataset.train, config.validation, config.seed)
+        if config.classifier and dataset.num_classes is None:
+            raise ValueError(f"classifier: needs labels, and {dataset.name} has none")
+
+        self.classifier: nn.Sequential | None = None
+        self.state: dict[str, Any] = {
+            "stage": 0, "epoch": 0, "step": 0, "rows": len(dataset.train), "history": [], "seconds": 0.0,
+            "finished": False,
+        }  # fmt: skip
+        self.tensors: dict[str, Tensor] = {}
+        if checkpoint is None:
+            sizes = config.sizes or (dataset.width, 512, 256)
+            if sizes[0] != dataset.width:
+                raise ValueError(
+                    f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
+                )
+            self._seed(-1)
+            options = config.layer_options(len(sizes) - 1)
+            self._check_range(options[0].loss)
+            self.stack = StackedAutoencoder(sizes, options, probes=config.probes, dtype=self.dtype).to(
+                self.device
+            )
+        else:
+            self.stack = checkpoint.stack.to(self.device)
+            self.classifier = checkpoint.classifier
+            self.state, self.tensors = checkpoint.state.values, checkpoint.state.tensors
+            if self.state.get("rows") != len(dataset.train) or self.stack.sizes[0] != dataset.width:
+                raise CheckpointError(
+                    f"{run}: was trained on {self.state.get('rows')} rows of {self.stack.sizes[0]}, but "
+                    f"{dataset.name} has {len(dataset.train)} rows of {dataset.width}"
+                )
+        self.optimizer: Optimizer | None = None
+        self.schedule: LRScheduler | None = None
+        self.best: dict[str, Tensor] = {}
+        self.rate = 0.0
+        self.interrupted = False
+        self.saved_at = time.monotonic()
+
+    def _check_range(self, loss: str) -> None:
+        if loss != "bce":
+            return
+        for low in range(0, len(self.dataset.train), 4 * _EVALUATION_ROWS):
+            chunk = self.dataset.train.read(slice(low, low + 4 * _EVALUATION_ROWS))
+            if chunk.min() < 0.0 or chunk.max() > 1.0:
+                raise ValueError(
+                    f"loss: bce needs values in [0, 1], and {self.dataset.name} scaled by "
+                    f"{self.dataset.scaling.name!r} has {chunk.min():g} to {chunk.max():g}; "
+                    "use scaling unit or minmax, or the loss mse"
+                )
+
+    # --- stages -----------------------------------------------------------------------------------------
+
+    def _stages(self) -> list[Callable[[], _Plan]]:
+        """Every stage in order; a plan is made when its turn comes, from what was trained before."""
+        config, stack = self.config, self.stack
+        stages: list[Callable[[], _Plan]] = []
+        if config.pretrain.epochs:
+            for depth, layer in enumerate(stack.autoencoders):
+                name = f"layer {depth + 1}"
+                stages.append(partial(_Plan, name, config.pretrain, layer, _objective(layer), depth))
+        if config.finetune.epochs:
+            stages.append(partial(_Plan, "fine-tuning", config.finetune, stack, _objective(stack)))
+        if config.classifier and config.supervised.epochs:
+            stages.append(self._plan_classifier)
+        return stages
+
+    def _plan_classifier(self) -> _Plan:
+        """Fine-tunes encoders of its own, so that the stack stays the autoencoder it is."""
+        classes = self.dataset.num_classes
+        assert classes is not None
+        classifier = copy.deepcopy(self.stack).classifier(classes, self.config.supervised_dropout)
+        if self.classifier is not None:
+            classifier.load_state_dict(self.classifier.state_dict())
+        self.classifier = classifier
+        return _Plan("classifier", self.config.supervised, classifier, _cross_entropy(classifier), 0, False)
+
+    def train(self) -> TrainResult:
+        stages = self._stages()
+        if not self.state["finished"]:
+            try:
+                self.run.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"out: {self.run} cannot be made ({error})") from error
+            clean_run(self.run)
+            log = Log(self.run, self.state["history"], self.config.tensorboard)
+            try:
+                with self._interruptible(), self.progress:
+                    for number in range(self.state["stage"], len(stages)):
+                        self._run_stage(number, stages[number](), log)
+                    self.state["finished"] = True
+                    self._save()
+            finally:
+                log.close()
+        if self.classifier is not None:
+            self.classifier.eval()
+        return TrainResult(self.run, self.stack.eval(), self.classifier, self.dataset, self.state["history"])
+
+    def _run_stage(self, number: int, plan: _Plan, log: Log) -> None:
+        state, stage = self.state, plan.stage
+        training, validation = self._open(plan)
+        size = stage.rows_a_step(len(training))
+        per_epoch = math.ceil(len(training) / size)
+        optimizer = stage.make_optimizer(list(plan.module.parameters()))
+        schedule = stage.make_schedule(optimizer, max(1, stage.epochs * per_epoch))
+        self.optimizer, self.schedule = optimizer, schedule
+        if "optimizer" in state:  # resumed within this stage
+            self._restore()
+        else:
+            state.update(epoch=0, step=0, sums={}, best=None, stale=0)
+
+        self.progress.start(plan.name, stage.epochs * per_epoch, state["epoch"] * per_epoch + state["step"])
+        while state["epoch"] < stage.epochs:
+            self._run_epoch(number, plan, training, size, per_epoch)
+            row = self._close_epoch(number, plan, validation, per_epoch, optimizer)
+            log.write(row)
+            if stage.patience and self._stale_after(plan, row) >= stage.patience:
+                break
+        if stage.patience and self.best:
+            plan.module.load_state_dict(self.best)
+        self.progress.finish(_summary(state["history"], plan.name))
+        state.update(stage=number + 1, epoch=0, step=0)
+        for name in ("sums", "best", "stale"):
+            del state[name]
+        self.best, self.optimizer, self.schedule = {}, None, None
+        if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
+            self._save()
+
+    def _open(self, plan: _Plan) -> tuple[Resident | Streamed, Resident | Streamed | None]:
+        """The stage's training and validation rows, as clean codes of the layers below."""
+        stack = self.stack.eval()
+
+        @torch.no_grad()
+        def encode(x: Tensor) -> Tensor:
+            with self._autocast():
+                return stack.encode(x, plan.depth).to(self.dtype)
+
+        below = encode if plan.depth else None
+        width = stack.sizes[plan.depth]
+        training = open_rows(self.rows, self.device, self.dtype, self.budget, below, width)
+        validation = None
+        if len(self.validation):
+            validation = open_rows(self.validation, self.device, self.dtype, self.budget, below, width)
+        plan.module.train()
+        return training, validation
+
+    def _run_epoch(
+        self, number: int, plan: _Plan, training: Resident | Streamed, size: int, per_epoch: int
+    ) -> None:
+        state, stage, optimizer, schedule = self.state, plan.stage, self.optimizer, self.schedule
+        assert optimizer is not None
+        order = torch.randperm(
+            len(training), generator=torch.Generator().manual_seed(self._mix(number, 1, state["epoch"]))
+        )
+        done = state["epoch"] * per_epoch
+        names, sums = list(state["sums"]), torch.tensor(list(state["sums"].values()), dtype=torch.float64)
+        sums = sums.to(self.device)
+        seen = min(state["step"] * size, len(training))
+        began, began_at, reported_at = time.monotonic(), seen, time.monotonic()
+        on_host = self.device.type == "cpu"
+
+        for x, labels in training.batches(order[seen:], size):
+            self._seed(number, done + state["step"])
+            with self._autocast():
+                terms = plan.loss(x, labels)
+            total = terms["total"]
+            if on_host and not math.isfinite(total.item()):
+                raise self._not_finite(plan, total.item())
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if stage.clip_norm:
+                nn.utils.clip_grad_norm_(plan.module.parameters(), stage.clip_norm)
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            if not names:
+                names, sums = list(terms), sums.new_zeros(len(terms))
+            sums.add_(torch.stack([term.detach() for term in terms.values()]).to(sums.dtype), alpha=len(x))
+            state["step"] += 1
+            seen += len(x)
+
+            now = time.monotonic()
+            due = self.interrupted or now - self.saved_at >= self.config.checkpoint_seconds
+            if due or now - reported_at >= _REPORT_SECONDS or seen == len(training):
+                values = dict(zip(names, sums.tolist(), strict=True))
+                if not math.isfinite(values["total"]):
+                    raise self._not_finite(plan, values["total"])
+                state["sums"] = values
+                rate = (seen - began_at) / max(now - began, 1e-9)
+                means = {name: value / seen for name, value in values.items()}
+                self.progress.update(done + state["step"], means, rate)
+                self.rate, reported_at = rate, now
+                if due:
+                    self._save()
+                    if self.interrupted:
+                        raise KeyboardInterrupt
+        state["seconds"] += time.monotonic() - began
+
+    def _close_epoch(
+        self, number: int, plan: _Plan, validation: Resident | Streamed | None, per_epoch: int, optimizer: Any
+    ) -> dict[str, Any]:
+        """Validate, and add the epoch's row to the history."""
+        state = self.state
+        row: dict[str, Any] = {
+            "stage": plan.name,
+            "epoch": state["epoch"] + 1,
+            "step": state["epoch"] * per_epoch + state["step"],
+            "seconds": round(state["seconds"], 3),
+            "rows_per_second": round(self.rate, 1),
+            "lr": float(optimizer.param_groups[0]["lr"]),
+        }
+        row |= {f"train_{name}": value / len(self.rows) for name, value in state["sums"].items()}
+        if validation is not None:
+            self._seed(number, -1)
+            plan.module.train(plan.noisy_validation)
+            sums: dict[str, float] = {}
+            with torch.no_grad(), self._autocast():
+                for x, labels in validation.batches(torch.arange(len(validation)), _EVALUATION_ROWS):
+                    for name, value in plan.loss(x, labels).items():
+                        sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+            row |= {f"validation_{name}": value / len(validation) for name, value in sums.items()}
+            plan.module.train()
+        state["history"].append(row)
+        state.update(epoch=state["epoch"] + 1, step=0, sums={})
+        return row
+
+    def _stale_after(self, plan: _Plan, row: dict[str, Any]) -> int:
+        """Epochs since the best validation loss; keeps the parameters of a new best."""
+        state, loss = self.state, row["validation_total"]
+        if state["best"] is None or loss < state["best"]:
+            state.update(best=loss, stale=0)
+            self.best = {name: value.detach().clone() for name, value in plan.module.state_dict().items()}
+        else:
+            state["stale"] += 1
+        return state["stale"]
+
+    # --- state ------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.stack.parameters()):
+            raise TrainingError(f"{self.run}: the parameters are not finite; earlier checkpoints are intact")
+        tensors = {f"best.{name}": value for name, value in self.best.items()}
+        values = dict(self.state)
+        if self.optimizer is not None:
+            groups = self.optimizer.state_dict()
+            values["optimizer"] = {"param_groups": groups["param_groups"], "scalars": {}}
+            for index, entries in groups["state"].items():
+                for name, value in entries.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer.{index}.{name}"] = value
+                    else:
+                        values["optimizer"]["scalars"][f"{index}.{name}"] = value
+            values["schedule"] = None if self.schedule is None else self.schedule.state_dict()
+        config = replace(self.config, resume=False)
+        save_checkpoint(
+            self.run, self.stack, self.classifier, self.dataset, config.to_dict(), TrainState(values, tensors)
+        )
+        self.saved_at = time.monotonic()
+
+    def _restore(self) -> None:
+        """Bring back the optimizer, the schedule and the best parameters so far."""
+        values, state = self.state.pop("optimizer"), {}
+        for key, value in values["scalars"].items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        for key, tensor in self.tensors.items():
+            kind, rest = key.split(".", 1)
+            if kind == "best":
+                self.best[rest] = tensor.to(self.device)
+            else:
+                index, name = rest.split(".", 1)
+                state.setdefault(int(index), {})[name] = tensor
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+        if self.schedule is not None:
+            self.schedule.load_state_dict(self.state.pop("schedule"))
+        self.tensors = {}
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C (or SIGTERM) finishes the step and saves; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def request(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        for number in before:
+            signal.signal(number, request)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _not_finite(self, plan: _Plan, value: float) -> TrainingError:
+        option = {"fine-tuning": "finetune", "classifier": "supervised"}.get(plan.name, "pretrain")
+        return TrainingError(
+            f"{plan.name}: the loss is {value} at epoch {self.state['epoch'] + 1}, "
+            f"step {self.state['step'] + 1}; checkpoints in {self.run} are intact. "
+            f"Try a lower {option}.lr, {option}.clip_norm 1, or another scaling"
+        )
+
+    # --- random numbers and precision -------------------------------------------------------------------
+
+    def _mix(self, *numbers: int) -> int:
+        """A 63-bit seed from the run's seed and ``numbers`` (SplitMix64's finaliser, Steele et al. 2014)."""
+        value = self.config.seed
+        for number in numbers:
+            value = (value + 0x9E3779B97F4A7C15 * (number + 2)) % 2**64
+            value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+            value ^= value >> 31
+        return value >> 1
+
+    def _seed(self, *numbers: int) -> None:
+        """Seed the device's default generator, and the host's for initialisation."""
+        seed = self._mix(0, *numbers)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def _objective(module: nn.Module) -> Callable[[Tensor, Tensor | None], Terms]:
+    def loss(x: Tensor, labels: Tensor | None) -> Terms:
+        return {name: term for name, term in module(x)._asdict().items() if term is not None}
+
+    return loss
+
+
+def _cross_entropy(classifier: nn.Module) -> Callable[[Tensor, Tensor | None], Terms]:
+    def loss(x: Tensor, labels: Tensor | None) -> Terms:
+        assert labels is not None
+        logits = classifier(x).float()
+        error = (logits.detach().argmax(1) != labels).float().mean()
+        return {"total": F.cross_entropy(logits, labels), "error": error}
+
+    return loss
+
+
+def _summary(history: list[dict[str, Any]], stage: str) -> str:
+    rows = [row for row in history if row["stage"] == stage]
+    if not rows:
+        return "nothing to do"
+    last = rows[-1]
+    keys = [key for key in ("train_total", "validation_total", "validation_error") if key in last]
+    return "  ".join(f"{key.replace('_', ' ')} {last[key]:.4g}" for key in keys)
