@@ -3,7 +3,7 @@
 from ..errors import CheckpointError, DataError, TrainingError
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import Stage, TrainConfig
-from .data import Dataset, load_dataset
+from .data import Dataset, dataset_from_arrays, load_dataset
 from .engine import TrainResult, train
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "dataset_from_arrays",
     "load_checkpoint",
     "load_dataset",
     "train",

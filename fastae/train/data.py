@@ -239,20 +239,48 @@ def load_dataset(
         DataError: for data that cannot be found, read or used, or that `scaling` does not fit.
         ValueError: for an unknown `scaling`.
     """
-    if isinstance(scaling, str) and scaling not in get_args(Scaling):
-        raise ValueError(f"unknown scaling {scaling!r}; known: {', '.join(get_args(Scaling))}")
+    _check_scaling(scaling)
     name, raw = _read_data(data, cache_dir)
     held_out = raw.test if test is None else _read_test(test, name, raw)
-    if held_out is not None and held_out.width != raw.train.width:
-        raise DataError(
-            f"{held_out.name}: {held_out.width} columns, where the train part has {raw.train.width}"
-        )
-    fitted = scaling if isinstance(scaling, AffineScaling) else _fit_scaling(raw.train, scaling)
+    return _make_dataset(name, raw.train, held_out, scaling)
+
+
+def dataset_from_arrays(
+    name: str,
+    x: np.ndarray,
+    labels: np.ndarray | None = None,
+    x_test: np.ndarray | None = None,
+    labels_test: np.ndarray | None = None,
+    *,
+    scaling: Scaling | AffineScaling = "auto",
+) -> Dataset:
+    """A data set from arrays (or CSR matrices) in memory: x [N, ...] and integer labels [N].
+
+    Raises:
+        DataError: for arrays that cannot be used, or that `scaling` does not fit; begins with `name`.
+        ValueError: for an unknown `scaling`.
+    """
+    _check_scaling(scaling)
+    held_out = None if x_test is None else check_part(f"{name}, test part", x_test, labels_test)
+    return _make_dataset(name, check_part(name, x, labels), held_out, scaling)
+
+
+def _check_scaling(scaling: Scaling | AffineScaling) -> None:
+    if isinstance(scaling, str) and scaling not in get_args(Scaling):
+        raise ValueError(f"scaling: {scaling!r} is not one of {', '.join(get_args(Scaling))}")
+
+
+def _make_dataset(
+    name: str, train: RawPart, held_out: RawPart | None, scaling: Scaling | AffineScaling
+) -> Dataset:
+    if held_out is not None and held_out.width != train.width:
+        raise DataError(f"{held_out.name}: {held_out.width} columns, where the train part has {train.width}")
+    fitted = scaling if isinstance(scaling, AffineScaling) else _fit_scaling(train, scaling)
     return Dataset(
         name,
-        _scaled_rows(raw.train, fitted),
+        _scaled_rows(train, fitted),
         None if held_out is None else _scaled_rows(held_out, fitted),
-        raw.train.feature_shape,
+        train.feature_shape,
         fitted,
     )
 
