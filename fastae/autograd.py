@@ -308,7 +308,7 @@ class AutoencoderObjective(Function):
             if not parts:
                 return None
             value = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-            return value / rows if o.reduction == "mean" else value
+            return value / max(rows, 1) if o.reduction == "mean" else value
 
         rec_scale = scale(1.0, g_reconstruction)
         penalty_scale = scale(o.contractive, g_contractive)

@@ -62,7 +62,7 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     get_activation(activation)
     x, weight, bias = autocast_like_linear(x, weight, bias)
     code, _ = Encode.apply(as_rows(x), weight, bias, activation, False)
-    return code.unflatten(0, x.shape[:-1]) if x.dim() != 2 else code
+    return code.view(*x.shape[:-1], code.shape[-1])
 
 
 def contractive_encode(
@@ -94,9 +94,7 @@ def contractive_encode(
     check_name("reduction", reduction, REDUCTIONS)
     x, weight, bias = autocast_like_linear(x, weight, bias)
     code, penalty = Encode.apply(as_rows(x), weight, bias, activation, True)
-    if x.dim() != 2:
-        code = code.unflatten(0, x.shape[:-1])
-    return code, reduce_rows(penalty, reduction, x.shape[:-1])
+    return code.view(*x.shape[:-1], code.shape[-1]), reduce_rows(penalty, reduction, x.shape[:-1])
 
 
 def reconstruction_loss(

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from . import torch_impl
+from .backend import requested_backend
+
+requested_backend()  # a wrong FASTAE_BACKEND must not pass for the one that was asked for
 
 _LIBRARY = torch.library.Library("fastae", "DEF")
 
