@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .activations import get_activation
 from .corruption import Corruption, Emphasis
+from .precision import autocast_enabled
 
 LOSSES = ("mse", "bce")
 REDUCTIONS = ("mean", "sum", "none")
@@ -30,7 +31,7 @@ def reduce_rows(rows: Tensor, reduction: str, leading: torch.Size) -> Tensor:
 def autocast_like_linear(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """The tensors as ``nn.Linear`` would see them under autocast: in its dtype, float64 as it is."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not autocast_enabled(device):
         return x, *others  # pyright: ignore[reportReturnType]
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -51,7 +52,7 @@ def check_like(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) 
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
     if tensor.device != like.device:
         raise ValueError(f"{name}: is on {tensor.device}, but the weight on {like.device}")
-    if tensor.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+    if tensor.dtype != like.dtype and not autocast_enabled(like.device.type):
         raise ValueError(f"{name}: is {tensor.dtype}, but the weight is {like.dtype}")
 
 
@@ -121,6 +122,8 @@ def check_objective(
     check_name("code_noise", code_noise, CODE_NOISES)
     if corruption is not None:
         check_corruption(corruption)
+    if emphasis is not None and not isinstance(emphasis, Emphasis):
+        raise ValueError(f"emphasis: expected Emphasis or None, got {type(emphasis).__name__} {emphasis!r}")
     if emphasis is not None and (corruption is None or corruption.kind == "gaussian"):
         raise ValueError(
             "emphasis: needs a corruption that leaves entries clean (masking, salt_and_pepper, swap)"

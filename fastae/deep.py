@@ -26,8 +26,8 @@ from .arguments import (
 )
 from .autograd import Context, Corrupt, DecoderSettings, Encode, Perturb, ReconstructionLoss, first_order
 from .corruption import Corruption, Emphasis
-from .ops.torch_impl import sum_dtype
 from .philox import STREAM_CORRUPTION, STREAM_PROBE, draw_seed
+from .precision import sum_dtype
 from .reference import AutoencoderLoss, kl_penalty, l1_penalty
 
 Layer = tuple[Tensor, "Tensor | None", str]
@@ -161,8 +161,8 @@ def deep_contractive_encode(
     """
     if not layers:
         raise ValueError("layers: needs at least one layer")
-    if probes < 1:
-        raise ValueError(f"probes: must be >= 1, got {probes!r}")
+    if not isinstance(probes, int) or probes < 1:
+        raise ValueError(f"probes: must be a whole number >= 1, got {probes!r}")
     check_name("reduction", reduction, REDUCTIONS)
     activations = tuple(activation for _, _, activation in layers)
     width = x
@@ -231,6 +231,10 @@ def deep_autoencoder_loss(
         dropout=dropout,
     )
     check_linear("x", x, encoder[0][0], encoder[0][1])
+    if decoder[-1][0].shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"decoder: its last layer gives {decoder[-1][0].shape[0]} features, but x has {x.shape[-1]}"
+        )
     rows = code = as_rows(x)
     settings = DecoderSettings(loss, decoder[-1][2])
     if corruption is not None:
@@ -247,9 +251,10 @@ def deep_autoencoder_loss(
         )
     else:
         code = _apply_layers(code, encoder)
+    wide = code.to(sum_dtype(code.dtype))
     if l1:
-        terms["l1"] = l1_penalty(code)
-    divergence = kl_penalty(code, kl_target) if kl else None
+        terms["l1"] = l1_penalty(wide)
+    divergence = kl_penalty(wide, kl_target) if kl else None
     if code_noise != "none" or dropout:
         code = Perturb.apply(code, draw_seed(x.device, generator), code_noise, code_noise_std, dropout)
     code = _apply_layers(code, decoder[:-1])

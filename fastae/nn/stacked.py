@@ -51,6 +51,8 @@ class StackedAutoencoder(nn.Module):
         sizes = list(sizes)
         if len(sizes) < 2:
             raise ValueError(f"sizes: needs the input's width and at least one code's, got {sizes}")
+        if not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise ValueError(f"sizes: must be whole numbers >= 1, got {sizes}")
         if not isinstance(probes, int) or probes < 1:
             raise ValueError(f"probes: must be a whole number >= 1, got {probes!r}")
         self.probes = probes
@@ -72,7 +74,9 @@ class StackedAutoencoder(nn.Module):
         return [layers[0].in_features, *(layer.code_features for layer in layers)]
 
     def encode(self, x: Tensor, depth: int | None = None) -> Tensor:
-        """The code [*, sizes[depth]] of x [*, sizes[0]] after ``depth`` layers (default: all)."""
+        """The code [*, sizes[depth]] of x [*, sizes[0]] after ``depth`` layers (default: all; 0: x)."""
+        if depth is not None and not 0 <= depth <= len(self.layers):
+            raise ValueError(f"depth: must be in 0..{len(self.layers)}, got {depth!r}")
         for layer in self.autoencoders[:depth]:
             x = layer.encode(x)
         return x

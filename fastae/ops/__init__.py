@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..activations import get_activation
+from ..precision import sum_dtype
 from . import torch_impl
 from .backend import requested_backend
 
@@ -76,7 +78,7 @@ def _none(like: Tensor) -> Tensor:
 
 
 def _sums(like: Tensor, size: int, wanted: bool = True) -> Tensor:
-    return like.new_empty(size if wanted else 0, dtype=torch_impl.sum_dtype(like.dtype))
+    return like.new_empty(size if wanted else 0, dtype=sum_dtype(like.dtype))
 
 
 def _fake_encode(x, weight, bias, activation, sq_norms, l1, code_sum, seed, noise, noise_std, dropout):
@@ -85,7 +87,7 @@ def _fake_encode(x, weight, bias, activation, sq_norms, l1, code_sum, seed, nois
     return (
         code,
         torch.empty_like(code) if noise != "none" or dropout else _none(x),
-        torch.empty_like(code) if torch_impl.get_activation(activation).needs_preactivation else _none(x),
+        torch.empty_like(code) if get_activation(activation).needs_preactivation else _none(x),
         _sums(x, rows, sq_norms is not None),
         _sums(x, rows, l1),
         _sums(x, units, code_sum),

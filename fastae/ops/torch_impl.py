@@ -17,14 +17,10 @@ from torch import Tensor
 from .. import philox
 from ..activations import get_activation
 from ..philox import row_blocks
+from ..precision import autocast_enabled, sum_dtype
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums over ``dtype`` are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _exact(function: Callable[P, R]) -> Callable[P, R]:
@@ -33,7 +29,7 @@ def _exact(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         device = args[0].device.type  # pyright: ignore[reportAttributeAccessIssue]
-        if not torch.is_autocast_enabled(device):
+        if not autocast_enabled(device):
             return function(*args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(*args, **kwargs)

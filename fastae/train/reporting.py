@@ -68,9 +68,10 @@ class RichProgress:
             TimeRemainingColumn,
         )
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=11)),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

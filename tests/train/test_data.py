@@ -423,7 +423,7 @@ def test_missing_and_unknown(tmp_path, monkeypatch):
         "a.parquet: unknown extension '.parquet'; known: .npy, .npz, .csv, .safetensors, *-idx3-ubyte"
     ):
         load_dataset("a.parquet")
-    with pytest.raises(ValueError, match="unknown scaling 'max'; known: auto, none, unit, minmax, standard"):
+    with pytest.raises(ValueError, match="scaling: 'max' is not one of auto, none, unit, minmax, standard"):
         load_dataset("digits", scaling="max")  # type: ignore[arg-type]
 
 
