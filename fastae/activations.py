@@ -3,7 +3,7 @@
 A code is ``h = f(z)``. The contractive penalty needs ``s = f'(z)`` and its gradient needs ``t = f''(z)``.
 Where both follow from ``h`` alone, the pre-activation ``z`` never has to be kept for the backward pass.
 
-Conventions at breakpoints are PyTorch's: the slope of relu and leaky relu at 0 is that of the left side.
+Conventions at the breakpoint 0 are PyTorch's: the slope is that of the left side, the second derivative 0.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Activation:
 
 def _softplus(z: Tensor) -> Tensor:
     # F.softplus switches to the identity above a threshold, which float64 can tell apart
-    return -F.logsigmoid(-z)
+    return torch.logaddexp(z, z.new_zeros(()))
 
 
 def _step(h: Tensor, below: float) -> Tensor:
@@ -64,6 +64,11 @@ def _normal_pdf(z: Tensor) -> Tensor:
     return torch.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
 
 
+def _saturated(z: Tensor) -> Tensor:
+    """z held where gelu's derivatives have long reached their limits, before its powers overflow."""
+    return z.clamp(-50.0, 50.0)
+
+
 def _gelu_tanh_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """tanh(u), its complement 1 - tanh(u)^2, and u' for u = k (z + c z^3)."""
     th = torch.tanh(_GELU_K * (z + _GELU_C * z**3))
@@ -71,11 +76,13 @@ def _gelu_tanh_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gelu_tanh_derivative(h: Tensor, z: Tensor) -> Tensor:
+    z = _saturated(z)
     th, complement, du = _gelu_tanh_parts(z)
     return 0.5 * (1.0 + th) + 0.5 * z * complement * du
 
 
 def _gelu_tanh_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    z = _saturated(z)
     th, complement, du = _gelu_tanh_parts(z)
     d2u = 6.0 * _GELU_K * _GELU_C * z
     return complement * (du + 0.5 * z * d2u - z * th * du * du)
@@ -125,22 +132,22 @@ _TABLE = (
     Activation(
         "elu",
         F.elu,
-        lambda h, z: torch.where(h > 0, 1.0, h + 1.0),
-        lambda h, s, z: torch.where(h > 0, 0.0, s),
+        lambda h, z: torch.where(h < 0, h + 1.0, 1.0),
+        lambda h, s, z: torch.where(h < 0, s, 0.0),
         bounds=(-1.0, math.inf),
     ),
     Activation(
         "selu",
         F.selu,
-        lambda h, z: torch.where(h > 0, _SELU_SCALE, h + _SELU_SCALE * _SELU_ALPHA),
-        lambda h, s, z: torch.where(h > 0, 0.0, s),
+        lambda h, z: torch.where(h > 0, _SELU_SCALE, torch.where(h < 0, h, 0.0) + _SELU_SCALE * _SELU_ALPHA),
+        lambda h, s, z: torch.where(h < 0, s, 0.0),
         bounds=(-_SELU_SCALE * _SELU_ALPHA, math.inf),
     ),
     Activation(
         "gelu",
         F.gelu,
-        lambda h, z: _normal_cdf(z) + z * _normal_pdf(z),
-        lambda h, s, z: _normal_pdf(z) * (2.0 - z * z),
+        lambda h, z: _normal_cdf(z) + _saturated(z) * _normal_pdf(_saturated(z)),
+        lambda h, s, z: _normal_pdf(_saturated(z)) * (2.0 - _saturated(z) ** 2),
         needs_preactivation=True,
     ),
     Activation(

@@ -25,10 +25,10 @@ Context = Any
 
 
 class _SecondDerivative(Function):
-    """The identity on a first derivative; differentiating it raises."""
+    """The identity on a first derivative, tied to all it depends on; differentiating it raises."""
 
     @staticmethod
-    def forward(ctx: Context, grad: Tensor, anchor: Tensor) -> Tensor:
+    def forward(ctx: Context, grad: Tensor, *dependencies: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
@@ -54,8 +54,10 @@ def first_order(
             return backward(ctx, *grads)
         with torch.no_grad():
             results = backward(ctx, *grads)
-        anchor = torch.zeros((), requires_grad=True)
-        return tuple(None if r is None else _SecondDerivative.apply(r, anchor) for r in results)
+        dependencies = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        if not dependencies:
+            return results
+        return tuple(None if r is None else _SecondDerivative.apply(r, *dependencies) for r in results)
 
     return wrapped
 
@@ -203,11 +205,11 @@ class ReconstructionLoss(Function):
     def backward(ctx: Context, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
         code, weight, bias, target, grad = ctx.saved_tensors
         need_code, need_weight, need_bias, need_target = ctx.needs_input_grad[:4]
-        scaled = grad * grad_rows[:, None].to(grad.dtype)
+        scaled = (grad * grad_rows[:, None]).to(grad.dtype)  # a loss scale may not fit float16
         target_grad = None
         if need_target:
             target_grad = ops.decode_loss_target_grad(code, weight, bias, target, *ctx.settings)
-            target_grad = target_grad * grad_rows[:, None].to(target_grad.dtype)
+            target_grad = (target_grad * grad_rows[:, None]).to(target_grad.dtype)
         return (
             torch.mm(scaled, weight) if need_code else None,
             ops.weight_grad(scaled, code, None, None, None, None, None, None) if need_weight else None,
@@ -361,7 +363,7 @@ class AutoencoderObjective(Function):
             d_target = ops.decode_loss_target_grad(
                 decoder_input, v, decoder_bias, target, *_decoder_settings(seed, o)
             )
-            d_target = d_target * _column(rec_scale).to(d_target.dtype)
+            d_target = (d_target * _column(rec_scale)).to(d_target.dtype)
         return (
             d_x,
             d_target,
@@ -413,4 +415,4 @@ def _scaled_column_sums(grad: Tensor, scale: Tensor) -> Tensor:
     """sum_n scale_n grad_n, [D]."""
     if scale.dim() == 0:
         return grad.sum(0, dtype=scale.dtype) * scale
-    return scale.to(grad.dtype) @ grad
+    return scale @ grad.to(scale.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import philox
 from .activations import get_activation
 from .corruption import Corruption, Emphasis, Gaussian
+from .precision import sum_dtype
 
 
 class AutoencoderLoss(NamedTuple):
@@ -25,7 +26,8 @@ class AutoencoderLoss(NamedTuple):
 
     ``total`` is the weighted sum; the other terms come without their weights, so that runs with different
     weights compare, and are ``None`` where the weight is 0 (they are not computed). All are differentiable.
-    Means over rows of sums over features or units; with ``reduction="none"`` all but ``kl`` are [M].
+    Means over rows of sums over features or units; with ``reduction="none"`` all but ``kl`` are [M]. ``kl``
+    is always the divergence itself, which the total holds once a row.
     """
 
     total: Tensor
@@ -174,12 +176,18 @@ def corrupted_entries(
     return philox.random_bits(seed, x.shape[0], x.shape[1], stream) <= philox.threshold(probability)
 
 
+def _add_noise(x: Tensor, std: float, bits: Tensor) -> Tensor:
+    """x plus normal noise, added in float32 or float64 and rounded once."""
+    wide = sum_dtype(x.dtype)
+    return (x.to(wide) + std * philox.standard_normal(bits)[:, : x.shape[1]].to(wide)).to(x.dtype)
+
+
 def corrupt(x: Tensor, corruption: Corruption, seed: int, stream: int = philox.STREAM_CORRUPTION) -> Tensor:
     """A draw of x~ ~ C(x~ | x) for x [M, D], a pure function of (seed, stream, row, column)."""
     rows, columns = x.shape
     if corruption.kind == "gaussian":
         bits = philox.random_bits(seed, rows, columns + columns % 2, stream)
-        return x + corruption.params[0] * philox.standard_normal(bits)[:, :columns].to(x.dtype)
+        return _add_noise(x, corruption.params[0], bits)
     hit = corrupted_entries(x, corruption, seed, stream)
     if corruption.kind == "masking":
         return x.masked_fill(hit, 0.0)
@@ -205,7 +213,7 @@ def perturb_code(code: Tensor, seed: int, noise: str, noise_std: float, dropout:
     rows, units = code.shape
     if noise == "gaussian":
         bits = philox.random_bits(seed, rows, units + units % 2, philox.STREAM_CODE_NOISE)
-        code = code + noise_std * philox.standard_normal(bits)[:, :units].to(code.dtype)
+        code = _add_noise(code, noise_std, bits)
     elif noise == "bernoulli":
         bits = philox.random_bits(seed, rows, units, philox.STREAM_CODE_NOISE)
         uniform = bits.bitwise_right_shift(8).bitwise_and(0xFFFFFF).to(code.dtype) * 2.0**-24
@@ -236,8 +244,8 @@ def autoencoder_loss(
     l1: float = 0.0,
     kl: float = 0.0,
     kl_target: float = 0.05,
-    noise: str = "none",
-    noise_std: float = 0.0,
+    code_noise: str = "none",
+    code_noise_std: float = 0.1,
     dropout: float = 0.0,
     target: Tensor | None = None,
 ) -> AutoencoderLoss:
@@ -250,7 +258,7 @@ def autoencoder_loss(
     if emphasis is not None and corruption is not None:
         hit = corrupted_entries(x, corruption, seed)
         entry_weights = torch.where(hit, emphasis.corrupted, emphasis.clean).to(x.dtype)
-    decoder_input = perturb_code(code, seed, noise, noise_std, dropout)
+    decoder_input = perturb_code(code, seed, code_noise, code_noise_std, dropout)
     decoder_weight = weight.T if decoder_weight is None else decoder_weight
     total = reconstruction = reconstruction_loss(
         decoder_input, decoder_weight, decoder_bias, target, loss, output_activation, entry_weights
