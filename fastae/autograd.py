@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
 from . import ops, reference
-from .philox import STREAM_CONTRACTION
+from .corruption import mask_width
+from .philox import MASK_WIDTH, STREAM_CONTRACTION
 
 Context = Any
 
@@ -91,6 +92,7 @@ class DecoderSettings(NamedTuple):
     output_activation: str
     seed: Tensor | None = None
     p: float = 0.0
+    width: int = MASK_WIDTH
     corrupted: float = 1.0
     clean: float = 1.0
 
@@ -251,32 +253,35 @@ class AutoencoderObjective(Function):
         settings = _decoder_settings(seed, o)
         reconstruction, grad = ops.decode_loss(decoder_input, v, decoder_bias, target, *settings)
 
-        total = reconstruction
         contractive = higher_order = kl = column_grad = None
         copies: list[Tensor] = []
         if o.contractive:
             contractive = penalty
-            total = total + o.contractive * contractive
         if o.higher_order:
-            assert seed is not None
+            assert seed is not None and sq_norms is not None
             higher_order = torch.zeros_like(reconstruction)
             for k in range(o.higher_order_samples):
                 copy = ops.corrupt(x_in, seed, "gaussian", [o.higher_order_std], STREAM_CONTRACTION + k)
                 code2, _, preact2, _, _, _ = ops.encode(
                     copy, weight, bias, o.activation, None, False, False, None, "none", 0.0, 0.0
                 )
-                assert sq_norms is not None
                 higher_order += ops.slope_difference(code, preact, code2, preact2, o.activation, sq_norms)
                 copies += [code2, preact2]
             higher_order = higher_order / o.higher_order_samples
-            total = total + o.higher_order * higher_order
-        if o.l1:
-            total = total + o.l1 * l1
+        rows = (reconstruction, contractive, higher_order, l1 if o.l1 else None)
+        terms = [_reduce(row, o.reduction) for row in rows]
+        total = loss = cast(Tensor, terms[0])
+        for factor, term in zip((o.contractive, o.higher_order, o.l1), terms[1:], strict=True):
+            if term is not None:
+                total = torch.add(total, term, alpha=factor)
         if o.kl:
             mean = code_sum / code.shape[0]
             kl = reference.kl_divergence(mean, o.kl_target)
             column_grad = _kl_column_grad(mean, o.kl_target)
-            total = total + o.kl * kl
+            held = _rows_that_hold_kl(o, code.shape[0])
+            total = total + o.kl * held * kl if held else total
+        if total is loss:
+            total = total.clone()
 
         ctx.objective = o
         ctx.set_materialize_grads(False)
@@ -284,8 +289,7 @@ class AutoencoderObjective(Function):
             x_in, target if target.requires_grad else None, weight, bias, decoder_weight, decoder_bias, seed,
             code, decoder_input, preact, grad, sq_norms, column_grad, *copies,
         )  # fmt: skip
-        rows = (total, reconstruction, contractive, higher_order, l1 if o.l1 else None)
-        return (*(_reduce(row, o.reduction) for row in rows), kl)
+        return (total, *terms, kl)
 
     @staticmethod
     @first_order
@@ -376,12 +380,11 @@ class AutoencoderObjective(Function):
         )
 
 
-def _decoder_settings(
-    seed: Tensor | None, o: Objective
-) -> tuple[str, str, Tensor | None, float, float, float]:
+def _decoder_settings(seed: Tensor | None, o: Objective) -> DecoderSettings:
     if o.emphasis is None:
-        return o.loss, o.output_activation, None, 0.0, 1.0, 1.0
-    return o.loss, o.output_activation, seed, o.corruption_params[0], *o.emphasis
+        return DecoderSettings(o.loss, o.output_activation)
+    p, width = o.corruption_params[0], mask_width(o.corruption)
+    return DecoderSettings(o.loss, o.output_activation, seed, p, width, *o.emphasis)
 
 
 def _reduce(rows: Tensor | None, reduction: str) -> Tensor | None:
@@ -397,11 +400,16 @@ def _kl_column_grad(mean: Tensor, target: float) -> Tensor:
     return ((1.0 - target) / (1.0 - held) - target / held) * (held == mean)
 
 
+def _rows_that_hold_kl(o: Objective, rows: int) -> int:
+    """How often the reduced total holds the divergence, of which the total of every row has one."""
+    return rows if o.reduction == "sum" else 1
+
+
 def _kl_scale(o: Objective, g_total: Tensor | None, g_kl: Tensor | None, rows: int) -> Tensor | float:
     """d L / d KL over the number of rows: the total of every row holds the divergence once."""
     scale: Tensor | float = 0.0
     if g_total is not None:
-        scale = o.kl * {"mean": 1.0, "sum": rows, "none": 1.0}[o.reduction] * g_total.sum()
+        scale = o.kl * _rows_that_hold_kl(o, rows) * g_total.sum()
     if g_kl is not None:
         scale = scale + g_kl
     return scale / max(rows, 1)

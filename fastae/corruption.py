@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from .philox import MASK_WIDTH
+
 
 def _check_probability(name: str, p: float) -> None:
     if not 0.0 <= p <= 1.0:
@@ -95,6 +97,11 @@ class Emphasis:
 
 
 CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (Masking, Gaussian, SaltAndPepper, Swap)}
+
+
+def mask_width(kind: str) -> int:
+    """Bits a draw of the events of a kind of corruption; a swap takes its row from the same draw."""
+    return 32 if kind == Swap.kind else MASK_WIDTH
 
 
 def parse_corruption(text: str) -> Corruption | None:

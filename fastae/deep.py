@@ -25,7 +25,7 @@ from .arguments import (
     reduce_rows,
 )
 from .autograd import Context, Corrupt, DecoderSettings, Encode, Perturb, ReconstructionLoss, first_order
-from .corruption import Corruption, Emphasis
+from .corruption import Corruption, Emphasis, mask_width
 from .philox import STREAM_CORRUPTION, STREAM_PROBE, draw_seed
 from .precision import sum_dtype
 from .reference import AutoencoderLoss, kl_penalty, l1_penalty
@@ -242,7 +242,11 @@ def deep_autoencoder_loss(
         code = Corrupt.apply(rows, seed, corruption.kind, corruption.params, STREAM_CORRUPTION)
         if emphasis is not None:
             settings = settings._replace(
-                seed=seed, p=corruption.params[0], corrupted=emphasis.corrupted, clean=emphasis.clean
+                seed=seed,
+                p=corruption.params[0],
+                width=mask_width(corruption.kind),
+                corrupted=emphasis.corrupted,
+                clean=emphasis.clean,
             )
     terms: dict[str, Tensor] = {}
     if contractive:

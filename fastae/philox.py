@@ -1,10 +1,13 @@
 """Counter-based random bits: a pure function of (seed, stream, row, column).
 
 The generator is Philox4x64-10 (Salmon et al. 2011), the one that NumPy ships in C: one counter gives
-256 bits, eight 32-bit draws. Row r of a matrix with D columns owns the counters
-``r * ceil(D / 8) + 0, 1, ...``; the draw of column c is the (c mod 8)-th 32-bit word of counter
-``r * ceil(D / 8) + c // 8``, low half of each 64-bit word first. Any part of any matrix can therefore be
-recomputed anywhere, on any device and in any tile shape, and comes out the same bit for bit.
+256 bits, or k = 256 / width draws of ``width`` bits. Row r of a matrix with D columns owns the counters
+``r * ceil(D / k) + 0, 1, ...``; the draw of column c is the (c mod k)-th part of counter
+``r * ceil(D / k) + c // k``, least significant part of each 64-bit word first. Any part of any matrix can
+therefore be recomputed anywhere, on any device and in any tile shape, and comes out the same bit for bit.
+
+Masks take 16 bits an entry, which makes them twice as fast and their probability exact to 2**-17; what needs
+more than an event takes 32.
 
 The key is (seed, stream): the streams keep the different draws of one step apart.
 """
@@ -28,8 +31,11 @@ STREAM_CODE_NOISE = 2
 STREAM_CONTRACTION = 16  # + k for the k-th noisy copy of the higher-order contraction
 STREAM_PROBE = 4096  # + k for the k-th probe of the deep penalty
 
-_DRAWS_PER_COUNTER = 8
-_BLOCK = 1 << 17  # entries a block: its bits and temporaries stay in a core's cache
+MASK_WIDTH = 16
+
+_COUNTER_BITS = 256
+_DTYPES = {16: (np.int16, torch.int16), 32: (np.int32, torch.int32)}
+_BLOCK = 1 << 18  # entries a block: its bits and temporaries stay in a core's cache
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -37,24 +43,27 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
 
 
-def random_bits(seed: int, rows: int, columns: int, stream: int, first_row: int = 0) -> Tensor:
-    """Random bits [rows, columns] as int32 (all 2**32 patterns equally likely), on the CPU.
+def random_bits(
+    seed: int, rows: int, columns: int, stream: int, first_row: int = 0, *, width: int = 32
+) -> Tensor:
+    """Random bits [rows, columns] as int32 or int16, every pattern equally likely, on the CPU.
 
     ``first_row`` shifts the rows: rows 3, 4, ... of a matrix equal those drawn with ``first_row=3``.
     """
-    per_row = -(-columns // _DRAWS_PER_COUNTER)
+    numpy_dtype, torch_dtype = _DTYPES[width]
+    draws = _COUNTER_BITS // width
+    per_row = -(-columns // draws)
     if rows * per_row == 0:
-        return torch.empty(rows, columns, dtype=torch.int32)
+        return torch.empty(rows, columns, dtype=torch_dtype)
     first = first_row * per_row
     # NumPy advances the 256-bit counter before it is used, so start one below, with the borrow
     counter = np.array([first - 1, 0, 0, 0] if first else [2**64 - 1] * 4, dtype=np.uint64)
     key = np.array([seed, stream], dtype=np.uint64)
-    words = np.random.Philox(key=key, counter=counter).random_raw(rows * per_row * _DRAWS_PER_COUNTER // 2)
-    bits = torch.from_numpy(words.view(np.int32)).view(rows, per_row * _DRAWS_PER_COUNTER)
-    return bits[:, :columns]
+    words = np.random.Philox(key=key, counter=counter).random_raw(4 * rows * per_row)
+    return torch.from_numpy(words.view(numpy_dtype)).view(rows, per_row * draws)[:, :columns]
 
 
-def row_blocks(rows: int, columns: int, elements: int = 2 * _BLOCK) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int, elements: int = _BLOCK) -> Iterator[slice]:
     """Slices over the rows, each of about ``elements`` entries, to keep a block's temporaries in cache."""
     step = max(1, elements // max(1, columns))
     for low in range(0, rows, step):
@@ -70,13 +79,15 @@ if hasattr(os, "register_at_fork"):  # a forked child (a DataLoader's worker, sa
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def bit_blocks(seed: int, rows: int, columns: int, stream: int) -> Iterator[tuple[slice, Tensor]]:
+def bit_blocks(
+    seed: int, rows: int, columns: int, stream: int, *, width: int = 32
+) -> Iterator[tuple[slice, Tensor]]:
     """The bits of :func:`random_bits` in blocks of rows; torch's number of threads draws blocks ahead."""
 
     def draw(block: slice) -> Tensor:
-        return random_bits(seed, block.stop - block.start, columns, stream, block.start)
+        return random_bits(seed, block.stop - block.start, columns, stream, block.start, width=width)
 
-    blocks = deque(row_blocks(rows, columns, _BLOCK))
+    blocks = deque(row_blocks(rows, columns))
     workers = min(torch.get_num_threads(), len(blocks))
     if workers < 2:
         for block in blocks:
@@ -92,9 +103,19 @@ def bit_blocks(seed: int, rows: int, columns: int, stream: int) -> Iterator[tupl
         yield block, job.result()
 
 
-def threshold(p: float) -> int:
-    """The draw ``bits <= threshold(p)`` (as int32) has probability ``p`` to within 2**-33; ``p > 0``."""
-    return max(0, round(p * 2**32) - 1) - 2**31
+def hit_count(p: float, width: int = MASK_WIDTH) -> int:
+    """How many of the 2**width draws are hits of an event of probability ``p > 0``: all only for p = 1."""
+    return min(max(round(p * 2**width), 1), 2**width - (p < 1.0))
+
+
+def threshold(p: float, width: int = MASK_WIDTH) -> int:
+    """The draws ``bits <= threshold(p)`` are the hits of an event of probability ``p > 0``."""
+    return hit_count(p, width) - 1 - 2 ** (width - 1)
+
+
+def keep_scale(p: float) -> float:
+    """What the kept entries are multiplied by when each is dropped with probability ``p``."""
+    return 2**MASK_WIDTH / (2**MASK_WIDTH - hit_count(p))
 
 
 def standard_normal(bits: Tensor) -> Tensor:

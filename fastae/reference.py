@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import philox
 from .activations import get_activation
-from .corruption import Corruption, Emphasis, Gaussian
+from .corruption import Corruption, Emphasis, Gaussian, mask_width
 from .precision import sum_dtype
 
 
@@ -173,7 +173,9 @@ def corrupted_entries(
     probability = corruption.params[0]
     if probability == 0.0:
         return torch.zeros(x.shape, dtype=torch.bool)
-    return philox.random_bits(seed, x.shape[0], x.shape[1], stream) <= philox.threshold(probability)
+    width = mask_width(corruption.kind)
+    bits = philox.random_bits(seed, x.shape[0], x.shape[1], stream, width=width)
+    return bits <= philox.threshold(probability, width)
 
 
 def _add_noise(x: Tensor, std: float, bits: Tensor) -> Tensor:
@@ -191,14 +193,14 @@ def corrupt(x: Tensor, corruption: Corruption, seed: int, stream: int = philox.S
     hit = corrupted_entries(x, corruption, seed, stream)
     if corruption.kind == "masking":
         return x.masked_fill(hit, 0.0)
-    bits = philox.random_bits(seed, rows, columns, stream)
+    bits = philox.random_bits(seed, rows, columns, stream, width=mask_width(corruption.kind))
     if corruption.kind == "salt_and_pepper":
         p, low, high = corruption.params
         salt = bits > philox.threshold(p / 2.0)
         return torch.where(hit, torch.where(salt, high, low).to(x.dtype), x)
-    # given a hit the draw is uniform below its threshold: its place there picks the row
+    # given a hit the draw is uniform among the hits: its place there picks the row
     draw = bits.to(torch.int64) + 2**31
-    source = draw * rows // (philox.threshold(corruption.params[0]) + 2**31 + 1)
+    source = draw * rows // philox.hit_count(corruption.params[0], 32)
     return torch.where(hit, x.gather(0, source.clamp_max(rows - 1)), x)
 
 
@@ -219,8 +221,8 @@ def perturb_code(code: Tensor, seed: int, noise: str, noise_std: float, dropout:
         uniform = bits.bitwise_right_shift(8).bitwise_and(0xFFFFFF).to(code.dtype) * 2.0**-24
         code = code + ((uniform < code).to(code.dtype) - code).detach()
     if dropout > 0.0:
-        bits = philox.random_bits(seed, rows, units, philox.STREAM_DROPOUT)
-        code = code * (bits > philox.threshold(dropout)) / (1.0 - dropout)
+        bits = philox.random_bits(seed, rows, units, philox.STREAM_DROPOUT, width=philox.MASK_WIDTH)
+        code = code * (bits > philox.threshold(dropout)) * philox.keep_scale(dropout)
     return code
 
 

@@ -342,5 +342,5 @@ def test_wrong_arguments_are_named(x, corruption, error, message: str):
 def test_emphasis_needs_no_random_numbers_of_its_own():
     """The weights of the loss come from the bits of the corruption, so nothing has to be stored."""
     x = matrix(200, 50) + 10.0
-    hit = philox.random_bits(5, 200, 50, philox.STREAM_CORRUPTION) <= philox.threshold(0.3)
+    hit = philox.random_bits(5, 200, 50, philox.STREAM_CORRUPTION, width=16) <= philox.threshold(0.3)
     assert torch.equal(hit, draw(x, Masking(0.3)) == 0.0)

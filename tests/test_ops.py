@@ -65,11 +65,11 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (X[:0], W, B, "tanh", SQ_NORMS, True, True, None, "none", 0.0, 0.0),
     ],
     "decode_loss": [
-        (CODE, V, C, X, "bce", "linear", None, 0.0, 1.0, 1.0),
-        (CODE, V, None, X, "mse", "linear", None, 0.0, 1.0, 1.0),
-        (CODE, W.t(), C, X, "mse", "gelu", SEED, 0.3, 2.0, 0.5),
-        (CODE.bfloat16(), V.bfloat16(), C.bfloat16(), X, "bce", "linear", SEED, 0.3, 2.0, 0.5),
-        (CODE[:0], V, C, X[:0], "bce", "linear", None, 0.0, 1.0, 1.0),
+        (CODE, V, C, X, "bce", "linear", None, 0.0, 16, 1.0, 1.0),
+        (CODE, V, None, X, "mse", "linear", None, 0.0, 16, 1.0, 1.0),
+        (CODE, W.t(), C, X, "mse", "gelu", SEED, 0.3, 16, 2.0, 0.5),
+        (CODE.bfloat16(), V.bfloat16(), C.bfloat16(), X, "bce", "linear", SEED, 0.3, 16, 2.0, 0.5),
+        (CODE[:0], V, C, X[:0], "bce", "linear", None, 0.0, 16, 1.0, 1.0),
     ],
     "code_grad": [
         code_grad(),

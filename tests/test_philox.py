@@ -158,9 +158,10 @@ def test_seeds_streams_rows_and_columns_are_uncorrelated(many: Tensor):
 
 @pytest.mark.parametrize("p", [1e-5, 0.01, 0.25, 0.5, 0.999])
 def test_events_have_their_probability(many: Tensor, p: float):
-    hits = (many <= philox.threshold(p)).sum().item()
-    deviation = math.sqrt(p * (1.0 - p) * many.numel())
-    assert abs(hits - p * many.numel()) < 5.0 * deviation
+    for draws, width in ((many, 32), (many.view(torch.int16), 16)):
+        hits = (draws <= philox.threshold(p, width)).sum().item()
+        deviation = math.sqrt(p * (1.0 - p) * draws.numel())
+        assert abs(hits - p * draws.numel()) < 5.0 * deviation + draws.numel() * 2.0 ** -(width + 1)
 
 
 @pytest.mark.parametrize("byte", range(4))
@@ -206,16 +207,34 @@ def test_standard_normal_is_finite_for_extreme_bits():
     assert normal.isfinite().all() and normal.abs().max() < 5.8
 
 
-@pytest.mark.parametrize("p", [1e-9, 1e-4, 0.1, 1.0 / 3.0, 0.5, 1.0 - 1e-9, 1.0])
-def test_threshold_has_the_probability_to_half_a_pattern(p: float):
-    patterns = philox.threshold(p) + 2**31 + 1
-    assert abs(patterns / 2**32 - p) <= 2.0**-33
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize("p", [2.0**-16, 1e-4, 0.1, 1.0 / 3.0, 0.5, 1.0 - 2.0**-16, 1.0])
+def test_threshold_has_the_probability_to_half_a_pattern(p: float, width: int):
+    patterns = philox.threshold(p, width) + 2 ** (width - 1) + 1
+    assert patterns == philox.hit_count(p, width)
+    assert abs(patterns / 2**width - p) <= 2.0 ** -(width + 1)
 
 
-def test_threshold_at_the_ends():
-    every = torch.tensor([-(2**31), -1, 0, 2**31 - 1], dtype=torch.int32)
-    assert (every <= philox.threshold(1.0)).all()
-    assert (every <= philox.threshold(1e-30)).tolist() == [True, False, False, False]
+@pytest.mark.parametrize(("width", "dtype"), [(16, torch.int16), (32, torch.int32)])
+def test_only_certain_events_always_happen_and_possible_ones_can(width: int, dtype: torch.dtype):
+    every = torch.tensor([torch.iinfo(dtype).min, -1, 0, torch.iinfo(dtype).max], dtype=dtype)
+    assert (every <= philox.threshold(1.0, width)).all()
+    assert (every <= philox.threshold(1e-30, width)).tolist() == [True, False, False, False]
+    assert (every <= philox.threshold(1.0 - 1e-12, width)).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.1, 0.25, 0.999999])
+def test_dropping_and_scaling_keeps_the_mean_exactly(p: float):
+    kept = 2**16 - philox.hit_count(p)
+    assert kept > 0 and kept * philox.keep_scale(p) == 2**16
+
+
+@pytest.mark.parametrize("columns", [1, 7, 16, 40])
+def test_draws_of_16_bits_are_the_halves_of_those_of_32(columns: int):
+    half = philox.random_bits(3, 5, columns, 2, 4, width=16)
+    padded = -(-columns // 16) * 16
+    whole = philox.random_bits(3, 5, padded // 2, 2, 4).contiguous().view(torch.int16)
+    assert half.dtype == torch.int16 and torch.equal(half, whole[:, :columns])
 
 
 # --- seeds ----------------------------------------------------------------------------------------------

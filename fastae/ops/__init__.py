@@ -42,12 +42,12 @@ _SCHEMAS = {
     # loss of each row [M], its gradient to the pre-activation a [M, D]
     "decode_loss": (
         "(Tensor code, Tensor weight, Tensor? bias, Tensor target, str loss, str output_activation, "
-        "Tensor? seed, float p, float corrupted, float clean) -> (Tensor, Tensor)"
+        "Tensor? seed, float p, int width, float corrupted, float clean) -> (Tensor, Tensor)"
     ),
     # d loss / d target of each row's loss, [M, D]
     "decode_loss_target_grad": (
         "(Tensor code, Tensor weight, Tensor? bias, Tensor target, str loss, str output_activation, "
-        "Tensor? seed, float p, float corrupted, float clean) -> Tensor"
+        "Tensor? seed, float p, int width, float corrupted, float clean) -> Tensor"
     ),
     # dz [M, H], its column sums db [H], u [H]; without a weight, grad is d loss / d code itself
     "code_grad": (
@@ -94,7 +94,7 @@ def _fake_encode(x, weight, bias, activation, sq_norms, l1, code_sum, seed, nois
     )
 
 
-def _fake_decode_loss(code, weight, bias, target, loss, output_activation, seed, p, corrupted, clean):
+def _fake_decode_loss(code, weight, bias, target, loss, output_activation, seed, p, width, corrupted, clean):
     return _sums(code, code.shape[0]), code.new_empty(target.shape)
 
 

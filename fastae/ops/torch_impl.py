@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import philox
 from ..activations import get_activation
+from ..corruption import mask_width
 from ..philox import row_blocks
 from ..precision import autocast_enabled, sum_dtype
 
@@ -68,7 +69,8 @@ def _keep(bits: Tensor, p: float, like: Tensor) -> Tensor:
     if p == 0.0:
         return torch.ones(bits.shape, dtype=like.dtype, device=like.device)
     keep = torch.empty(bits.shape, dtype=like.dtype)
-    return torch.gt(bits, philox.threshold(p), out=keep).to(like.device)
+    width = 8 * bits.element_size()
+    return torch.gt(bits, philox.threshold(p, width), out=keep).to(like.device)
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -81,8 +83,16 @@ def _select(x: Tensor, bits: Tensor, p: float, out: Tensor, hits: bool = False) 
     """
     integer = _INTEGERS[x.element_size()]
     mask = torch.empty(bits.shape, dtype=integer)
-    (torch.le if hits else torch.gt)(bits, philox.threshold(p), out=mask)
+    (torch.le if hits else torch.gt)(bits, philox.threshold(p, 8 * bits.element_size()), out=mask)
     torch.bitwise_and(x.view(integer), mask.neg_().to(x.device), out=out.view(integer))
+
+
+def _masked(x: Tensor, seed: Tensor, p: float, stream: int, width: int) -> Tensor:
+    """x with the entries set to 0 that an event of probability ``p > 0`` hits."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for block, bits in philox.bit_blocks(int(seed), x.shape[0], x.shape[1], stream, width=width):
+        _select(x[block], bits, p, out[block])
+    return out
 
 
 def _normal_blocks(seed: int, rows: int, columns: int, stream: int):
@@ -95,16 +105,16 @@ def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int
     rows, columns = x.shape
     if params[0] == 0.0:
         return x.clone(memory_format=torch.contiguous_format)
+    if kind == "masking":
+        return _masked(x, seed, params[0], stream, mask_width(kind))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if kind == "gaussian":
         for block, normal in _normal_blocks(int(seed), rows, columns, stream):
             _store(out[block], _wide(x[block]) + params[0] * normal.to(_wide(x[:0])))
         return out
-    for block, bits in philox.bit_blocks(int(seed), rows, columns, stream):
-        if kind == "masking":
-            _select(x[block], bits, params[0], out[block])
-            continue
-        hit = (bits <= philox.threshold(params[0])).to(x.device)
+    width = mask_width(kind)
+    for block, bits in philox.bit_blocks(int(seed), rows, columns, stream, width=width):
+        hit = (bits <= philox.threshold(params[0], width)).to(x.device)
         if kind == "salt_and_pepper":
             p, low, high = params
             replacement = torch.where(bits > philox.threshold(p / 2.0), high, low).to(x)
@@ -116,7 +126,7 @@ def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int
 
 def _swap_source(bits: Tensor, p: float, rows: int) -> Tensor:
     """The row each entry is swapped for: a draw that hit is uniform, and its place picks the row."""
-    hits = philox.threshold(p) + 2**31 + 1
+    hits = philox.hit_count(p, 32)
     return ((bits.to(torch.int64) + 2**31) * rows // hits).clamp_max_(rows - 1)
 
 
@@ -124,10 +134,10 @@ def _swap_source(bits: Tensor, p: float, rows: int) -> Tensor:
 def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
     if kind == "gaussian" or params[0] == 0.0:
         return grad.clone(memory_format=torch.contiguous_format)
-    kept = corrupt(grad, seed, "masking", params[:1], stream)
+    kept = _masked(grad, seed, params[0], stream, mask_width(kind))
     if kind == "swap":
         rows, columns = grad.shape
-        for block, bits in philox.bit_blocks(int(seed), rows, columns, stream):
+        for block, bits in philox.bit_blocks(int(seed), rows, columns, stream, width=mask_width(kind)):
             moved = torch.empty_like(grad[block])
             _select(grad[block], bits, params[0], moved, hits=True)
             kept.scatter_add_(0, _swap_source(bits, params[0], rows).to(grad.device), moved)
@@ -161,9 +171,10 @@ def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float, dropout: f
 
 
 def _drop(x: Tensor, seed: Tensor, dropout: float, out: Tensor) -> Tensor:
-    for block, bits in philox.bit_blocks(int(seed), x.shape[0], x.shape[1], philox.STREAM_DROPOUT):
-        keep = _keep(bits, dropout, x).mul_(1.0 / (1.0 - dropout))
-        torch.mul(x[block], keep, out=out[block])
+    rows, columns = x.shape
+    bits_of = philox.bit_blocks(int(seed), rows, columns, philox.STREAM_DROPOUT, width=philox.MASK_WIDTH)
+    for block, bits in bits_of:
+        torch.mul(x[block], _keep(bits, dropout, x).mul_(philox.keep_scale(dropout)), out=out[block])
     return out
 
 
@@ -214,6 +225,14 @@ def encode(
     return code, noisy, z if f.needs_preactivation else _none(z), penalty, l1_rows, column_sums
 
 
+def _scaled_product(a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """a b, scaled where that is free: by a scalar that the host knows; and the scale still to apply."""
+    if scale is None or scale.dim() or scale.device.type != "cpu":
+        return torch.mm(a, b), scale
+    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype)
+    return torch.addmm(out, a, b, beta=0, alpha=float(scale), out=out), None
+
+
 @_exact
 def code_grad(
     grad: Tensor,
@@ -233,7 +252,9 @@ def code_grad(
     f = get_activation(activation)
     rows, units = code.shape
     owned = weight is not None  # the product is ours to overwrite; an upstream gradient is not
-    dh = torch.mm(grad, weight) if weight is not None else grad
+    dh = grad
+    if weight is not None:
+        dh, scale = _scaled_product(grad, weight, scale)
     dz = dh if owned else torch.empty_like(code)
     if seed is not None and dropout:
         dh = _drop(dh, seed, dropout, dz)
@@ -314,6 +335,7 @@ def _decode_blocks(
     bias: Tensor | None,
     seed: Tensor | None,
     p: float,
+    width: int,
     corrupted: float,
     clean: float,
 ):
@@ -325,7 +347,9 @@ def _decode_blocks(
             for block in row_blocks(*a.shape):
                 yield block, None
             return
-        for block, bits in philox.bit_blocks(int(seed), a.shape[0], a.shape[1], philox.STREAM_CORRUPTION):
+        rows, columns = a.shape
+        bits_of = philox.bit_blocks(int(seed), rows, columns, philox.STREAM_CORRUPTION, width=width)
+        for block, bits in bits_of:
             keep = _keep(bits, p, _wide(a[:0]))
             yield block, keep.mul_(clean - corrupted).add_(corrupted)
 
@@ -342,11 +366,12 @@ def decode_loss(
     output_activation: str,
     seed: Tensor | None,
     p: float,
+    width: int,
     corrupted: float,
     clean: float,
 ) -> tuple[Tensor, Tensor]:
     f = get_activation(output_activation)
-    grad, blocks = _decode_blocks(code, weight, bias, seed, p, corrupted, clean)
+    grad, blocks = _decode_blocks(code, weight, bias, seed, p, width, corrupted, clean)
     rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
     for block, entry_weights in blocks:
         a = _wide(grad[block])
@@ -379,11 +404,12 @@ def decode_loss_target_grad(
     output_activation: str,
     seed: Tensor | None,
     p: float,
+    width: int,
     corrupted: float,
     clean: float,
 ) -> Tensor:
     f = get_activation(output_activation)
-    logits, blocks = _decode_blocks(code, weight, bias, seed, p, corrupted, clean)
+    logits, blocks = _decode_blocks(code, weight, bias, seed, p, width, corrupted, clean)
     grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     for block, entry_weights in blocks:
         a = _wide(logits[block])
