@@ -8,11 +8,12 @@ the gradients of every provider are checked against float64.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 from providers import CONTRACTIVE, Problem, Step, closed_form, fused, jacobian, step_of, steps_of
@@ -68,16 +69,22 @@ def _print_peak(provider: str, shape: tuple[int, int, int]) -> None:
     objective = {"fastae": fused, "eager": closed_form}[provider]
     small, problem = Problem.make(8, 8, 8), Problem.make(*shape)
     step_of(objective, small)()  # what the first call loads is not the step's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # the high-water mark of a new process is its parent's until it is reset
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
     for _ in range(3):
         step_of(objective, problem)()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((_resident("VmHWM") - before) / 1024)
+
+
+def _resident(field: str) -> int:
+    """A field of this process's status in KiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
 def loop_ratio(seconds: float) -> float:
     """Time of the engine's epochs over that of a hand-written loop around the same step."""
-    import tempfile
-    from pathlib import Path
 
     import numpy as np
 

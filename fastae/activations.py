@@ -46,9 +46,9 @@ class Activation:
         return self.bounds == (0.0, 1.0)
 
 
-def _softplus(z: Tensor) -> Tensor:
-    # F.softplus switches to the identity above a threshold, which float64 can tell apart
-    return torch.logaddexp(z, z.new_zeros(()))
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + e^z), to full precision in float64, too: PyTorch's own turns into the identity at 20."""
+    return F.softplus(z, beta=1.0, threshold=40.0)
 
 
 def _step(h: Tensor, below: float) -> Tensor:
@@ -124,7 +124,7 @@ _TABLE = (
     ),
     Activation(
         "softplus",
-        _softplus,
+        softplus,
         lambda h, z: -torch.expm1(-h),
         lambda h, s, z: s * (1.0 - s),
         bounds=(0.0, math.inf),

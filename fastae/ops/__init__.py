@@ -130,6 +130,8 @@ for _name, _schema in _SCHEMAS.items():
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     # the PyTorch implementation serves every device that has no kernels of its own
     _LIBRARY.impl(_name, getattr(torch_impl, _name), "CompositeExplicitAutograd")
+    # gradients are put around the operators, not into them: nothing to look up there at every call
+    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"fastae::{_name}", _FAKES[_name], lib=_LIBRARY)
 
 NAMES = tuple(_SCHEMAS)

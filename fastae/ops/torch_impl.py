@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import philox
-from ..activations import get_activation
+from ..activations import get_activation, softplus
 from ..corruption import mask_width
 from ..philox import row_blocks
 from ..precision import autocast_enabled, sum_dtype
@@ -82,9 +82,9 @@ def _select(x: Tensor, bits: Tensor, p: float, out: Tensor, hits: bool = False) 
     On the floats' bits, so that inf and nan are dropped, too; PyTorch's ``where`` takes eight times as long.
     """
     integer = _INTEGERS[x.element_size()]
-    mask = torch.empty(bits.shape, dtype=integer)
-    (torch.le if hits else torch.gt)(bits, philox.threshold(p, 8 * bits.element_size()), out=mask)
-    torch.bitwise_and(x.view(integer), mask.neg_().to(x.device), out=out.view(integer))
+    one = torch.empty(bits.shape, dtype=integer)
+    (torch.le if hits else torch.gt)(bits, philox.threshold(p, 8 * bits.element_size()), out=one)
+    torch.mul(x.view(integer), one.to(x.device), out=out.view(integer))
 
 
 def _masked(x: Tensor, seed: Tensor, p: float, stream: int, width: int) -> Tensor:
@@ -262,9 +262,6 @@ def code_grad(
     wide = sum_dtype(code.dtype)
     db = code.new_zeros(units, dtype=wide)
     u = code.new_zeros(units if penalty_scale is not None else 0, dtype=wide)
-    weights = None
-    if penalty_scale is not None:
-        weights = (2.0 * penalty_scale).to(wide).expand(rows)
     for block in row_blocks(rows, units):
         h = _wide(code[block])
         z = _wide(preact[block]) if f.needs_preactivation else preact
@@ -277,17 +274,19 @@ def code_grad(
             d.add_(column_grad)
         s = f.derivative(h, z)
         if penalty_scale is not None and sq_norms is not None:
+            twice = 2.0 * _rows_of(penalty_scale, block)
             if f.second is not None:
-                d.addcmul_(f.second(h, s, z), 2.0 * _rows_of(penalty_scale, block) * sq_norms)
+                d.addcmul_(f.second(h, s, z), twice * sq_norms)
             d.mul_(s)
-            assert weights is not None
-            u.addmv_(s.square_().t(), weights[block])
+            u += (s.square_() * twice if twice.dim() else s.square_()).sum(0)
         else:
             d.mul_(s)
         if extra is not None:
             d.add_(extra[block])
         db += d.sum(0)
         _store(dz[block], d)
+    if penalty_scale is not None and penalty_scale.dim() == 0:
+        u *= 2.0 * penalty_scale
     return dz, db, u
 
 
@@ -377,8 +376,7 @@ def decode_loss(
         a = _wide(grad[block])
         x = target[block].to(a.dtype)
         if loss == "bce":
-            # softplus(a) - x a without cancellation: log1p(exp(-|a|)) + max(a, 0) - x a
-            entries = a.abs().neg_().exp_().log1p_().add_(a.clamp_min(0.0)).addcmul_(a, x, value=-1.0)
+            entries = softplus(a).addcmul_(a, x, value=-1.0)
             g = a.sigmoid_().sub_(x)
         else:
             r = f.function(a) if output_activation != "linear" else a
