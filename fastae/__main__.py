@@ -10,9 +10,6 @@ def main() -> int:
     except ImportError as error:
         print(f'fastae: {error.name} is not installed: pip install "fastae[train]"', file=sys.stderr)
         return 1
-    except ValueError as error:  # a wrong FASTAE_BACKEND shows at import
-        print(f"fastae: {error}", file=sys.stderr)
-        return 2
     return run()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .activations import get_activation
 from .corruption import Corruption, Emphasis
+from .ops.backend import PROBLEM
 from .precision import autocast_enabled
 
 LOSSES = ("mse", "bce")
@@ -41,6 +42,8 @@ def autocast_like_linear(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...
 
 
 def check_floating(name: str, x: Tensor) -> None:
+    if PROBLEM is not None:
+        raise ValueError(PROBLEM)
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if not x.is_floating_point():

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from ._version import __version__
 from .errors import TrainingError
+from .ops.backend import backend_of, requested_backend
 from .train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
     try:
+        requested_backend()
         command: Any = tyro.cli(
             _Command,  # pyright: ignore[reportArgumentType]
             prog="fastae",
@@ -125,8 +127,9 @@ def _train(config: TrainConfig, console: Console) -> None:
 
     result = train(config, progress=RichProgress())
     test = result.dataset.test
-    rows, part = (test, "test") if test is not None else (result.dataset.train, "training")
-    figures = evaluate(result.stack, rows, classifier=result.classifier, probe_rows=result.dataset.train)
+    rows, part = (test, "test") if test is not None else (result.dataset.train, "only")
+    probe = result.dataset.train if test is not None else None
+    figures = evaluate(result.stack, rows, classifier=result.classifier, probe_rows=probe)
     _write_atomically(result.path / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     _print_figures(console, figures, f"{result.dataset.name}, {part} part")
     console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)", highlight=False)
@@ -156,10 +159,10 @@ def _encode(config: EncodeConfig, console: Console) -> None:
         if out.suffix == ".npy":
             np.save(temporary.with_suffix(".npy"), codes)
         else:
-            from safetensors.numpy import save_file
+            from safetensors.numpy import save
 
             arrays = {"x": codes} if rows.labels is None else {"x": codes, "y": rows.labels}
-            save_file(arrays, temporary)
+            temporary.write_bytes(save(arrays))
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -186,7 +189,6 @@ def _info(config: InfoConfig, console: Console) -> None:
     import torch
 
     from . import ops
-    from .ops.backend import backend_of, requested_backend
 
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     names = {

@@ -16,9 +16,6 @@ from torch import Tensor
 from ..activations import get_activation
 from ..precision import sum_dtype
 from . import torch_impl
-from .backend import requested_backend
-
-requested_backend()  # a wrong FASTAE_BACKEND must not pass for the one that was asked for
 
 _LIBRARY = torch.library.Library("fastae", "DEF")
 

@@ -23,6 +23,18 @@ def requested_backend() -> str:
     return value
 
 
+def _problem() -> str | None:
+    try:
+        requested_backend()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+PROBLEM = _problem()
+"""What is wrong with FASTAE_BACKEND: raised at first use, so that importing never fails."""
+
+
 def backend_of(op: str, device: torch.device) -> tuple[str, str]:
     """(backend, reason) of an operator for tensors on ``device``."""
     if requested_backend() == "torch":

@@ -42,7 +42,8 @@ class Resident:
         return len(self.x)
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
-        for index in order.to(self.x.device).split(size):
+        # splitting nothing would give one batch of nothing
+        for index in order.to(self.x.device).split(size) if len(order) else ():
             labels = None if self.labels is None else self.labels.index_select(0, index)
             yield self.x.index_select(0, index), labels
 
@@ -67,7 +68,7 @@ class Streamed:
                 return x.pin_memory(), labels
             return x, labels
 
-        waiting = deque(order.split(size))
+        waiting = deque(order.split(size) if len(order) else ())
         ahead: deque[Future[Batch]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="fastae-reader") as reader:
             try:

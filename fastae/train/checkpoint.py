@@ -186,6 +186,8 @@ def load_checkpoint(
         feature_shape = tuple(int(size) for size in data["feature_shape"])
         if int(np.prod(feature_shape)) != stack.sizes[0]:
             raise ValueError(f"feature_shape {feature_shape} does not fit sizes {stack.sizes}")
+        if scaling.width not in (None, stack.sizes[0]):
+            raise ValueError(f"scaling of {scaling.width} columns does not fit sizes {stack.sizes}")
         config = dict(description["train"])
     except CheckpointError:
         raise
@@ -197,9 +199,11 @@ def load_checkpoint(
     own = {name: value for name, value in tensors.items() if not name.startswith(_CLASSIFIER)}
     try:
         stack.load_state_dict(own)
+        rest = {n.removeprefix(_CLASSIFIER): value for n, value in tensors.items() if n not in own}
         if classifier is not None:
-            rest = {n.removeprefix(_CLASSIFIER): value for n, value in tensors.items() if n not in own}
             classifier.load_state_dict(rest)
+        elif rest:
+            raise RuntimeError("holds a classifier that config.json does not describe")
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder / 'model.safetensors'}: {reason}") from error

@@ -53,18 +53,25 @@ class Stage:
     clip_norm: float = 0.0
     patience: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self, stage: str) -> None:
+        """Raises ``ValueError`` naming what is wrong, as ``stage.field``; before any data is read."""
         for name, least in (("epochs", 0), ("batch_size", 0), ("patience", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: must be a whole number >= {least}, got {value!r}")
+                raise ValueError(f"{stage}.{name}: must be a whole number >= {least}, got {value!r}")
         for name in ("lr", "clip_norm"):
             value = getattr(self, name)
             if not (value >= 0.0 and math.isfinite(value)):
-                raise ValueError(f"{name}: must be a finite number >= 0, got {value!r}")
-        # a wrong name or option should show before any data is read
-        optimizer = self.make_optimizer([torch.zeros(1, requires_grad=True)])
-        self.make_schedule(optimizer, 10)
+                raise ValueError(f"{stage}.{name}: must be a finite number >= 0, got {value!r}")
+        try:
+            parameter = torch.zeros(1, requires_grad=True)
+            optimizer = self.make_optimizer([parameter])
+            schedule = self.make_schedule(optimizer, 1000)
+            for _ in range(3 if schedule is not None else 0):  # some options only fail when used
+                optimizer.step()
+                _call("schedule_options", schedule.step)  # pyright: ignore[reportOptionalMemberAccess]
+        except ValueError as error:
+            raise ValueError(f"{stage}.{error}") from None
 
     def rows_a_step(self, rows: int) -> int:
         """The batch size for a stage over ``rows`` rows."""
@@ -72,7 +79,9 @@ class Stage:
 
     def make_optimizer(self, parameters: Sequence[torch.Tensor]) -> Optimizer:
         """Raises ``ValueError`` for an unknown name or an option that the optimizer does not take."""
-        cls = _lookup("optimizer", self.optimizer, torch.optim, Optimizer, exclude=("LBFGS", "SparseAdam"))
+        cls = _lookup(
+            "optimizer", self.optimizer, torch.optim, Optimizer, exclude=("LBFGS", "SparseAdam", "Muon")
+        )
         options = _options("optimizer_options", self.optimizer_options)
         if "fused" in inspect.signature(cls).parameters:
             options.setdefault("fused", True)
@@ -179,14 +188,15 @@ class TrainConfig:
             raise ValueError(f"supervised_dropout: must be in [0, 1), got {self.supervised_dropout!r}")
         if not self.checkpoint_seconds >= 0.0:
             raise ValueError(f"checkpoint_seconds: must be >= 0, got {self.checkpoint_seconds!r}")
-        if self.memory_gib is not None and not self.memory_gib >= 0.0:
-            raise ValueError(f"memory_gib: must be >= 0, got {self.memory_gib!r}")
+        if self.memory_gib is not None and not 0.0 <= self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib: must be a finite number >= 0, got {self.memory_gib!r}")
         if self.resume and self.out is None:
             raise ValueError("resume: needs out, the folder of the run to continue")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: must fit 64 bits, got {self.seed!r}")
         stages = {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
         for name, stage in stages.items():
+            stage.check(name)
             if stage.patience and not self.validation:
                 raise ValueError(f"{name}.patience: needs a validation share above 0")
         for text in self.corruption:
@@ -257,6 +267,8 @@ def _options(argument: str, texts: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise ValueError(f"{argument}: expected name=value, got {text!r}")
+        if name in ("lr", "params", "optimizer"):
+            raise ValueError(f"{argument}: {name} is not to be given here")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -264,8 +276,8 @@ def _options(argument: str, texts: tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _call(argument: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _call(argument: str, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
     try:
         return function(*args, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
         raise ValueError(f"{argument}: {error}") from None

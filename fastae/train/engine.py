@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -83,7 +84,7 @@ def train(
         checkpoint = load_checkpoint(config.out, with_state=True)
         try:
             kept = TrainConfig.from_dict(checkpoint.config)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path}: its configuration does not fit: {error}") from error
         config = replace(
             kept,
@@ -110,6 +111,8 @@ def _run_folder(config: TrainConfig, dataset: Dataset) -> Path:
         return run
     run = Path(config.out)
     if config.resume:
+        if (run / "config.json").is_file():
+            raise CheckpointError(f"out: {run} is a single checkpoint; give the folder of its run")
         return run
     if run.exists() and not run.is_dir():
         raise CheckpointError(f"out: {run} is a file; a run needs a folder")
@@ -137,15 +140,22 @@ class _Run:
         self.budget = (
             int(config.memory_gib * 2**30) if config.memory_gib is not None else free_memory(self.device) // 2
         )
-        self.rows, self.validation = split(dataset.train, config.validation, config.seed)
-        if config.classifier and dataset.num_classes is None:
-            raise ValueError(f"classifier: needs labels, and {dataset.name} has none")
+        try:
+            self.rows, self.validation = split(dataset.train, config.validation, config.seed)
+        except ValueError as error:
+            raise ValueError(f"validation: {error}") from None
+        if config.classifier and (dataset.num_classes or 0) < 2:
+            kind = "none" if dataset.num_classes is None else "one class only"
+            raise ValueError(
+                f"classifier: needs labels of two classes or more, and {dataset.name} has {kind}"
+            )
 
         self.classifier: nn.Sequential | None = None
         self.state: dict[str, Any] = {
             "stage": 0, "epoch": 0, "step": 0, "rows": len(dataset.train), "history": [], "seconds": 0.0,
             "finished": False,
         }  # fmt: skip
+        fields = set(self.state)
         self.tensors: dict[str, Tensor] = {}
         if checkpoint is None:
             sizes = config.sizes or (dataset.width, 512, 256)
@@ -163,6 +173,11 @@ class _Run:
             self.stack = checkpoint.stack.to(self.device)
             self.classifier = checkpoint.classifier
             self.state, self.tensors = checkpoint.state.values, checkpoint.state.tensors
+            self.state_path = find_checkpoint(run) / "state.json"
+            if "optimizer" in self.state:
+                fields |= {"sums", "best", "stale"}
+            if missing := sorted(fields - set(self.state)):
+                raise CheckpointError(f"{self.state_path}: {', '.join(missing)} missing")
             if self.state.get("rows") != len(dataset.train) or self.stack.sizes[0] != dataset.width:
                 raise CheckpointError(
                     f"{run}: was trained on {self.state.get('rows')} rows of {self.stack.sizes[0]}, but "
@@ -172,6 +187,8 @@ class _Run:
         self.schedule: LRScheduler | None = None
         self.best: dict[str, Tensor] = {}
         self.rate = 0.0
+        self.plan_name = "training"
+        self.saved = checkpoint is not None
         self.interrupted = False
         self.saved_at = time.monotonic()
 
@@ -235,7 +252,7 @@ class _Run:
         return TrainResult(self.run, self.stack.eval(), self.classifier, self.dataset, self.state["history"])
 
     def _run_stage(self, number: int, plan: _Plan, log: Log) -> None:
-        state, stage = self.state, plan.stage
+        state, stage, self.plan_name = self.state, plan.stage, plan.name
         training, validation = self._open(plan)
         size = stage.rows_a_step(len(training))
         per_epoch = math.ceil(len(training) / size)
@@ -243,7 +260,7 @@ class _Run:
         schedule = stage.make_schedule(optimizer, max(1, stage.epochs * per_epoch))
         self.optimizer, self.schedule = optimizer, schedule
         if "optimizer" in state:  # resumed within this stage
-            self._restore()
+            self._restore(state["epoch"] * per_epoch + state["step"])
         else:
             state.update(epoch=0, step=0, sums={}, best=None, stale=0)
 
@@ -303,7 +320,7 @@ class _Run:
                 terms = plan.loss(x, labels)
             total = terms["total"]
             if on_host and not math.isfinite(total.item()):
-                raise self._not_finite(plan, total.item())
+                raise self._not_finite(total.item())
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             if stage.clip_norm:
@@ -322,7 +339,7 @@ class _Run:
             if due or now - reported_at >= _REPORT_SECONDS or seen == len(training):
                 values = dict(zip(names, sums.tolist(), strict=True))
                 if not math.isfinite(values["total"]):
-                    raise self._not_finite(plan, values["total"])
+                    raise self._not_finite(values["total"])
                 state["sums"] = values
                 rate = (seen - began_at) / max(now - began, 1e-9)
                 means = {name: value / seen for name, value in values.items()}
@@ -375,8 +392,12 @@ class _Run:
     # --- state ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self.stack.parameters()):
-            raise TrainingError(f"{self.run}: the parameters are not finite; earlier checkpoints are intact")
+        modules = [self.stack] if self.classifier is None else [self.stack, self.classifier]
+        if not all(bool(torch.isfinite(p).all()) for module in modules for p in module.parameters()):
+            raise TrainingError(
+                f"{self.plan_name}: the parameters are not finite after epoch {self.state['epoch'] + 1}, "
+                f"step {self.state['step']}{self._advice()}"
+            )
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         values = dict(self.state)
         if self.optimizer is not None:
@@ -388,30 +409,43 @@ class _Run:
                         tensors[f"optimizer.{index}.{name}"] = value
                     else:
                         values["optimizer"]["scalars"][f"{index}.{name}"] = value
-            values["schedule"] = None if self.schedule is None else self.schedule.state_dict()
-        config = replace(self.config, resume=False)
+        config = {**self.config.to_dict(), "resume": False}
         save_checkpoint(
-            self.run, self.stack, self.classifier, self.dataset, config.to_dict(), TrainState(values, tensors)
+            self.run, self.stack, self.classifier, self.dataset, config, TrainState(values, tensors)
         )
-        self.saved_at = time.monotonic()
+        self.saved, self.saved_at = True, time.monotonic()
 
-    def _restore(self) -> None:
-        """Bring back the optimizer, the schedule and the best parameters so far."""
-        values, state = self.state.pop("optimizer"), {}
-        for key, value in values["scalars"].items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        for key, tensor in self.tensors.items():
-            kind, rest = key.split(".", 1)
-            if kind == "best":
-                self.best[rest] = tensor.to(self.device)
-            else:
-                index, name = rest.split(".", 1)
-                state.setdefault(int(index), {})[name] = tensor
+    def _restore(self, steps: int) -> None:
+        """Bring back the optimizer, the schedule after ``steps`` steps and the best parameters so far."""
         assert self.optimizer is not None
-        self.optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
-        if self.schedule is not None:
-            self.schedule.load_state_dict(self.state.pop("schedule"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a schedule that is ahead of its optimizer
+            for _ in range(steps if self.schedule is not None else 0):
+                self.schedule.step()  # pyright: ignore[reportOptionalMemberAccess]
+        state: dict[int, dict[str, Any]] = {}
+        try:
+            values = self.state.pop("optimizer")
+            for key, value in values["scalars"].items():
+                index, name = key.split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+            for key, tensor in self.tensors.items():
+                kind, rest = key.split(".", 1)
+                if kind == "best":
+                    self.best[rest] = tensor.to(self.device)
+                else:
+                    index, name = rest.split(".", 1)
+                    state.setdefault(int(index), {})[name] = tensor
+            self.optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.state_path}: the optimizer's state does not fit: {error}"
+            ) from error
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, entries in state.items():
+            for name, value in entries.items():
+                kept = self.optimizer.state[parameters[index]]
+                if isinstance(value, Tensor):  # loading casts to the parameter's dtype what had its own
+                    kept[name] = value.to(kept[name].device)
         self.tensors = {}
 
     @contextmanager
@@ -435,13 +469,18 @@ class _Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _not_finite(self, plan: _Plan, value: float) -> TrainingError:
-        option = {"fine-tuning": "finetune", "classifier": "supervised"}.get(plan.name, "pretrain")
+    def _not_finite(self, value: float) -> TrainingError:
         return TrainingError(
-            f"{plan.name}: the loss is {value} at epoch {self.state['epoch'] + 1}, "
-            f"step {self.state['step'] + 1}; checkpoints in {self.run} are intact. "
-            f"Try a lower {option}.lr, {option}.clip_norm 1, or another scaling"
+            f"{self.plan_name}: the loss is {value} at epoch {self.state['epoch'] + 1}, "
+            f"step {self.state['step'] + 1}{self._advice()}"
         )
+
+    def _advice(self) -> str:
+        option = {"fine-tuning": "finetune", "classifier": "supervised"}.get(self.plan_name, "pretrain")
+        kept = (
+            f"checkpoints in {self.run} are intact" if self.saved else f"nothing was saved in {self.run} yet"
+        )
+        return f"; {kept}. Try a lower {option}.lr, {option}.clip_norm 1, or another scaling"
 
     # --- random numbers and precision -------------------------------------------------------------------
 
@@ -469,6 +508,8 @@ class _Run:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("meta"):
+        raise ValueError(f"device: {name!r} has no memory to train in")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -122,7 +122,15 @@ def evaluate(
         code = x
         for layer in layers:
             code = layer.add(code)
-        reconstruction = stack.decode(code)
+        for layer in stack.autoencoders[:0:-1]:
+            code = layer.decode(code)
+        bottom = stack.autoencoders[0]
+        loss = functional.reconstruction_loss(
+            code, bottom.decoder_weight, bottom.decoder.bias, x, first.loss,
+            output_activation=first.output_activation, reduction="sum",
+        )  # fmt: skip
+        total += float(loss)
+        reconstruction = bottom.decode(code)
         squared += float((reconstruction - x).square().mean(1).sum(dtype=torch.float64))
         if len(layers) == 1:
             penalty = layers[0].penalty
@@ -131,7 +139,6 @@ def evaluate(
                 x, encoder, probes=4, reduction="sum", generator=generator
             )
             penalty += float(estimate)
-        total += float(_loss(reconstruction, x, first.loss))
         if classifier is not None and rows.labels is not None:
             labels = torch.from_numpy(rows.labels[low : low + _CHUNK]).to(parameter.device)
             wrong += float((classifier(x).argmax(1) != labels).sum())
@@ -143,19 +150,14 @@ def evaluate(
         "contractive_penalty": penalty / len(rows),
         "layers": [layer.result() for layer in layers],
     }
+    if probe_rows is not None and len(probe_rows) > probe_limit:
+        probe_rows = probe_rows.subset(slice(0, probe_limit))
     if rows.labels is not None:
-        if probe_rows is not None and probe_rows.labels is not None:
-            result["probe_error"] = _probe_error(stack, probe_rows, rows, probe_limit)
+        if probe_rows is not None and probe_rows.labels is not None and np.ptp(probe_rows.labels):
+            result["probe_error"] = _probe_error(stack, probe_rows, rows)
         if classifier is not None:
             result["classifier_error"] = wrong / len(rows)
     return result
-
-
-def _loss(reconstruction: Tensor, x: Tensor, loss: str) -> Tensor:
-    """The loss of a reconstruction that is there already, summed over rows and features."""
-    if loss == "mse":
-        return (reconstruction - x).square().sum(dtype=torch.float64)
-    return nn.functional.binary_cross_entropy(reconstruction, x, reduction="none").sum(dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -170,12 +172,10 @@ def encode_rows(stack: StackedAutoencoder, rows: Rows, depth: int | None = None)
     return torch.cat(chunks).numpy()
 
 
-def _probe_error(stack: StackedAutoencoder, train: Rows, test: Rows, limit: int) -> float:
+def _probe_error(stack: StackedAutoencoder, train: Rows, test: Rows) -> float:
     linear_model = require("sklearn.linear_model", "the linear probe")
     preprocessing = require("sklearn.preprocessing", "the linear probe")
     assert train.labels is not None and test.labels is not None
-    if len(train) > limit:
-        train = train.subset(slice(0, limit))
     scaler = preprocessing.StandardScaler()
     codes = scaler.fit_transform(encode_rows(stack, train))
     probe = linear_model.LogisticRegression(C=0.1, max_iter=300).fit(codes, train.labels)

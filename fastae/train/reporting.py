@@ -114,25 +114,36 @@ class Log:
         temporary = self._path.with_name(f".tmp-{self._path.name}")
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
         os.replace(temporary, self._path)
-        self._board = _summary_writer(folder, history) if tensorboard else None
+        self._stage, self._steps_before, self._last_step = "", 0, 0
+        for row in history:
+            self._step_of_run(row)
+        self._board = _summary_writer(folder, self._steps_before + self._last_step) if tensorboard else None
+
+    def _step_of_run(self, row: Mapping[str, Any]) -> int:
+        """Steps since the run began; the rows count those of their stage."""
+        if row["stage"] != self._stage:
+            self._stage, self._steps_before = row["stage"], self._steps_before + self._last_step
+        self._last_step = row["step"]
+        return self._steps_before + self._last_step
 
     def write(self, row: Mapping[str, Any]) -> None:
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
+        step = self._step_of_run(row)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, float):
-                    self._board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
+                    self._board.add_scalar(f"{row['stage']}/{name}", value, step)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
 
-def _summary_writer(folder: Path, history: Sequence[Mapping[str, Any]]) -> Any:
+def _summary_writer(folder: Path, steps: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the log stays complete without it
         return None
-    purge = history[-1]["step"] + 1 if history else None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+    # drops what came after the checkpoint that a run goes on from
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1 if steps else None)
