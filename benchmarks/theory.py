@@ -2,9 +2,9 @@
 
 1. A linear undercomplete autoencoder trained on the squared error spans the principal subspace of its data
    (Baldi and Hornik 1989): the principal angles between the two subspaces are printed.
-2. Denoising with small Gaussian noise is a contraction of the reconstruction function (Alain and Bengio 2014):
-   for a fixed net r, E ||r(x + e) - x||^2 = ||r(x) - x||^2 + sigma^2 (||dr/dx||_F^2 + (r(x) - x) . lap r)
-   + O(sigma^4). The remainder is printed as sigma falls; its order should come out as 4.
+2. Denoising with small Gaussian noise is a contraction of the reconstruction function (Alain and Bengio
+   2014): for a fixed net r, E ||r(x + e) - x||^2 = ||r(x) - x||^2 + sigma^2 (||dr/dx||_F^2 +
+   (r(x) - x) . lap r) + O(sigma^4). The remainder is printed as sigma falls; its order should come out as 4.
 """
 
 from __future__ import annotations

@@ -103,8 +103,9 @@ def main(argv: list[str] | None = None) -> int:
         _COMMANDS[type(command)](command, console)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt:
-        return fail("interrupted; what was saved continues with --resume --out <run>", 1)
+    except KeyboardInterrupt as interrupt:
+        how = "".join(f"; it goes on with: fastae train --resume --out {run}" for run in interrupt.args)
+        return fail(f"interrupted{how}", 1)
     except (TrainingError, MemoryError) as error:
         return fail(str(error) or "out of memory", 1)
     except BrokenPipeError:

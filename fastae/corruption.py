@@ -125,4 +125,7 @@ def parse_corruption(text: str) -> Corruption | None:
         raise ValueError(f"corruption: {text!r} has a part that is not a number") from None
     if not 1 <= len(values) <= len(names):
         raise ValueError(f"corruption: {text!r} has {len(values)} numbers; {kind} takes {', '.join(names)}")
-    return cls(*values)
+    try:
+        return cls(*values)
+    except ValueError as error:
+        raise ValueError(f"corruption: {error}") from None

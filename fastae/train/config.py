@@ -138,7 +138,8 @@ class TrainConfig:
         device: auto takes an accelerator where there is one.
         seed: of initialisation, order and noise.
         out: the run's folder; by default runs/<data>, or the first runs/<data>-<number> that is free.
-        resume: continue the run in ``out`` from its last checkpoint, with the configuration kept there.
+        resume: continue the run in ``out`` from its last checkpoint and with its configuration; of the
+            other options only device, memory-gib and checkpoint-seconds count.
         checkpoint_seconds: the longest time between two checkpoints.
         memory_gib: what data and cached codes may take; by default half of what is free.
         tensorboard: whether to write TensorBoard's event files.

@@ -6,6 +6,7 @@ Importing this module needs none of the packages of the ``train`` extra.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,14 @@ class Rows:
             view = isinstance(rows, slice)
             block = self.array[rows].astype(np.float32, order="C", subok=False, copy=view)
         return self.scaling._apply_in_place(block)
+
+    def fingerprint(self) -> str:
+        """A digest of the number of rows, of 64 of them spread over all, and of the labels."""
+        digest = hashlib.sha256(f"{len(self)} x {self.width}".encode())
+        digest.update(self.read(np.linspace(0, len(self) - 1, 64).astype(np.int64)).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
     def subset(self, index: slice | np.ndarray) -> Rows:
         """The rows at `index`, as for `read`, without reading them."""

@@ -68,9 +68,9 @@ def train(
     """Train a stack as ``config`` says and return it; everything is also in the run's folder.
 
     Args:
-        config: the run. With ``resume``, only ``out``, ``memory_gib`` and ``checkpoint_seconds`` are its own
-            and all else is what the checkpoint holds.
-        dataset: in place of ``config.data``.
+        config: the run. With ``resume``, only ``out``, ``device``, ``memory_gib`` and ``checkpoint_seconds``
+            are its own and all else is what the checkpoint holds.
+        dataset: in place of ``config.data``, which becomes its name.
         progress: what to show; nothing by default.
 
     Raises:
@@ -90,12 +90,15 @@ def train(
             kept,
             out=config.out,
             resume=True,
+            device=config.device,
             memory_gib=config.memory_gib,
             checkpoint_seconds=config.checkpoint_seconds,
         )
     if dataset is None:
         scaling = config.scaling if checkpoint is None else checkpoint.scaling
         dataset = load_dataset(config.data, test=config.test, scaling=scaling)
+    else:
+        config = replace(config, data=dataset.name, test=None)
     run = _run_folder(config, dataset)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         return _Run(config, dataset, run, checkpoint, progress or Silent()).train()
@@ -137,9 +140,6 @@ class _Run:
         self.config, self.dataset, self.run, self.progress = config, dataset, run, progress
         self.device = _device(config.device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
-        self.budget = (
-            int(config.memory_gib * 2**30) if config.memory_gib is not None else free_memory(self.device) // 2
-        )
         try:
             self.rows, self.validation = split(dataset.train, config.validation, config.seed)
         except ValueError as error:
@@ -152,10 +152,10 @@ class _Run:
 
         self.classifier: nn.Sequential | None = None
         self.state: dict[str, Any] = {
-            "stage": 0, "epoch": 0, "step": 0, "rows": len(dataset.train), "history": [], "seconds": 0.0,
-            "finished": False,
+            "stage": 0, "epoch": 0, "step": 0, "data": dataset.train.fingerprint(), "history": [],
+            "seconds": 0.0, "budget": free_memory(self.device) // 2, "finished": False,
         }  # fmt: skip
-        fields = set(self.state)
+        fresh, fields = self.state, set(self.state)
         self.tensors: dict[str, Tensor] = {}
         if checkpoint is None:
             sizes = config.sizes or (dataset.width, 512, 256)
@@ -178,11 +178,13 @@ class _Run:
                 fields |= {"sums", "best", "stale"}
             if missing := sorted(fields - set(self.state)):
                 raise CheckpointError(f"{self.state_path}: {', '.join(missing)} missing")
-            if self.state.get("rows") != len(dataset.train) or self.stack.sizes[0] != dataset.width:
-                raise CheckpointError(
-                    f"{run}: was trained on {self.state.get('rows')} rows of {self.stack.sizes[0]}, but "
-                    f"{dataset.name} has {len(dataset.train)} rows of {dataset.width}"
-                )
+            if self.stack.sizes[0] != dataset.width or self.state["data"] != fresh["data"]:
+                raise CheckpointError(f"{run}: was trained on other data than {dataset.name} is now")
+        # what is cached must not change when a run goes on, or its rounding would
+        self.budget = self.state["budget"]
+        if config.memory_gib is not None:
+            self.budget = int(config.memory_gib * 2**30)
+        self._check_schedules()
         self.optimizer: Optimizer | None = None
         self.schedule: LRScheduler | None = None
         self.best: dict[str, Tensor] = {}
@@ -191,6 +193,19 @@ class _Run:
         self.saved = checkpoint is not None
         self.interrupted = False
         self.saved_at = time.monotonic()
+
+    def _check_schedules(self) -> None:
+        """A schedule that does not fit its number of steps should show before the first stage."""
+        config = self.config
+        for name, stage in (
+            ("pretrain", config.pretrain), ("finetune", config.finetune), ("supervised", config.supervised)
+        ):  # fmt: skip
+            steps = stage.epochs * math.ceil(len(self.rows) / stage.rows_a_step(len(self.rows)))
+            if steps and (name != "supervised" or config.classifier):
+                try:
+                    stage.make_schedule(stage.make_optimizer([torch.zeros(1, requires_grad=True)]), steps)
+                except ValueError as error:
+                    raise ValueError(f"{name}.{error}") from None
 
     def _check_range(self, loss: str) -> None:
         if loss != "bce":
@@ -348,7 +363,7 @@ class _Run:
                 if due:
                     self._save()
                     if self.interrupted:
-                        raise KeyboardInterrupt
+                        raise KeyboardInterrupt(str(self.run))
         state["seconds"] += time.monotonic() - began
 
     def _close_epoch(

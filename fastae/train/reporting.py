@@ -14,7 +14,8 @@ COLUMNS = (
     *(f"{part}_{term}" for part in ("train", "validation")
       for term in ("total", "reconstruction", "contractive", "higher_order", "l1", "kl", "error")),
 )  # fmt: skip
-"""Columns of log.csv: one row an epoch; terms as in fastae.AutoencoderLoss, error a share of rows."""
+"""Columns of log.csv: one row an epoch; terms as in fastae.AutoencoderLoss, error a share of rows,
+lr the rate that the next step would have."""
 
 
 class Progress(Protocol):
@@ -146,4 +147,4 @@ def _summary_writer(folder: Path, steps: int) -> Any:
     except ImportError:  # the log stays complete without it
         return None
     # drops what came after the checkpoint that a run goes on from
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1 if steps else None)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1)

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -896,20 +897,29 @@ def test_log_csv_grows_with_every_epoch(tiny, make_config, updates):
     assert lengths == [step // 4 for step in (0, *range(STEPS))]
 
 
-def test_epochs_after_the_last_checkpoint_are_logged_once(tiny, make_config, interrupt, updates, resume):
-    """Killed: two epochs are in log.csv that the last checkpoint knows nothing of."""
-    config = make_config(epochs=4, checkpoint_seconds=1e9)
+@pytest.fixture
+def killed(tiny, updates) -> Callable[[TrainConfig, int], None]:
+    """Continues a run from its last checkpoint and ends it after ``steps`` steps without another one."""
 
     class Killed(BaseException):
         pass
 
-    def act(done: int) -> None:
-        if done == 9:
-            raise Killed
+    def run(config: TrainConfig, steps: int) -> None:
+        def act(done: int) -> None:
+            if done == steps:
+                raise Killed
 
+        with pytest.raises(Killed):
+            train(replace(config, resume=True), dataset=tiny, progress=updates(act))
+
+    return run
+
+
+def test_epochs_after_the_last_checkpoint_are_logged_once(tiny, make_config, interrupt, killed, resume):
+    """Killed: two epochs are in log.csv that the last checkpoint knows nothing of."""
+    config = make_config(epochs=4, checkpoint_seconds=1e9)
     interrupt(config, 6)
-    with pytest.raises(Killed):
-        train(replace(config, resume=True), dataset=tiny, progress=updates(act))
+    killed(config, 9)
     assert len(read_log(Path(config.out))) == 3
     result = resume(config)
     assert [(row["stage"], int(row["epoch"])) for row in read_log(result.path)] == [
@@ -949,6 +959,20 @@ def test_tensorboard_has_every_epoch(tiny, make_config):
 def test_tensorboard_has_every_epoch_after_an_interruption(tiny, make_config, interrupt, resume, after):
     config = make_config(tensorboard=True)
     interrupt(config, after)
+    result = resume(config)
+    scalars = tensorboard_scalars(result.path)
+    expected = of_history(result.history, "train_total")
+    assert {tag: scalars.get(tag) for tag in expected} == expected
+
+
+@pytest.mark.parametrize("after", [2, 6, 14])
+def test_tensorboard_has_the_epochs_after_the_last_checkpoint_once(
+    tiny, make_config, interrupt, killed, resume, after
+):
+    """After 2 steps the checkpoint knows of no epoch at all."""
+    config = make_config(tensorboard=True, checkpoint_seconds=1e9)
+    interrupt(config, after)
+    killed(config, 15)
     result = resume(config)
     scalars = tensorboard_scalars(result.path)
     expected = of_history(result.history, "train_total")
