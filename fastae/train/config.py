@@ -166,8 +166,8 @@ class TrainConfig:
     pretrain: Stage = field(default_factory=Stage)
     finetune: Stage = field(default_factory=lambda: Stage(epochs=0))
     classifier: bool = False
-    supervised: Stage = field(default_factory=lambda: Stage(epochs=30, schedule="CosineAnnealingLR"))
-    supervised_dropout: float = 0.3
+    supervised: Stage = field(default_factory=lambda: Stage(epochs=30, lr=3e-3, schedule="CosineAnnealingLR"))
+    supervised_dropout: float = 0.5
     validation: float = 0.1
     precision: Precision = "float32"
     device: str = "auto"
