@@ -179,7 +179,10 @@ class _Run:
             if missing := sorted(fields - set(self.state)):
                 raise CheckpointError(f"{self.state_path}: {', '.join(missing)} missing")
             if self.stack.sizes[0] != dataset.width or self.state["data"] != fresh["data"]:
-                raise CheckpointError(f"{run}: was trained on other data than {dataset.name} is now")
+                raise CheckpointError(
+                    f"{run}: was trained on other data than {dataset.name} is now "
+                    f"({len(dataset.train)} rows of {dataset.width})"
+                )
         # what is cached must not change when a run goes on, or its rounding would
         self.budget = self.state["budget"]
         if config.memory_gib is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,35 +117,35 @@ class Log:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
         os.replace(temporary, self._path)
         self._stage, self._steps_before, self._last_step = "", 0, 0
+        self._board = _summary_writer(folder / "tensorboard") if tensorboard else None
         for row in history:
-            self._step_of_run(row)
-        self._board = _summary_writer(folder, self._steps_before + self._last_step) if tensorboard else None
-
-    def _step_of_run(self, row: Mapping[str, Any]) -> int:
-        """Steps since the run began; the rows count those of their stage."""
-        if row["stage"] != self._stage:
-            self._stage, self._steps_before = row["stage"], self._steps_before + self._last_step
-        self._last_step = row["step"]
-        return self._steps_before + self._last_step
+            self._show(row)
 
     def write(self, row: Mapping[str, Any]) -> None:
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
-        step = self._step_of_run(row)
+        self._show(row)
+
+    def _show(self, row: Mapping[str, Any]) -> None:
+        """On TensorBoard, against the steps since the run began; the rows count those of their stage."""
+        if row["stage"] != self._stage:
+            self._stage, self._steps_before = row["stage"], self._steps_before + self._last_step
+        self._last_step = row["step"]
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, float):
-                    self._board.add_scalar(f"{row['stage']}/{name}", value, step)
+                    self._board.add_scalar(f"{row['stage']}/{name}", value, self._steps_before + row["step"])
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
 
-def _summary_writer(folder: Path, steps: int) -> Any:
+def _summary_writer(folder: Path) -> Any:
+    """A writer into an empty folder: the history is written again, nothing of a stopped run stays."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:  # the log stays complete without it
         return None
-    # drops what came after the checkpoint that a run goes on from
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=steps + 1)
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))

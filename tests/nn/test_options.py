@@ -107,7 +107,7 @@ def test_options_are_immutable_hashable_and_compare_by_value():
         ),
         ({"corruption": "blur:1"}, "corruption: 'blur:1' is not one of none, masking"),
         ({"corruption": "masking"}, "corruption: 'masking' has 0 numbers; masking takes p"),
-        ({"corruption": "masking:1.5"}, "Masking: p must be in [0, 1], got 1.5"),
+        ({"corruption": "masking:1.5"}, "corruption: Masking: p must be in [0, 1], got 1.5"),
         ({"emphasis": Emphasis(2.0)}, "emphasis: needs a corruption that leaves entries clean"),
         (
             {"emphasis": Emphasis(2.0), "corruption": "gaussian:1"},
