@@ -1,0 +1,241 @@
+"""No interruption changes a figure: a run that goes on ends as one that was never stopped."""
+
+import csv
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastae.train import (
+    CheckpointError,
+    Stage,
+    TrainConfig,
+    TrainingError,
+    load_checkpoint,
+    train,
+)
+
+STEPS = 32  # of the tiny run of two epochs: four stages of eight steps
+
+
+# Interrupted and resumed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory) -> dict[str, Any]:
+    """Finished runs by the name of their kind, made when first asked for."""
+    return {"folder": tmp_path_factory.mktemp("uninterrupted")}
+
+
+@pytest.mark.parametrize("after", range(1, STEPS))
+def test_a_run_interrupted_after_any_step_ends_as_if_it_was_not(
+    tiny, make_config, uninterrupted, interrupt, resume, assert_same_run, after
+):
+    if "whole" not in uninterrupted:
+        whole = replace(make_config(), out=str(uninterrupted["folder"] / "whole"))
+        uninterrupted["whole"] = train(whole, dataset=tiny)
+    config = make_config()
+    interrupt(config, after)
+    state = load_checkpoint(config.out, with_state=True).state.values
+    assert not state["finished"] and len(state["history"]) == (after - 1) // 4
+    assert state["stage"] * 8 + state["epoch"] * 4 + state["step"] == after
+    result = resume(config)
+    assert_same_run(uninterrupted["whole"], result)
+    with open(result.path / "log.csv", newline="") as file:
+        assert [(row["stage"], int(row["epoch"])) for row in csv.DictReader(file)] == [
+            (row["stage"], row["epoch"]) for row in result.history
+        ]
+
+
+@pytest.mark.parametrize("share", [0.06, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
+def test_early_stopping_and_schedules_survive_an_interruption(
+    tiny, make_config, uninterrupted, updates, interrupt, resume, assert_same_run, share
+):
+    stage = Stage(
+        epochs=12, batch_size=10, lr=0.3, patience=2, schedule="CosineAnnealingLR", clip_norm=0.5,
+        optimizer="sgd", optimizer_options=("momentum=0.9",),
+    )  # fmt: skip
+    config = make_config(pretrain=stage, finetune=stage, supervised=stage)
+    if "stopping" not in uninterrupted:
+        progress = updates()
+        whole = replace(config, out=str(uninterrupted["folder"] / "stopping"))
+        uninterrupted["stopping"] = train(whole, dataset=tiny, progress=progress), progress.steps
+    whole, total = uninterrupted["stopping"]
+    assert total < 4 * 12 * 4  # or nothing was stopped
+    interrupt(config, round(share * total))
+    assert_same_run(whole, resume(config))
+
+
+def test_a_run_interrupted_at_every_step_ends_as_if_it_was_not(
+    tiny, make_config, interrupt, resume, assert_same_run
+):
+    stage = Stage(epochs=1, batch_size=20, lr=0.01)
+    stages = {"pretrain": stage, "finetune": stage, "supervised": stage}
+    whole = train(make_config("whole", **stages), dataset=tiny)
+    config = make_config("parts", **stages)
+    for done in range(7):
+        interrupt(replace(config, resume=done > 0), 1)
+    assert_same_run(whole, resume(config))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [
+        ("MultiStepLR", ("milestones=[2,7,10]",)),
+        ("StepLR", ("step_size=4",)),
+        ("OneCycleLR", ()),
+        ("LinearLR", ()),
+        ("ConstantLR", ()),
+        ("PolynomialLR", ()),
+        ("ExponentialLR", ("gamma=0.9",)),
+        ("CosineAnnealingWarmRestarts", ("T_0=5",)),
+        ("CyclicLR", ("base_lr=0.001", "max_lr=0.1", "step_size_up=3", "cycle_momentum=false")),
+    ],
+)
+def test_every_schedule_goes_on_where_it_was(
+    tiny, one_layer, interrupt, resume, assert_same_run, schedule, options
+):
+    stage = Stage(epochs=3, batch_size=10, schedule=schedule, schedule_options=options)
+    whole = train(one_layer("whole", pretrain=stage), dataset=tiny)
+    config = one_layer("parts", pretrain=stage)
+    interrupt(config, 6)
+    assert_same_run(whole, resume(config))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop",
+        "Rprop", "SGD",
+    ],
+)  # fmt: skip
+def test_every_optimizer_goes_on_where_it_was(
+    tiny, one_layer, interrupt, resume, assert_same_run, optimizer, precision
+):
+    stage = Stage(epochs=3, batch_size=10, optimizer=optimizer)
+    whole = train(one_layer("whole", pretrain=stage, precision=precision), dataset=tiny)
+    config = one_layer("parts", pretrain=stage, precision=precision)
+    interrupt(config, 6)
+    assert_same_run(whole, resume(config))
+
+
+def test_streamed_runs_resume_exactly(tiny, make_config, interrupt, resume, assert_same_run):
+    whole = train(make_config("whole", memory_gib=0.0), dataset=tiny)
+    config = make_config("parts", memory_gib=0.0)
+    interrupt(config, 14)
+    assert_same_run(whole, resume(config))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastae-reader")]
+
+
+def test_sigterm_saves_as_ctrl_c_does(tiny, make_config, updates, resume, assert_same_run):
+    config = make_config()
+
+    def act(done: int) -> None:
+        if done == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset=tiny, progress=updates(act))
+    assert_same_run(train(make_config("whole"), dataset=tiny), resume(config))
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tiny, make_config, updates):
+    config = make_config()
+
+    def act(done: int) -> None:
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000):  # handlers run between bytecodes
+                pass
+            pytest.fail("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset=tiny, progress=updates(act))
+    assert not list(Path(config.out).glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("how", ["finished", "interrupted", "failed"])
+def test_signal_handlers_are_given_back(tiny, make_config, interrupt, how):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    if how == "interrupted":
+        interrupt(make_config(), 3)
+    elif how == "failed":
+        broken = make_config(
+            pretrain=Stage(epochs=2, batch_size=10, lr=1e30), loss=("mse",), activation=("linear",)
+        )
+        with pytest.raises(TrainingError):
+            train(broken, dataset=tiny)
+    else:
+        train(make_config(), dataset=tiny)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_training_works_outside_the_main_thread(tiny, make_config, assert_same_run):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(make_config("thread"), dataset=tiny)))
+    thread.start()
+    thread.join()
+    assert_same_run(train(make_config("main"), dataset=tiny), results[0])
+
+
+def test_an_error_in_the_progress_stops_the_run_and_it_resumes(
+    tiny, make_config, updates, resume, assert_same_run
+):
+    config = make_config(checkpoint_seconds=0.0)
+
+    def act(done: int) -> None:
+        if done == 11:
+            raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="terminal"):
+        train(config, dataset=tiny, progress=updates(act))
+    assert_same_run(train(make_config("whole"), dataset=tiny), resume(config))
+
+
+def test_resuming_a_finished_run_trains_nothing(tiny, make_config, updates, assert_same_run):
+    config = make_config()
+    result = train(config, dataset=tiny)
+    files = {path: path.read_bytes() for path in result.path.rglob("*") if path.is_file()}
+    progress = updates()
+    assert_same_run(result, train(replace(config, resume=True), dataset=tiny, progress=progress))
+    assert not progress.stages
+    assert {path: path.read_bytes() for path in result.path.rglob("*") if path.is_file()} == files
+
+
+def test_resuming_follows_the_configuration_of_the_run(tiny, make_config, interrupt, assert_same_run):
+    whole = train(make_config("whole"), dataset=tiny)
+    config = make_config("parts")
+    interrupt(config, 6)
+    result = train(TrainConfig(out=config.out, resume=True, seed=8, memory_gib=0.5), dataset=tiny)
+    assert_same_run(whole, result)
+    kept = load_checkpoint(config.out).config
+    assert (kept["seed"], kept["memory_gib"], kept["resume"]) == (config.seed, 0.5, False)
+
+
+def test_a_run_can_be_moved_and_resumed(tiny, make_config, interrupt, assert_same_run, tmp_path):
+    whole = train(make_config("whole"), dataset=tiny)
+    config = make_config("parts")
+    interrupt(config, 6)
+    moved = Path(config.out).rename(tmp_path / "moved")
+    result = train(TrainConfig(out=str(moved), resume=True), dataset=tiny)
+    assert_same_run(whole, result)
+    assert result.path == moved and not Path(config.out).exists()
+
+
+def test_resuming_from_a_single_checkpoint_does_not_write_into_it(tiny, make_config, interrupt, resume):
+    config = make_config()
+    interrupt(config, 6)
+    (checkpoint,) = Path(config.out).glob("checkpoint-*")
+    before = {path.name for path in checkpoint.iterdir()}
+    try:
+        resume(replace(config, out=str(checkpoint)))
+    except CheckpointError as error:
+        assert str(checkpoint) in str(error)
+    assert {path.name for path in checkpoint.iterdir()} == before
