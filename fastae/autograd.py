@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import ops, reference
+from .arguments import reduce_rows
 from .corruption import mask_width
 from .philox import MASK_WIDTH, STREAM_CONTRACTION
 
@@ -269,7 +270,7 @@ class AutoencoderObjective(Function):
                 copies += [code2, preact2]
             higher_order = higher_order / o.higher_order_samples
         rows = (reconstruction, contractive, higher_order, l1 if o.l1 else None)
-        terms = [_reduce(row, o.reduction) for row in rows]
+        terms = [None if row is None else reduce_rows(row, o.reduction, row.shape) for row in rows]
         total = loss = cast(Tensor, terms[0])
         for factor, term in zip((o.contractive, o.higher_order, o.l1), terms[1:], strict=True):
             if term is not None:
@@ -385,12 +386,6 @@ def _decoder_settings(seed: Tensor | None, o: Objective) -> DecoderSettings:
         return DecoderSettings(o.loss, o.output_activation)
     p, width = o.corruption_params[0], mask_width(o.corruption)
     return DecoderSettings(o.loss, o.output_activation, seed, p, width, *o.emphasis)
-
-
-def _reduce(rows: Tensor | None, reduction: str) -> Tensor | None:
-    if rows is None or reduction == "none":
-        return rows
-    return rows.mean() if reduction == "mean" else rows.sum()
 
 
 def _kl_column_grad(mean: Tensor, target: float) -> Tensor:

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ._version import __version__
-from .errors import TrainingError
 from .ops.backend import backend_of, requested_backend
 from .train.config import TrainConfig
 
@@ -106,15 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         how = "".join(f"; it goes on with: fastae train --resume --out {run}" for run in interrupt.args)
         return fail(f"interrupted{how}", 1)
-    except (TrainingError, MemoryError) as error:
-        return fail(str(error) or "out of memory", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no second complaint
         return 1
     except (ValueError, TypeError, OSError) as error:
         return fail(str(error), 2)
-    except RuntimeError as error:
-        return fail(str(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        return fail(str(error) or "out of memory", 1)
     return 0
 
 

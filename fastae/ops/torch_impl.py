@@ -95,9 +95,14 @@ def _masked(x: Tensor, seed: Tensor, p: float, stream: int, width: int) -> Tenso
     return out
 
 
-def _normal_blocks(seed: int, rows: int, columns: int, stream: int):
-    for block, bits in philox.bit_blocks(seed, rows, columns + columns % 2, stream):
-        yield block, philox.standard_normal(bits)[:, :columns]
+def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
+    """x plus normal noise, added in the sums' dtype and rounded once."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, columns = x.shape
+    for block, bits in philox.bit_blocks(int(seed), rows, columns + columns % 2, stream):
+        wide = _wide(x[block])
+        _store(out[block], wide + std * philox.standard_normal(bits)[:, :columns].to(wide))
+    return out
 
 
 @_exact
@@ -107,11 +112,9 @@ def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int
         return x.clone(memory_format=torch.contiguous_format)
     if kind == "masking":
         return _masked(x, seed, params[0], stream, mask_width(kind))
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if kind == "gaussian":
-        for block, normal in _normal_blocks(int(seed), rows, columns, stream):
-            _store(out[block], _wide(x[block]) + params[0] * normal.to(_wide(x[:0])))
-        return out
+        return _add_normal(x, params[0], seed, stream)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     width = mask_width(kind)
     for block, bits in philox.bit_blocks(int(seed), rows, columns, stream, width=width):
         hit = (bits <= philox.threshold(params[0], width)).to(x.device)
@@ -154,15 +157,12 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
 
 @_exact
 def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float, dropout: float) -> Tensor:
-    rows, units = code.shape
-    key = int(seed)
     if noise == "gaussian":
-        out = torch.empty_like(code)
-        for block, normal in _normal_blocks(key, rows, units, philox.STREAM_CODE_NOISE):
-            _store(out[block], _wide(code[block]) + noise_std * normal.to(_wide(code[:0])))
+        out = _add_normal(code, noise_std, seed, philox.STREAM_CODE_NOISE)
     elif noise == "bernoulli":
         out = torch.empty_like(code)
-        for block, bits in philox.bit_blocks(key, rows, units, philox.STREAM_CODE_NOISE):
+        rows, units = code.shape
+        for block, bits in philox.bit_blocks(int(seed), rows, units, philox.STREAM_CODE_NOISE):
             uniform = bits.bitwise_right_shift(8).bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24)
             torch.lt(uniform.to(code.device), code[block], out=out[block])
     else:

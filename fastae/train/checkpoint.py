@@ -67,7 +67,7 @@ class Checkpoint:
     feature_shape: tuple[int, ...]
     config: dict[str, Any]
     state: TrainState
-    path: Path | None = None
+    path: Path
 
 
 def save_checkpoint(

@@ -195,8 +195,7 @@ class TrainConfig:
             raise ValueError("resume: needs out, the folder of the run to continue")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: must fit 64 bits, got {self.seed!r}")
-        stages = {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
-        for name, stage in stages.items():
+        for name, stage in self.stages.items():
             stage.check(name)
             if stage.patience and not self.validation:
                 raise ValueError(f"{name}.patience: needs a validation share above 0")
@@ -204,6 +203,11 @@ class TrainConfig:
             parse_corruption(text)
         if self.sizes:
             self.layer_options(len(self.sizes) - 1)
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages by the names of their options, in the order in which they run."""
+        return {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
 
     def layer_options(self, depth: int) -> list[Options]:
         """The options of each of ``depth`` layers; ``ValueError`` where they do not fit."""

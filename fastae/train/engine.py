@@ -173,7 +173,7 @@ class _Run:
             self.stack = checkpoint.stack.to(self.device)
             self.classifier = checkpoint.classifier
             self.state, self.tensors = checkpoint.state.values, checkpoint.state.tensors
-            self.state_path = find_checkpoint(run) / "state.json"
+            self.state_path = checkpoint.path / "state.json"
             if "optimizer" in self.state:
                 fields |= {"sums", "best", "stale"}
             if missing := sorted(fields - set(self.state)):
@@ -199,12 +199,9 @@ class _Run:
 
     def _check_schedules(self) -> None:
         """A schedule that does not fit its number of steps should show before the first stage."""
-        config = self.config
-        for name, stage in (
-            ("pretrain", config.pretrain), ("finetune", config.finetune), ("supervised", config.supervised)
-        ):  # fmt: skip
+        for name, stage in self.config.stages.items():
             steps = stage.epochs * math.ceil(len(self.rows) / stage.rows_a_step(len(self.rows)))
-            if steps and (name != "supervised" or config.classifier):
+            if steps and (name != "supervised" or self.config.classifier):
                 try:
                     stage.make_schedule(stage.make_optimizer([torch.zeros(1, requires_grad=True)]), steps)
                 except ValueError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import functional
+from .. import functional, reference
 from ..activations import ACTIVATIONS
 from ..nn import Autoencoder, StackedAutoencoder
 from .data import Rows
@@ -41,9 +41,7 @@ class _UnitStatistics:
         z = nn.functional.linear(x, layer.encoder.weight, layer.encoder.bias)
         code = f.function(z)
         slope = f.derivative(code, z)
-        _, penalty = functional.contractive_encode(
-            x, layer.encoder.weight, layer.encoder.bias, options.activation, reduction="sum"
-        )
+        squared = slope.square()
         loss = functional.reconstruction_loss(
             code,
             layer.decoder_weight,
@@ -55,8 +53,9 @@ class _UnitStatistics:
         )
         self.rows += len(x)
         self.loss += float(loss)
-        self.penalty += float(penalty)
-        self.squared_slope += float(slope.square().sum(dtype=torch.float64))
+        penalty = squared @ reference.squared_norms(layer.encoder.weight)
+        self.penalty += float(penalty.sum(dtype=torch.float64))
+        self.squared_slope += float(squared.sum(dtype=torch.float64))
         zero = x.new_zeros(1)
         slope_at_0 = float(f.derivative(f.function(zero), zero))  # 0 for relu: what is flat counts
         self.saturated += float((slope.abs() <= SATURATED_SLOPE * slope_at_0).sum())
@@ -76,7 +75,7 @@ class _UnitStatistics:
             "reconstruction": self.loss / self.rows,
             "contractive_penalty": self.penalty / self.rows,
             "mean_squared_slope": self.squared_slope / entries,
-            "mean_squared_norm": float(self.layer.encoder.weight.square().sum(1).mean()),
+            "mean_squared_norm": float(reference.squared_norms(self.layer.encoder.weight).mean()),
             "saturated_share": self.saturated / entries,
             "dead_units": int((self.high - self.low < _DEAD_RANGE).sum()),
             "mean_activation": self.activation / entries,
