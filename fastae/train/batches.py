@@ -111,8 +111,8 @@ def open_rows(
     if size > budget:
         return Streamed(rows, device, dtype, encode)
     kept = torch.empty(len(rows), width or rows.width, dtype=dtype, device=device)
-    for low in range(0, len(rows), _CHUNK):
-        chunk = torch.from_numpy(rows.read(slice(low, low + _CHUNK))).to(device, dtype)
-        kept[low : low + _CHUNK] = chunk if encode is None else encode(chunk)
+    for place, values in rows.chunks(_CHUNK):
+        chunk = torch.from_numpy(values).to(device, dtype)
+        kept[place] = chunk if encode is None else encode(chunk)
     labels = None if rows.labels is None else torch.from_numpy(rows.labels).to(device)
     return Resident(kept, labels)

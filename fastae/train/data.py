@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -141,6 +141,12 @@ class Rows:
             view = isinstance(rows, slice)
             block = self.array[rows].astype(np.float32, order="C", subok=False, copy=view)
         return self.scaling._apply_in_place(block)
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """All rows in order, ``size`` at a time, each with its place."""
+        for low in range(0, len(self), size):
+            place = slice(low, min(low + size, len(self)))
+            yield place, self.read(place)
 
     def fingerprint(self) -> str:
         """A digest of the number of rows, of 64 of them spread over all, and of the labels."""

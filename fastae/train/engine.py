@@ -210,8 +210,7 @@ class _Run:
     def _check_range(self, loss: str) -> None:
         if loss != "bce":
             return
-        for low in range(0, len(self.dataset.train), 4 * _EVALUATION_ROWS):
-            chunk = self.dataset.train.read(slice(low, low + 4 * _EVALUATION_ROWS))
+        for _, chunk in self.dataset.train.chunks(4 * _EVALUATION_ROWS):
             if chunk.min() < 0.0 or chunk.max() > 1.0:
                 raise ValueError(
                     f"loss: bce needs values in [0, 1], and {self.dataset.name} scaled by "

@@ -116,8 +116,8 @@ def evaluate(
     encoder = [(a.encoder.weight, a.encoder.bias, a.options.activation) for a in stack.autoencoders]
     total = squared = penalty = wrong = 0.0
     generator = torch.Generator(parameter.device).manual_seed(0)
-    for low in range(0, len(rows), _CHUNK):
-        x = torch.from_numpy(rows.read(slice(low, low + _CHUNK))).to(parameter)
+    for place, values in rows.chunks(_CHUNK):
+        x = torch.from_numpy(values).to(parameter)
         code = x
         for layer in layers:
             code = layer.add(code)
@@ -139,7 +139,7 @@ def evaluate(
             )
             penalty += float(estimate)
         if classifier is not None and rows.labels is not None:
-            labels = torch.from_numpy(rows.labels[low : low + _CHUNK]).to(parameter.device)
+            labels = torch.from_numpy(rows.labels[place]).to(parameter.device)
             wrong += float((classifier(x).argmax(1) != labels).sum())
     result: dict[str, Any] = {
         "rows": len(rows),
@@ -164,11 +164,11 @@ def encode_rows(stack: StackedAutoencoder, rows: Rows, depth: int | None = None)
     """The codes of all rows, float32 [N, H]."""
     stack.eval()
     parameter = next(stack.parameters())
-    chunks = [
-        stack.encode(torch.from_numpy(rows.read(slice(low, low + _CHUNK))).to(parameter), depth).float().cpu()
-        for low in range(0, len(rows), _CHUNK)
+    codes = [
+        stack.encode(torch.from_numpy(values).to(parameter), depth).float().cpu()
+        for _, values in rows.chunks(_CHUNK)
     ]
-    return torch.cat(chunks).numpy()
+    return torch.cat(codes).numpy()
 
 
 def _probe_error(stack: StackedAutoencoder, train: Rows, test: Rows) -> float:
