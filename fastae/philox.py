@@ -33,14 +33,25 @@ STREAM_PROBE = 4096  # + k for the k-th probe of the deep penalty
 
 MASK_WIDTH = 16
 
+_RANK_STEP = 0x9E3779B97F4A7C15  # odd, so that no two ranks share it modulo a power of two
+
 _COUNTER_BITS = 256
 _DTYPES = {16: (np.int16, torch.int16), 32: (np.int32, torch.int32)}
 _BLOCK = 1 << 18  # entries a block: its bits and temporaries stay in a core's cache
 
 
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """A seed [1] (int64) from torch's generator, on ``device`` without a host synchronisation."""
-    return torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    """A seed [1] (int64) from torch's generator, on ``device`` without a host synchronisation.
+
+    Processes of one ``torch.distributed`` group get seeds of their own from equal generators.
+    """
+    seed = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    rank = torch.distributed.get_rank() if _in_group() else 0
+    return seed.bitwise_xor_(rank * _RANK_STEP % 2**63) if rank else seed
+
+
+def _in_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def random_bits(
