@@ -141,7 +141,7 @@ class Encode(Function):
     ) -> tuple[Tensor, Tensor | None]:
         sq_norms = ops.squared_norms(weight) if contractive else None
         code, _, preact, penalty, _, _ = ops.encode(
-            x, weight, bias, activation, sq_norms, False, False, None, "none", 0.0, 0.0
+            x, weight, bias, activation, sq_norms, None, None, False, False, None, "none", 0.0, 0.0
         )
         ctx.save_for_backward(x, weight, bias, code, preact, sq_norms)
         ctx.activation = activation
@@ -199,25 +199,30 @@ class ReconstructionLoss(Function):
         settings: DecoderSettings,
     ) -> Tensor:
         ctx.settings = settings
-        rows, grad = ops.decode_loss(code, weight, bias, target, *settings)
-        ctx.save_for_backward(code, weight, bias, target if target.requires_grad else None, grad)
+        rows, grad, column_sums = ops.decode_loss(code, weight, bias, target, *settings, bias is not None)
+        ctx.save_for_backward(code, weight, bias, target if target.requires_grad else None, grad, column_sums)
         return rows
 
     @staticmethod
     @first_order
     def backward(ctx: Context, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-        code, weight, bias, target, grad = ctx.saved_tensors
+        code, weight, bias, target, grad, column_sums = ctx.saved_tensors
         need_code, need_weight, need_bias, need_target = ctx.needs_input_grad[:4]
-        scaled = (grad * grad_rows[:, None]).to(grad.dtype)  # a loss scale may not fit float16
-        target_grad = None
+        scale = _one_scale(grad_rows)
+        d_code = d_target = None
+        if need_code:
+            none = code.new_empty(0)
+            d_code, _, _ = ops.code_grad(
+                grad, weight, code, none, "linear", scale, None, None, None, None, None, None, 0.0
+            )
         if need_target:
-            target_grad = ops.decode_loss_target_grad(code, weight, bias, target, *ctx.settings)
-            target_grad = (target_grad * grad_rows[:, None]).to(target_grad.dtype)
+            d_target = ops.decode_loss_target_grad(code, weight, bias, target, *ctx.settings)
+            d_target = (d_target * _column(scale)).to(d_target.dtype)
         return (
-            torch.mm(scaled, weight) if need_code else None,
-            ops.weight_grad(scaled, code, None, None, None, None, None, None) if need_weight else None,
-            scaled.sum(0, dtype=grad_rows.dtype).to(bias.dtype) if need_bias else None,
-            target_grad,
+            d_code,
+            ops.weight_grad(grad, code, scale, None, None, None, None, None) if need_weight else None,
+            _scaled_column_sums(grad, scale, column_sums).to(bias.dtype) if need_bias else None,
+            d_target,
             None,
         )
 
@@ -247,12 +252,14 @@ class AutoencoderObjective(Function):
             x_in = ops.corrupt(x, seed, o.corruption, o.corruption_params, 0)
         sq_norms = ops.squared_norms(weight) if o.contractive or o.higher_order else None
         code, noisy, preact, penalty, l1, code_sum = ops.encode(
-            x_in, weight, bias, o.activation, sq_norms if o.contractive else None, o.l1 != 0.0, o.kl != 0.0,
-            seed, o.noise, o.noise_std, o.dropout,
+            x_in, weight, bias, o.activation, sq_norms if o.contractive else None, None, None, o.l1 != 0.0,
+            o.kl != 0.0, seed, o.noise, o.noise_std, o.dropout,
         )  # fmt: skip
         decoder_input = noisy if o.noise != "none" or o.dropout else code
         settings = _decoder_settings(seed, o)
-        reconstruction, grad = ops.decode_loss(decoder_input, v, decoder_bias, target, *settings)
+        reconstruction, grad, column_sums = ops.decode_loss(
+            decoder_input, v, decoder_bias, target, *settings, decoder_bias is not None
+        )
 
         contractive = higher_order = kl = column_grad = None
         copies: list[Tensor] = []
@@ -263,10 +270,22 @@ class AutoencoderObjective(Function):
             higher_order = torch.zeros_like(reconstruction)
             for k in range(o.higher_order_samples):
                 copy = ops.corrupt(x_in, seed, "gaussian", [o.higher_order_std], STREAM_CONTRACTION + k)
-                code2, _, preact2, _, _, _ = ops.encode(
-                    copy, weight, bias, o.activation, None, False, False, None, "none", 0.0, 0.0
+                code2, _, preact2, difference, _, _ = ops.encode(
+                    copy,
+                    weight,
+                    bias,
+                    o.activation,
+                    sq_norms,
+                    code,
+                    preact,
+                    False,
+                    False,
+                    None,
+                    "none",
+                    0.0,
+                    0.0,
                 )
-                higher_order += ops.slope_difference(code, preact, code2, preact2, o.activation, sq_norms)
+                higher_order += difference
                 copies += [code2, preact2]
             higher_order = higher_order / o.higher_order_samples
         rows = (reconstruction, contractive, higher_order, l1 if o.l1 else None)
@@ -288,7 +307,7 @@ class AutoencoderObjective(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             x_in, target if target.requires_grad else None, weight, bias, decoder_weight, decoder_bias, seed,
-            code, decoder_input, preact, grad, sq_norms, column_grad, *copies,
+            code, decoder_input, preact, grad, column_sums, sq_norms, column_grad, *copies,
         )  # fmt: skip
         return (total, *terms, kl)
 
@@ -296,8 +315,8 @@ class AutoencoderObjective(Function):
     @first_order
     def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         o: Objective = ctx.objective
-        (x_in, target, weight, bias, decoder_weight, decoder_bias, seed,
-         code, decoder_input, preact, grad, sq_norms, column_grad, *copies) = ctx.saved_tensors  # fmt: skip
+        (x_in, target, weight, bias, decoder_weight, decoder_bias, seed, code, decoder_input, preact, grad,
+         column_sums, sq_norms, column_grad, *copies) = ctx.saved_tensors  # fmt: skip
         need_x, need_target, need_weight, need_bias, need_decoder, need_decoder_bias = ctx.needs_input_grad[
             :6
         ]
@@ -375,7 +394,9 @@ class AutoencoderObjective(Function):
             d_weight,
             db.to(bias.dtype) if need_bias else None,
             d_decoder,
-            _scaled_column_sums(grad, rec_scale).to(decoder_bias.dtype) if need_decoder_bias else None,
+            _scaled_column_sums(grad, rec_scale, column_sums).to(decoder_bias.dtype)
+            if need_decoder_bias
+            else None,
             None,
             None,
         )
@@ -414,8 +435,11 @@ def _column(scale: Tensor) -> Tensor:
     return scale if scale.dim() == 0 else scale[:, None]
 
 
-def _scaled_column_sums(grad: Tensor, scale: Tensor) -> Tensor:
-    """sum_n scale_n grad_n, [D]."""
-    if scale.dim() == 0:
-        return grad.sum(0, dtype=scale.dtype) * scale
-    return scale @ grad.to(scale.dtype)
+def _one_scale(rows: Tensor) -> Tensor:
+    """A gradient of rows [M] as a scalar where all of it is one: after a mean or a sum over rows."""
+    return rows[0] if rows.shape[0] and rows.stride(0) == 0 else rows
+
+
+def _scaled_column_sums(grad: Tensor, scale: Tensor, column_sums: Tensor) -> Tensor:
+    """sum_n scale_n grad_n, [D], from the sums without a scale where it is one for all rows."""
+    return column_sums * scale if scale.dim() == 0 else scale @ grad.to(scale.dtype)

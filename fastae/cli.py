@@ -23,6 +23,8 @@ from .ops.backend import backend_of, requested_backend
 from .train.config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from .train.checkpoint import Checkpoint
     from .train.data import Dataset
 
@@ -207,7 +209,7 @@ def _info(config: InfoConfig, console: Console) -> None:
         "threads": torch.get_num_threads(),
         "devices": names,
         "FASTAE_BACKEND": requested_backend(),
-        "operators": {str(d): {op: list(backend_of(op, d)) for op in ops.NAMES} for d in devices},
+        "operators": {str(d): {op: _backend(op, d) for op in ops.NAMES} for d in devices},
     }
     if config.json:
         print(json.dumps(info, indent=2))
@@ -227,6 +229,13 @@ def _info(config: InfoConfig, console: Console) -> None:
         for op, (backend, why) in operators.items():
             table.add_row(op, backend, why)
         console.print(table, highlight=False)
+
+
+def _backend(op: str, device: torch.device) -> list[str]:
+    try:
+        return list(backend_of(op, device))
+    except ValueError as error:  # what a call would raise
+        return ["none", str(error)]
 
 
 _COMMANDS = {TrainConfig: _train, EncodeConfig: _encode, EvaluateConfig: _evaluate, InfoConfig: _info}

@@ -51,7 +51,7 @@ class DeepEncode(Function):
         for weight, bias, activation in zip(weights, biases, activations, strict=True):
             assert weight is not None
             code, _, preact, _, _, _ = ops.encode(
-                inputs[-1], weight, bias, activation, None, False, False, None, "none", 0.0, 0.0
+                inputs[-1], weight, bias, activation, None, None, None, False, False, None, "none", 0.0, 0.0
             )
             codes.append(code)
             preacts.append(preact)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -13,3 +20,17 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 def autocast_enabled(device: str) -> bool:
     """Whether autocast is on for a type of device; devices that have none, such as meta, say no."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs an operator outside autocast: the dtypes it was given are the ones it works in."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = args[0].device.type  # pyright: ignore[reportAttributeAccessIssue]
+        if not autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped

@@ -489,11 +489,26 @@ def test_a_corrupt_checkpoint_is_one_message_and_exit_code_2(fastae_, run, here,
     assert_refused(fastae_(command.format(run="copy")), f"copy/checkpoint-000001/{file}")
 
 
-@pytest.mark.parametrize("value", ["nonsense", "triton"])
 @pytest.mark.parametrize("command", ["info", "info --json"])
-def test_a_wrong_backend_is_refused_by_info(fastae_, monkeypatch, command, value):
-    monkeypatch.setenv("FASTAE_BACKEND", value)
-    assert_refused(fastae_(command), f"FASTAE_BACKEND '{value}'")
+def test_a_wrong_backend_is_refused_by_info(fastae_, monkeypatch, command):
+    monkeypatch.setenv("FASTAE_BACKEND", "nonsense")
+    assert_refused(fastae_(command), "FASTAE_BACKEND 'nonsense'")
+
+
+def test_kernels_without_a_gpu_or_the_interpreter_are_refused_where_they_are_used(here):
+    environment_ = environment(FASTAE_BACKEND="triton", TRITON_INTERPRET="0")
+    command = [sys.executable, "-m", "fastae"]
+    info = subprocess.run([*command, "info"], capture_output=True, text=True, env=environment_, timeout=120)
+    assert info.returncode == 0 and "none" in info.stdout and "TRITON_INTERPRET=1" in info.stdout
+    train = subprocess.run(
+        [*command, *shlex.split(f"train {QUICK} --out run")],
+        capture_output=True,
+        text=True,
+        env=environment_,
+        timeout=120,
+    )
+    outcome = Outcome(train.returncode, train.stdout, train.stderr)
+    assert_refused(outcome, "FASTAE_BACKEND 'triton' TRITON_INTERPRET=1")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ Results that were not asked for come back as tensors of no elements, since opera
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from ..activations import get_activation
 from ..precision import sum_dtype
-from . import torch_impl
+from . import backend, torch_impl
 
 _LIBRARY = torch.library.Library("fastae", "DEF")
 
@@ -30,16 +32,19 @@ _SCHEMAS = {
     "perturb": "(Tensor code, Tensor seed, str noise, float noise_std, float dropout) -> Tensor",
     # q [H]
     "squared_norms": "(Tensor weight) -> Tensor",
-    # code [M, H], noisy code [M, H], pre-activation [M, H], penalty [M], l1 [M], column sums of the code [H]
+    # code [M, H], noisy code [M, H], pre-activation [M, H], penalty [M], l1 [M], column sums of the code [H];
+    # the penalty is of the slopes, or of their difference from those of another input's code
     "encode": (
-        "(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? sq_norms, bool l1, bool code_sum, "
-        "Tensor? seed, str noise, float noise_std, float dropout) "
+        "(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? sq_norms, Tensor? base_code, "
+        "Tensor? base_preact, bool l1, bool code_sum, Tensor? seed, str noise, float noise_std, "
+        "float dropout) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
-    # loss of each row [M], its gradient to the pre-activation a [M, D]
+    # loss of each row [M], its gradient to the pre-activation a [M, D], that one's column sums [D]
     "decode_loss": (
         "(Tensor code, Tensor weight, Tensor? bias, Tensor target, str loss, str output_activation, "
-        "Tensor? seed, float p, int width, float corrupted, float clean) -> (Tensor, Tensor)"
+        "Tensor? seed, float p, int width, float corrupted, float clean, bool column_sums) "
+        "-> (Tensor, Tensor, Tensor)"
     ),
     # d loss / d target of each row's loss, [M, D]
     "decode_loss_target_grad": (
@@ -57,12 +62,7 @@ _SCHEMAS = {
         "(Tensor a, Tensor b, Tensor? scale, Tensor? weight, Tensor? u, Tensor? a2, Tensor? b2, "
         "Tensor? scale2) -> Tensor"
     ),
-    # sum_j (s_j - s2_j)^2 q_j of each row [M]
-    "slope_difference": (
-        "(Tensor code, Tensor preact, Tensor code2, Tensor preact2, str activation, Tensor sq_norms) "
-        "-> Tensor"
-    ),
-    # dz [M, H], dz2 [M, H], u [H]
+    # dz [M, H], dz2 [M, H], u [H] of sum_j (s_j - s2_j)^2 q_j
     "slope_difference_grad": (
         "(Tensor code, Tensor preact, Tensor code2, Tensor preact2, str activation, Tensor sq_norms, "
         "Tensor scale) -> (Tensor, Tensor, Tensor)"
@@ -78,7 +78,21 @@ def _sums(like: Tensor, size: int, wanted: bool = True) -> Tensor:
     return like.new_empty(size if wanted else 0, dtype=sum_dtype(like.dtype))
 
 
-def _fake_encode(x, weight, bias, activation, sq_norms, l1, code_sum, seed, noise, noise_std, dropout):
+def _fake_encode(
+    x,
+    weight,
+    bias,
+    activation,
+    sq_norms,
+    base_code,
+    base_preact,
+    l1,
+    code_sum,
+    seed,
+    noise,
+    noise_std,
+    dropout,
+):
     rows, units = x.shape[0], weight.shape[0]
     code = x.new_empty(rows, units)
     return (
@@ -91,8 +105,9 @@ def _fake_encode(x, weight, bias, activation, sq_norms, l1, code_sum, seed, nois
     )
 
 
-def _fake_decode_loss(code, weight, bias, target, loss, output_activation, seed, p, width, corrupted, clean):
-    return _sums(code, code.shape[0]), code.new_empty(target.shape)
+def _fake_decode_loss(code, weight, bias, target, loss, output_activation, seed, p, width, *options):
+    *_, column_sums = options
+    return _sums(code, code.shape[0]), code.new_empty(target.shape), _sums(code, target.shape[1], column_sums)
 
 
 def _fake_code_grad(
@@ -119,14 +134,31 @@ _FAKES = {
     "decode_loss_target_grad": lambda code, weight, bias, target, *options: target.new_empty(target.shape),
     "code_grad": _fake_code_grad,
     "weight_grad": lambda a, b, *options: a.new_empty(a.shape[1], b.shape[1]),
-    "slope_difference": lambda code, *rest: _sums(code, code.shape[0]),
     "slope_difference_grad": _fake_slope_difference_grad,
 }
 
+
+@functools.cache
+def _implementation(name: str, device: torch.device):
+    if backend.backend_of(name, device)[0] == "torch":
+        return getattr(torch_impl, name)
+    from . import triton_impl  # brings Triton along
+
+    return getattr(triton_impl, name)
+
+
+def forget_backends() -> None:
+    """Lets the next call of each operator look at FASTAE_BACKEND again."""
+    _implementation.cache_clear()
+
+
+def _by_device(name: str):
+    return lambda *args: _implementation(name, args[0].device)(*args)
+
+
 for _name, _schema in _SCHEMAS.items():
     _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    # the PyTorch implementation serves every device that has no kernels of its own
-    _LIBRARY.impl(_name, getattr(torch_impl, _name), "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _by_device(_name), "CompositeExplicitAutograd")
     # gradients are put around the operators, not into them: nothing to look up there at every call
     _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"fastae::{_name}", _FAKES[_name], lib=_LIBRARY)
@@ -143,5 +175,4 @@ decode_loss = torch.ops.fastae.decode_loss.default
 decode_loss_target_grad = torch.ops.fastae.decode_loss_target_grad.default
 code_grad = torch.ops.fastae.code_grad.default
 weight_grad = torch.ops.fastae.weight_grad.default
-slope_difference = torch.ops.fastae.slope_difference.default
 slope_difference_grad = torch.ops.fastae.slope_difference_grad.default

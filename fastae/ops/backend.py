@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 
 import torch
 
-CHOICES = ("auto", "torch")
+CHOICES = ("auto", "triton", "torch")
 
 
 def requested_backend() -> str:
-    """``FASTAE_BACKEND``: ``auto`` or ``torch``.
+    """``FASTAE_BACKEND``: ``auto``, ``triton`` or ``torch``.
 
     Raises:
-        ValueError: another value. (``triton`` needs kernels, which this version does not have yet.)
+        ValueError: another value, or ``triton`` where Triton is not installed.
     """
     value = os.environ.get("FASTAE_BACKEND", "auto").strip().lower() or "auto"
-    if value == "triton":
-        raise ValueError("FASTAE_BACKEND: 'triton' is asked for, but this version has no Triton kernels yet")
     if value not in CHOICES:
         raise ValueError(f"FASTAE_BACKEND: {value!r} is not one of {', '.join(CHOICES)}")
+    if value == "triton" and not _triton_installed():
+        raise ValueError("FASTAE_BACKEND: 'triton' is asked for, but Triton is not installed")
     return value
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _problem() -> str | None:
@@ -36,12 +43,23 @@ PROBLEM = _problem()
 
 
 def backend_of(op: str, device: torch.device) -> tuple[str, str]:
-    """(backend, reason) of an operator for tensors on ``device``."""
-    if requested_backend() == "torch":
+    """(backend, reason) of an operator for tensors on ``device``.
+
+    Raises:
+        ValueError: kernels are asked for by FASTAE_BACKEND=triton and cannot run there.
+    """
+    requested = requested_backend()
+    if requested == "torch":
         return "torch", "FASTAE_BACKEND=torch"
-    if device.type == "cpu":
-        return (
-            "torch",
-            "PyTorch's products, the passes between them in blocks that fit the cache",
-        )
-    return "torch", "this version has no Triton kernels yet"
+    if requested == "auto" and device.type == "cpu":
+        return "torch", "PyTorch's products, the passes between them in blocks that fit the cache"
+    if not _triton_installed():
+        return "torch", "Triton is not installed"
+    from fastae_kernels import launch
+
+    problem = launch.problem(device)
+    if problem is None:
+        return "triton", "fused kernels; float64 by PyTorch"
+    if requested == "triton":
+        raise ValueError(f"FASTAE_BACKEND: 'triton' is asked for, but {problem}")
+    return "torch", problem

@@ -8,34 +8,15 @@ on a CPU a fresh large buffer costs more in page faults than the arithmetic on i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import philox
-from ..activations import get_activation, softplus
+from ..activations import Activation, get_activation, softplus
 from ..corruption import mask_width
 from ..philox import row_blocks
-from ..precision import autocast_enabled, sum_dtype
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _exact(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs an implementation outside autocast: the dtypes it was given are the ones it works in."""
-
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = args[0].device.type  # pyright: ignore[reportAttributeAccessIssue]
-        if not autocast_enabled(device):
-            return function(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return function(*args, **kwargs)
-
-    return wrapped
+from ..precision import outside_autocast, sum_dtype
 
 
 def _none(like: Tensor) -> Tensor:
@@ -105,7 +86,7 @@ def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
     return out
 
 
-@_exact
+@outside_autocast
 def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
     rows, columns = x.shape
     if params[0] == 0.0:
@@ -133,7 +114,7 @@ def _swap_source(bits: Tensor, p: float, rows: int) -> Tensor:
     return ((bits.to(torch.int64) + 2**31) * rows // hits).clamp_max_(rows - 1)
 
 
-@_exact
+@outside_autocast
 def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
     if kind == "gaussian" or params[0] == 0.0:
         return grad.clone(memory_format=torch.contiguous_format)
@@ -147,7 +128,7 @@ def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float],
     return kept
 
 
-@_exact
+@outside_autocast
 def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     for block, bits in philox.bit_blocks(int(seed), like.shape[0], like.shape[1], stream):
@@ -155,7 +136,7 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
     return out
 
 
-@_exact
+@outside_autocast
 def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float, dropout: float) -> Tensor:
     if noise == "gaussian":
         out = _add_normal(code, noise_std, seed, philox.STREAM_CODE_NOISE)
@@ -181,19 +162,21 @@ def _drop(x: Tensor, seed: Tensor, dropout: float, out: Tensor) -> Tensor:
 # --- encoder --------------------------------------------------------------------------------------------
 
 
-@_exact
+@outside_autocast
 def squared_norms(weight: Tensor) -> Tensor:
     # vector_norm is the one reduction that squares without writing the squares out
     return torch.linalg.vector_norm(weight, dim=1, dtype=sum_dtype(weight.dtype)).square_()
 
 
-@_exact
+@outside_autocast
 def encode(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
     sq_norms: Tensor | None,
+    base_code: Tensor | None,
+    base_preact: Tensor | None,
     l1: bool,
     code_sum: bool,
     seed: Tensor | None,
@@ -214,7 +197,10 @@ def encode(
         h = (f.inplace or f.function)(z_wide)
         _store(code[block], h)
         if sq_norms is not None:
-            penalty[block] = f.derivative(h, z_wide).square_() @ sq_norms
+            s = f.derivative(h, z_wide)
+            if base_code is not None:
+                s = s - _slopes(f, base_code, base_preact, block)
+            penalty[block] = s.square_() @ sq_norms
         if l1:
             torch.linalg.vector_norm(h, 1, dim=1, out=l1_rows[block])
         if code_sum:
@@ -225,6 +211,11 @@ def encode(
     return code, noisy, z if f.needs_preactivation else _none(z), penalty, l1_rows, column_sums
 
 
+def _slopes(f: Activation, code: Tensor, preact: Tensor | None, block: slice) -> Tensor:
+    z = preact[block] if f.needs_preactivation and preact is not None else code[block]
+    return f.derivative(_wide(code[block]), _wide(z))
+
+
 def _scaled_product(a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """a b, scaled where that is free: by a scalar that the host knows; and the scale still to apply."""
     if scale is None or scale.dim() or scale.device.type != "cpu":
@@ -233,7 +224,7 @@ def _scaled_product(a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor,
     return torch.addmm(out, a, b, beta=0, alpha=float(scale), out=out), None
 
 
-@_exact
+@outside_autocast
 def code_grad(
     grad: Tensor,
     weight: Tensor | None,
@@ -290,7 +281,7 @@ def code_grad(
     return dz, db, u
 
 
-@_exact
+@outside_autocast
 def weight_grad(
     a: Tensor,
     b: Tensor,
@@ -355,7 +346,7 @@ def _decode_blocks(
     return a, blocks()
 
 
-@_exact
+@outside_autocast
 def decode_loss(
     code: Tensor,
     weight: Tensor,
@@ -368,10 +359,12 @@ def decode_loss(
     width: int,
     corrupted: float,
     clean: float,
-) -> tuple[Tensor, Tensor]:
+    column_sums: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     f = get_activation(output_activation)
     grad, blocks = _decode_blocks(code, weight, bias, seed, p, width, corrupted, clean)
     rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
+    sums = rows.new_zeros(grad.shape[1] if column_sums else 0)
     for block, entry_weights in blocks:
         a = _wide(grad[block])
         x = target[block].to(a.dtype)
@@ -388,11 +381,13 @@ def decode_loss(
             entries.mul_(entry_weights)
             g.mul_(entry_weights)
         rows[block] = entries.sum(1)
+        if column_sums:
+            sums += g.sum(0)
         _store(grad[block], g)
-    return rows, grad
+    return rows, grad, sums
 
 
-@_exact
+@outside_autocast
 def decode_loss_target_grad(
     code: Tensor,
     weight: Tensor,
@@ -421,17 +416,7 @@ def decode_loss_target_grad(
 # --- higher-order contraction ---------------------------------------------------------------------------
 
 
-@_exact
-def slope_difference(
-    code: Tensor, preact: Tensor, code2: Tensor, preact2: Tensor, activation: str, sq_norms: Tensor
-) -> Tensor:
-    rows = code.new_empty(code.shape[0], dtype=sum_dtype(code.dtype))
-    for block, _, _, _, _, _, _, difference in _slope_blocks(code, preact, code2, preact2, activation):
-        rows[block] = difference.square_() @ sq_norms
-    return rows
-
-
-@_exact
+@outside_autocast
 def slope_difference_grad(
     code: Tensor,
     preact: Tensor,
@@ -441,22 +426,17 @@ def slope_difference_grad(
     sq_norms: Tensor,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    second = get_activation(activation).second
+    f = get_activation(activation)
     dz, dz2 = torch.empty_like(code), torch.empty_like(code)
     u = torch.zeros_like(sq_norms)
-    for block, h, z, s, h2, z2, s2, difference in _slope_blocks(code, preact, code2, preact2, activation):
-        twice = 2.0 * _rows_of(scale, block).to(difference.dtype)
-        ds = difference * sq_norms * twice
-        dz[block] = ds * second(h, s, z) if second is not None else 0.0
-        dz2[block] = -ds * second(h2, s2, z2) if second is not None else 0.0
-        u += (difference.square_() * twice).sum(0)
-    return dz, dz2, u
-
-
-def _slope_blocks(code: Tensor, preact: Tensor, code2: Tensor, preact2: Tensor, activation: str):
-    f = get_activation(activation)
     for block in row_blocks(*code.shape):
         h, h2 = _wide(code[block]), _wide(code2[block])
         z, z2 = (_wide(preact[block]), _wide(preact2[block])) if f.needs_preactivation else (preact, preact2)
         s, s2 = f.derivative(h, z), f.derivative(h2, z2)
-        yield block, h, z, s, h2, z2, s2, s - s2
+        difference = s - s2
+        twice = 2.0 * _rows_of(scale, block).to(difference.dtype)
+        ds = difference * sq_norms * twice
+        dz[block] = ds * f.second(h, s, z) if f.second is not None else 0.0
+        dz2[block] = -ds * f.second(h2, s2, z2) if f.second is not None else 0.0
+        u += (difference.square_() * twice).sum(0)
+    return dz, dz2, u

@@ -1,1 +1,1 @@
-"""Triton device code and launchers for fastae's operators. This version has none yet."""
+"""Triton device code and launchers for fastae's operators; needs torch and triton, and nothing of fastae."""

@@ -1,0 +1,271 @@
+"""Elementwise activations and losses' transcendental parts as device functions, in float32.
+
+``function(z)`` gives the code h, ``slope(h, z)`` its derivative s and ``second(h, s, z)`` the derivative t
+of the slope; z is read only by the activations in ``PREACTIVATION``. At the breakpoint 0 the slope is that
+of the left side and the second derivative 0, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+# to the right of tensors, since the interpreter takes no constant's product with a tensor
+_SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
+_SELU_ALPHA = tl.constexpr(1.6732632423543772848170429916717)
+_LEAKY_SLOPE = tl.constexpr(0.01)
+_GELU_K = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+_GELU_C = tl.constexpr(0.044715)
+_SQRT_HALF = tl.constexpr(0.7071067811865476)
+_NORMAL_PEAK = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
+_SMALL = tl.constexpr(0.0625)  # below it a short series keeps the digits that a difference with 1 would lose
+
+
+@triton.jit
+def expm1(z):
+    """e^z - 1."""
+    series = z * (1.0 + z * (0.5 + z * (1.0 / 6.0 + z * (1.0 / 24.0 + z * (1.0 / 120.0)))))
+    return tl.where(tl.abs(z) < _SMALL, series, tl.exp(z) - 1.0)
+
+
+@triton.jit
+def log1p(e):
+    """log(1 + e) for e >= 0."""
+    series = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * (0.25 - e * (0.2 - e * (1.0 / 6.0))))))
+    return tl.where(e < _SMALL, series, tl.log(1.0 + e))
+
+
+@triton.jit
+def linear(z):
+    return z
+
+
+@triton.jit
+def linear_slope(h, z):
+    return tl.full(h.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def sigmoid(z):
+    return tl.sigmoid(z)
+
+
+@triton.jit
+def sigmoid_slope(h, z):
+    return h * (1.0 - h)
+
+
+@triton.jit
+def sigmoid_second(h, s, z):
+    return s * (1.0 - 2.0 * h)
+
+
+@triton.jit
+def tanh(z):
+    size = tl.abs(z)
+    e = tl.exp(-2.0 * size)
+    square = z * z
+    series = 1.0 - square * (
+        1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * (62.0 / 2835.0)))
+    )
+    value = (1.0 - e) / (1.0 + e)
+    return tl.where(size < 0.25, z * series, tl.where(z < 0.0, -value, value))
+
+
+@triton.jit
+def tanh_slope(h, z):
+    return 1.0 - h * h
+
+
+@triton.jit
+def tanh_second(h, s, z):
+    return -2.0 * h * s
+
+
+@triton.jit
+def relu(z):
+    return tl.where(z <= 0.0, 0.0, z)  # in this order nan stays nan
+
+
+@triton.jit
+def relu_slope(h, z):
+    return tl.where(h > 0.0, 1.0, 0.0)
+
+
+@triton.jit
+def leaky_relu(z):
+    return tl.where(z > 0.0, z, z * _LEAKY_SLOPE)
+
+
+@triton.jit
+def leaky_relu_slope(h, z):
+    return tl.where(h > 0.0, 1.0, _LEAKY_SLOPE)
+
+
+@triton.jit
+def softplus(z):
+    return tl.where(z <= 0.0, 0.0, z) + log1p(tl.exp(-tl.abs(z)))
+
+
+@triton.jit
+def softplus_slope(h, z):
+    return -expm1(-h)
+
+
+@triton.jit
+def softplus_second(h, s, z):
+    return s * (1.0 - s)
+
+
+@triton.jit
+def elu(z):
+    return tl.where(z > 0.0, z, expm1(z))
+
+
+@triton.jit
+def elu_slope(h, z):
+    return tl.where(h < 0.0, h + 1.0, 1.0)
+
+
+@triton.jit
+def elu_second(h, s, z):
+    return tl.where(h < 0.0, s, 0.0)
+
+
+@triton.jit
+def selu(z):
+    return tl.where(z > 0.0, z, expm1(z) * _SELU_ALPHA) * _SELU_SCALE
+
+
+@triton.jit
+def selu_slope(h, z):
+    return tl.where(h > 0.0, _SELU_SCALE, tl.where(h < 0.0, h, 0.0) + _SELU_SCALE * _SELU_ALPHA)
+
+
+@triton.jit
+def _saturated(z):
+    """z held where gelu's derivatives have long reached their limits, before its powers overflow."""
+    return tl.where(z > 50.0, 50.0, tl.where(z < -50.0, -50.0, z))
+
+
+@triton.jit
+def _normal_cdf(z):
+    return 0.5 + 0.5 * tl.erf(z * _SQRT_HALF)
+
+
+@triton.jit
+def _normal_pdf(z):
+    return tl.exp(-0.5 * z * z) * _NORMAL_PEAK
+
+
+@triton.jit
+def gelu(z):
+    return z * _normal_cdf(z)
+
+
+@triton.jit
+def gelu_slope(h, z):
+    z = _saturated(z)
+    return _normal_cdf(z) + z * _normal_pdf(z)
+
+
+@triton.jit
+def gelu_second(h, s, z):
+    z = _saturated(z)
+    return _normal_pdf(z) * (2.0 - z * z)
+
+
+@triton.jit
+def _gelu_tanh_argument(z):
+    return (z + z * z * z * _GELU_C) * _GELU_K
+
+
+@triton.jit
+def gelu_tanh(z):
+    return z * tl.sigmoid(2.0 * _gelu_tanh_argument(z))  # 0.5 (1 + tanh u) = sigmoid(2u)
+
+
+@triton.jit
+def _gelu_tanh_parts(z):
+    """tanh(u), 1 - tanh(u)^2 without cancellation, and u' for gelu_tanh's argument u."""
+    u = _gelu_tanh_argument(z)
+    e = tl.exp(-2.0 * tl.abs(u))
+    return tanh(u), 4.0 * e / ((1.0 + e) * (1.0 + e)), (1.0 + z * z * (3.0 * _GELU_C)) * _GELU_K
+
+
+@triton.jit
+def gelu_tanh_slope(h, z):
+    z = _saturated(z)
+    th, complement, du = _gelu_tanh_parts(z)
+    return 0.5 * (1.0 + th) + 0.5 * z * complement * du
+
+
+@triton.jit
+def gelu_tanh_second(h, s, z):
+    z = _saturated(z)
+    th, complement, du = _gelu_tanh_parts(z)
+    d2u = z * (6.0 * _GELU_K * _GELU_C)
+    return complement * (du + 0.5 * z * d2u - z * th * du * du)
+
+
+@triton.jit
+def silu(z):
+    return z * tl.sigmoid(z)
+
+
+@triton.jit
+def silu_slope(h, z):
+    sigma = tl.sigmoid(z)
+    return sigma * (1.0 + z * (1.0 - sigma))
+
+
+@triton.jit
+def silu_second(h, s, z):
+    sigma = tl.sigmoid(z)
+    return sigma * (1.0 - sigma) * (2.0 + z * (1.0 - 2.0 * sigma))
+
+
+@triton.jit
+def softsign(z):
+    return z / (1.0 + tl.abs(z))
+
+
+@triton.jit
+def softsign_slope(h, z):
+    rest = 1.0 - tl.abs(h)
+    return rest * rest
+
+
+@triton.jit
+def softsign_second(h, s, z):
+    sign = tl.where(h > 0.0, 1.0, tl.where(h < 0.0, -1.0, 0.0))
+    return -2.0 * sign * s * (1.0 - tl.abs(h))
+
+
+class Activation(NamedTuple):
+    """The device functions of one activation; ``second`` is ``None`` where t is 0 everywhere."""
+
+    function: Any
+    slope: Any
+    second: Any
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": Activation(linear, linear_slope, None),
+    "sigmoid": Activation(sigmoid, sigmoid_slope, sigmoid_second),
+    "tanh": Activation(tanh, tanh_slope, tanh_second),
+    "relu": Activation(relu, relu_slope, None),
+    "leaky_relu": Activation(leaky_relu, leaky_relu_slope, None),
+    "softplus": Activation(softplus, softplus_slope, softplus_second),
+    "elu": Activation(elu, elu_slope, elu_second),
+    "selu": Activation(selu, selu_slope, elu_second),
+    "gelu": Activation(gelu, gelu_slope, gelu_second),
+    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_slope, gelu_tanh_second),
+    "silu": Activation(silu, silu_slope, silu_second),
+    "softsign": Activation(softsign, softsign_slope, softsign_second),
+}
+
+PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
+"""The activations whose derivatives need z; those of the others follow from h."""

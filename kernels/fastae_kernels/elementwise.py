@@ -1,0 +1,25 @@
+"""One pass over a matrix with an epilogue: what a product by a library, or no product, comes before."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import inside, strided_entries, tile_indices
+
+
+@triton.jit
+def elementwise(
+    source, stride_m, stride_n, M, N, EPILOGUE: tl.constexpr, args, BM: tl.constexpr, BN: tl.constexpr
+):
+    """EPILOGUE of each tile of source [M, N], with any strides; source may be one of its outputs."""
+    blocks_n = tl.cdiv(N, BN)
+    block_m = tl.program_id(0) // blocks_n
+    block_n = tl.program_id(0) % blocks_n
+    if source is not None:
+        row, col = tile_indices(block_m, block_n, BM, BN)
+        source = strided_entries(source, row, col, stride_m, stride_n)
+        value = tl.load(source, mask=inside(row, col, M, N), other=0.0).to(tl.float32)
+    else:
+        value = tl.zeros((BM, BN), tl.float32)
+    EPILOGUE(value, block_m, block_n, M, N, args, BM, BN)

@@ -1,0 +1,327 @@
+"""What is done to a tile of a product before it is written: the operators' formulas, each once.
+
+An epilogue gets a tile ``value`` [BM, BN] of an [M, N] matrix in float32, the tile's place and its arguments.
+The same function ends a matrix product (:mod:`.gemm`) and serves a product that a library has computed
+(:mod:`.elementwise`), so both strategies share their arithmetic. Outputs [M, N] are contiguous. Sums come as
+one partial a tile, [blocks_n, M] over columns and [blocks_m, N] over rows, for :func:`.reductions.fold`: no
+atomics, so that two runs agree bit for bit. What is ``None`` is not computed.
+
+Arguments are named tuples of pointers, numbers and device functions: what a kernel is made of and what it
+works on. They are flat, since Triton 3.6 loses functions in tuples of tuples. Fields that device functions
+look for have one name everywhere: ``function, slope, second`` of
+:class:`.activations.Activation`, ``seed, stream, threshold, bits, keep_scale`` of :class:`.noise.Mask`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .noise import bits32, drop, mask_hits
+from .tiles import (
+    entries,
+    inside,
+    load_row,
+    load_scale,
+    store_column_sums,
+    store_row_sums,
+    strided_entries,
+    tile_indices,
+)
+
+
+class Encode(NamedTuple):
+    """h = f(z), z = x W^T + b, [M, N] = [rows, units]."""
+
+    function: Any
+    slope: Any
+    second: Any
+    bias: Any  # [N]
+    code: Any  # h
+    preact: Any  # z
+    dropped: Any  # h after dropout, what the decoder sees
+    seed: Any
+    stream: int
+    threshold: int
+    bits: Any
+    keep_scale: float
+    base_code: Any  # h and z of another input, whose slopes are subtracted from this one's
+    base_preact: Any
+    sq_norms: Any  # q [N]
+    penalty: Any  # partials of sum_j s_j^2 q_j
+    l1: Any  # partials of sum_j |h_j|
+    code_sum: Any  # partials of sum_n h_n
+
+
+@triton.jit
+def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    valid = inside(row, col, M, N)
+    z = value
+    if a.bias is not None:
+        z += load_row(a.bias, col, N)
+    h = a.function(z)
+    tl.store(entries(a.code, row, col, N), h, mask=valid)
+    if a.preact is not None:
+        tl.store(entries(a.preact, row, col, N), z, mask=valid)
+    if a.penalty is not None:
+        s = a.slope(h, z)
+        if a.base_code is not None:
+            base_h = tl.load(entries(a.base_code, row, col, N), mask=valid, other=0.0).to(tl.float32)
+            base_z = base_h
+            if a.base_preact is not None:
+                base_z = tl.load(entries(a.base_preact, row, col, N), mask=valid, other=0.0).to(tl.float32)
+            s = a.slope(base_h, base_z) - s
+        store_row_sums(a.penalty, s * s * load_row(a.sq_norms, col, N), row, col, block_n, M, N)
+    if a.l1 is not None:
+        store_row_sums(a.l1, tl.abs(h), row, col, block_n, M, N)
+    if a.code_sum is not None:
+        store_column_sums(a.code_sum, h, row, col, block_m, M, N)
+    if a.bits is not None:
+        seen = drop(h, a, block_m, block_n, N, BM, BN)
+        tl.store(entries(a.dropped, row, col, N), seen, mask=valid)
+
+
+class DecodeLoss(NamedTuple):
+    """The loss of a = h V^T + c against the target, [M, N] = [rows, features]; a is not written."""
+
+    entry: Any  # a function of losses.py
+    function: Any  # the output activation of mse
+    slope: Any
+    second: Any
+    bias: Any  # [N]
+    target: Any
+    target_stride_m: int
+    target_stride_n: int
+    seed: Any
+    stream: int
+    threshold: int
+    bits: Any
+    keep_scale: float
+    corrupted: float  # what the entries count that the mask hits
+    clean: float  # and the others
+    rows: Any  # partials of the loss of each row
+    grad: Any  # dl/da
+    column_sums: Any  # partials of sum_n dl/da
+
+
+@triton.jit
+def _entry_weights(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
+    return tl.where(mask_hits(a, block_m, block_n, N, BM, BN), a.corrupted, a.clean)
+
+
+@triton.jit
+def _load_target(a, row, col, valid):
+    target = strided_entries(a.target, row, col, a.target_stride_m, a.target_stride_n)
+    return tl.load(target, mask=valid, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    valid = inside(row, col, M, N)
+    z = value
+    if a.bias is not None:
+        z += load_row(a.bias, col, N)
+    losses, grad = a.entry(z, _load_target(a, row, col, valid), a)
+    if a.bits is not None:
+        weights = _entry_weights(a, block_m, block_n, N, BM, BN)
+        losses *= weights
+        grad *= weights
+    store_row_sums(a.rows, losses, row, col, block_n, M, N)
+    if a.column_sums is not None:
+        store_column_sums(a.column_sums, grad, row, col, block_m, M, N)
+    tl.store(entries(a.grad, row, col, N), grad, mask=valid)
+
+
+@triton.jit
+def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    """d l / d target; ``entry`` is a loss's target gradient."""
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    valid = inside(row, col, M, N)
+    z = value
+    if a.bias is not None:
+        z += load_row(a.bias, col, N)
+    grad = a.entry(z, _load_target(a, row, col, valid), a)
+    if a.bits is not None:
+        grad *= _entry_weights(a, block_m, block_n, N, BM, BN)
+    tl.store(entries(a.grad, row, col, N), grad, mask=valid)
+
+
+class CodeGradient(NamedTuple):
+    """dz = s (scale dropout(dh) + l1 sign(h) + column_grad + 2 p t q) + extra, [M, N] = [rows, units].
+
+    Scales are one value a row (stride 1) or one for all (stride 0).
+    """
+
+    function: Any
+    slope: Any
+    second: Any
+    code: Any
+    preact: Any
+    seed: Any
+    stream: int
+    threshold: int
+    bits: Any
+    keep_scale: float
+    scale: Any
+    scale_stride: int
+    penalty_scale: Any  # p
+    penalty_stride: int
+    sq_norms: Any  # q [N]
+    l1_scale: Any
+    l1_stride: int
+    column_grad: Any  # [N]
+    extra: Any
+    dz: Any
+    db: Any  # partials of sum_n dz
+    u: Any  # partials of 2 sum_n p s^2
+
+
+@triton.jit
+def code_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    valid = inside(row, col, M, N)
+    d = value
+    if a.bits is not None:
+        d = drop(d, a, block_m, block_n, N, BM, BN)
+    if a.scale is not None:
+        d *= load_scale(a.scale, a.scale_stride, row, M)
+    h = tl.load(entries(a.code, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    z = h
+    if a.preact is not None:
+        z = tl.load(entries(a.preact, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    if a.l1_scale is not None:
+        sign = tl.where(h > 0.0, 1.0, tl.where(h < 0.0, -1.0, 0.0))
+        d += load_scale(a.l1_scale, a.l1_stride, row, M) * sign
+    if a.column_grad is not None:
+        d += load_row(a.column_grad, col, N)
+    s = a.slope(h, z)
+    if a.penalty_scale is not None:
+        twice = 2.0 * load_scale(a.penalty_scale, a.penalty_stride, row, M)
+        if a.second is not None:
+            d += twice * load_row(a.sq_norms, col, N) * a.second(h, s, z)
+        store_column_sums(a.u, twice * s * s, row, col, block_m, M, N)
+    d *= s
+    if a.extra is not None:
+        d += tl.load(entries(a.extra, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    store_column_sums(a.db, d, row, col, block_m, M, N)
+    tl.store(entries(a.dz, row, col, N), d, mask=valid)
+
+
+class WeightGradient(NamedTuple):
+    """scale value + diag(u) W, [M, N] = [units, features] as W is."""
+
+    scale: Any  # one value
+    weight: Any
+    weight_stride_m: int
+    weight_stride_n: int
+    u: Any  # [M]
+    out: Any
+
+
+@triton.jit
+def weight_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    valid = inside(row, col, M, N)
+    d = value
+    if a.scale is not None:
+        d *= tl.load(a.scale).to(tl.float32)
+    if a.u is not None:
+        weight = strided_entries(a.weight, row, col, a.weight_stride_m, a.weight_stride_n)
+        weight = tl.load(weight, mask=valid, other=0.0).to(tl.float32)
+        d += load_scale(a.u, 1, row, M) * weight
+    tl.store(entries(a.out, row, col, N), d, mask=valid)
+
+
+class SlopeDifference(NamedTuple):
+    """The gradients of sum_j (s_j - s2_j)^2 q_j to z and to z2, [M, N] = [rows, units]; the tile is h."""
+
+    function: Any
+    slope: Any
+    second: Any
+    preact: Any
+    code2: Any
+    preact2: Any
+    sq_norms: Any  # q [N]
+    scale: Any
+    scale_stride: int
+    dz: Any
+    dz2: Any
+    u: Any  # partials of 2 sum_n scale (s - s2)^2
+
+
+@triton.jit
+def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    valid = inside(row, col, M, N)
+    h = value
+    h2 = tl.load(entries(a.code2, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    z, z2 = h, h2
+    if a.preact is not None:
+        z = tl.load(entries(a.preact, row, col, N), mask=valid, other=0.0).to(tl.float32)
+        z2 = tl.load(entries(a.preact2, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    s = a.slope(h, z)
+    s2 = a.slope(h2, z2)
+    twice = 2.0 * load_scale(a.scale, a.scale_stride, row, M)
+    store_column_sums(a.u, twice * (s - s2) * (s - s2), row, col, block_m, M, N)
+    ds = twice * (s - s2) * load_row(a.sq_norms, col, N)
+    if a.second is not None:
+        dz = ds * a.second(h, s, z)
+        dz2 = -ds * a.second(h2, s2, z2)
+    else:
+        dz = tl.zeros_like(ds)
+        dz2 = dz
+    tl.store(entries(a.dz, row, col, N), dz, mask=valid)
+    tl.store(entries(a.dz2, row, col, N), dz2, mask=valid)
+
+
+@triton.jit
+def corrupt(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    """x~ [M, N]; the arguments are a :class:`.noise.Corruption`."""
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    noisy = a.corruption(value, a, block_m, block_n, M, N, BM, BN)
+    tl.store(entries(a.out, row, col, N), noisy, mask=inside(row, col, M, N))
+
+
+class Perturb(NamedTuple):
+    """The code that the decoder sees: noise, then dropout."""
+
+    noise: Any
+    noise_stream: int
+    noise_std: float
+    seed: Any
+    stream: int
+    threshold: int
+    bits: Any
+    keep_scale: float
+    out: Any
+
+
+@triton.jit
+def perturb(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    seen = value
+    if a.noise is not None:
+        seen = a.noise(seen, a, block_m, block_n, N, BM, BN)
+    if a.bits is not None:
+        seen = drop(seen, a, block_m, block_n, N, BM, BN)
+    tl.store(entries(a.out, row, col, N), seen, mask=inside(row, col, M, N))
+
+
+class Signs(NamedTuple):
+    """-1 or 1 with equal probability."""
+
+    seed: Any
+    stream: int
+    out: Any
+
+
+@triton.jit
+def random_signs(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    bits = bits32(a.seed, a.stream, block_m, block_n, N, BM, BN)
+    signs = tl.where(bits < 0, -1.0, 1.0)
+    tl.store(entries(a.out, row, col, N), signs, mask=inside(row, col, M, N))

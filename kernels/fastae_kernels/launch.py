@@ -1,0 +1,152 @@
+"""Where kernels run, and how: on a tensor's device, under the interpreter, or only through the compiler."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime.interpreter import InterpretedFunction
+
+from . import elementwise
+
+
+@dataclass(frozen=True)
+class Target:
+    """What kernels are configured for: ``cuda`` with the compute capability times ten, ``hip`` with the
+    architecture's name, or ``interpreter``; and how many multiprocessors it has."""
+
+    backend: str
+    arch: int | str
+    multiprocessors: int
+
+
+INTERPRETED = isinstance(elementwise.elementwise, InterpretedFunction)
+"""Whether TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors."""
+
+_INTERPRETER = Target("interpreter", 0, 4)
+
+
+@functools.lru_cache
+def _device_target(index: int) -> Target:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        arch: int | str = properties.gcnArchName.split(":")[0]
+        return Target("hip", arch, properties.multi_processor_count)
+    return Target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+def target_of(device: torch.device) -> Target:
+    """The target of a tensor's device."""
+    if _compilation is not None:
+        return _compilation.target
+    if device.type != "cuda":
+        return _INTERPRETER
+    return _device_target(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def problem(device: torch.device) -> str | None:
+    """Why kernels cannot run on a device; ``None`` where they can."""
+    if device.type == "cpu":
+        return None if INTERPRETED else "CPU tensors need TRITON_INTERPRET=1, set before the import"
+    if device.type != "cuda":
+        return f"there are no kernels for {device.type} tensors"
+    if INTERPRETED:
+        return None
+    target = target_of(device)
+    if target.backend == "cuda" and int(target.arch) < 80:
+        return f"compute capability {int(target.arch) / 10} is below 8.0"
+    return None
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
+    """Run ``programs`` programs of a kernel on ``device``, none for 0; no host synchronisation."""
+    if programs == 0:
+        return
+    if _compilation is not None:
+        _compilation.compile(kernel, programs, args, options)
+        return
+    with _on(device):
+        kernel[(programs,)](*args, **options)
+
+
+def _on(device: torch.device) -> Any:
+    """Kernels go to the current device, which may not be the tensors'."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
+# --- compiling without a device ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel that was compiled and not run; ``kernel`` is Triton's CompiledKernel."""
+
+    name: str
+    kernel: Any
+    options: dict[str, Any]
+    seconds: float
+
+
+class _Driver:
+    """What Triton asks of a driver in order to compile: the target."""
+
+    def __init__(self, target: Target, index: int) -> None:
+        width = 64 if target.backend == "hip" else 32
+        self.target, self.index = (
+            GPUTarget(target.backend, target.arch, width),
+            index,
+        )
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.index
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+class _Compilation:
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.kernels: list[Compiled] = []
+
+    def compile(self, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        start = time.perf_counter()
+        compiled = kernel.warmup(*args, grid=(programs,), **options)
+        self.kernels.append(Compiled(kernel.__name__, compiled, options, time.perf_counter() - start))
+
+
+_compilation: _Compilation | None = None
+_device_of: dict[Target, int] = {}
+
+
+@contextmanager
+def compile_only(target: Target) -> Iterator[list[Compiled]]:
+    """Launches inside compile for ``target`` and are collected, with ``meta`` tensors for arguments.
+
+    What is compiled is what a launch would run: the same argument types, alignments and constants.
+    """
+    global _compilation
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET is set: kernels were imported for the interpreter")
+    from triton.runtime import driver
+
+    _compilation = _Compilation(target)
+    fake: Any = _Driver(target, _device_of.setdefault(target, len(_device_of)))
+    driver.set_active(fake)
+    try:
+        yield _compilation.kernels
+    finally:
+        _compilation = None
+        with suppress(RuntimeError):  # a machine without a GPU has no driver to go back to
+            driver.reset_active()

@@ -1,0 +1,465 @@
+"""fastae's operators on Triton kernels: allocation, plans and launches, without autograd.
+
+Matrices are two-dimensional, float32, float16 or bfloat16, with any strides; products run with operands of
+one dtype. Sums over features, units and rows are float32. No input is written, no value is read by the host.
+Results that were not asked for are ``None``. A scale is a scalar tensor or one value a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import epilogues, reductions
+from .activations import ACTIVATIONS, PREACTIVATION
+from .config import GemmConfig, Plan, plan, precision
+from .elementwise import elementwise
+from .gemm import gemm
+from .launch import launch, target_of
+from .losses import LOSSES
+from .noise import CORRUPTIONS, Corruption, Mask, Noise
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+# --- launching --------------------------------------------------------------------------------------------
+
+
+def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def _float(like: Tensor, *shape: int) -> Tensor:
+    return _empty(like, *shape, dtype=torch.float32)
+
+
+def _blocks(plan: Plan, M: int, N: int) -> tuple[int, int]:
+    """How many tiles an epilogue sees along rows and columns: the partial sums of each."""
+    BM, BN = plan.epilogue_tile
+    blocks_n = -(-N // BN)
+    if plan.strategy == "fused":
+        blocks_n = -(-N // plan.gemm.block_n) * plan.gemm.subtiles
+    return -(-M // BM), blocks_n
+
+
+def _pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Plan) -> None:
+    """One elementwise pass over ``source``, which has the shape of ``out``, one of the outputs."""
+    M, N = out.shape
+    config = plan.elementwise
+    strides = (0, 0) if source is None else source.stride()
+    launch(
+        elementwise, -(-M // config.block_m) * -(-N // config.block_n), out.device, source, *strides, M, N,
+        epilogue, args, config.block_m, config.block_n, num_warps=config.warps,
+    )  # fmt: skip
+
+
+def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescriptor, bool] | None:
+    """A descriptor of an operand or of its transpose, in blocks; ``None`` if the hardware takes neither."""
+    transposed = operand.stride(1) != 1
+    if transposed:
+        operand, rows, columns = operand.t(), columns, rows
+    size = operand.element_size()
+    if (
+        operand.stride(1) != 1
+        or operand.stride(0) * size % 16
+        or operand.stride(0) < operand.shape[1]
+        or operand.data_ptr() % 16
+        or operand.numel() == 0
+    ):
+        return None
+    return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), [rows, columns]), transposed
+
+
+def _fused(
+    a: Tensor, b: Tensor, a2: Tensor | None, b2: Tensor | None, scale2: Tensor | None,
+    epilogue: Any, args: Any, config: GemmConfig,
+) -> None:  # fmt: skip
+    M, K = a.shape
+    N = b.shape[1]
+    operands = [a, b] + ([a2, b2] if a2 is not None and b2 is not None else [])
+    shapes = [(config.block_m, config.block_k), (config.block_k, config.block_n)] * 2
+    descriptors = [
+        _descriptor(operand, *shape) if config.tma else None
+        for operand, shape in zip(operands, shapes, strict=False)
+    ]
+    strides = [stride for operand in operands for stride in operand.stride()]
+    tma = all(descriptor is not None for descriptor in descriptors)
+    transposed = [False] * 4
+    if tma:
+        operands = [descriptor[0] for descriptor in descriptors if descriptor is not None]
+        transposed = [descriptor[1] for descriptor in descriptors if descriptor is not None] + transposed
+        strides = [0] * len(strides)  # unused: one kernel for all
+    dual = len(operands) == 4
+    target = target_of(a.device)
+    tiles = -(-M // config.block_m) * -(-N // config.block_n)
+    launch(
+        gemm, min(tiles, target.multiprocessors) if config.persistent else tiles, a.device,
+        *operands, *([] if dual else [None, None]), scale2, M, N, K, *strides, *([] if dual else [0] * 4),
+        epilogue, args, config.block_m, config.block_n, config.block_k, config.group, config.subtiles,
+        precision(a.dtype, target), tma, *transposed[:4], config.persistent and tma and not dual,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+
+
+def _product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
+    """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it."""
+    if plan.strategy == "fused":
+        _fused(a, b, None, None, None, epilogue, args, plan.gemm)
+        return
+    torch.mm(a, b, out=out)
+    _pass(out, out, epilogue, args, plan)
+
+
+def _fold(partials: Tensor | None, partials2: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    """The sums of partials [P, L] over their first dimension, [L] each."""
+    if partials is None:
+        return None, None if partials2 is None else _fold(partials2)[0]
+    P, L = partials.shape
+    out = _float(partials, L)
+    out2 = None if partials2 is None else _float(partials, L)
+    BL = 128
+    launch(reductions.fold, -(-L // BL), partials.device, partials, out, partials2, out2, P, L, 16, BL)
+    return out, out2
+
+
+def _vector(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _mask_fields(mask: Mask | None) -> dict[str, Any]:
+    return (mask or Mask())._asdict()
+
+
+def _scale(scale: Tensor | None) -> tuple[Tensor | None, int]:
+    """A scale and the stride from row to row: 0 for a scalar."""
+    return scale, scale.stride(0) if scale is not None and scale.dim() else 0
+
+
+# --- corruption -------------------------------------------------------------------------------------------
+
+
+def corrupt(x: Tensor, corruption: Corruption) -> Tensor:
+    """x~ [M, D], for a corruption whose ``source`` and ``out`` are filled in here."""
+    out = _empty(x, *x.shape)
+    args = corruption._replace(source=x, stride_m=x.stride(0), stride_n=x.stride(1), out=out)
+    _pass(x, out, epilogues.corrupt, args, _pass_plan(x))
+    return out
+
+
+def swap_backward(grad: Tensor, mask: Mask, hits: int) -> Tensor:
+    """The gradient of swap: an entry's own where it was kept, and those of the entries that came from it."""
+    M, N = grad.shape
+    kept = _float(grad, M, N)
+    args = Corruption(CORRUPTIONS["masking"], *mask[:4])._replace(out=kept)
+    _pass(grad, kept, epilogues.corrupt, args, _pass_plan(grad))
+    BN = 128
+    launch(
+        reductions.gather_swapped, -(-N // BN) if M else 0, grad.device, grad, *grad.stride(), kept, mask,
+        hits, M, N, BN,
+    )  # fmt: skip
+    return kept.to(grad.dtype)
+
+
+def perturb(code: Tensor, noise: Noise | None, dropout: Mask | None, seed: Tensor) -> Tensor:
+    """What the decoder sees of a code, [M, H]."""
+    out = _empty(code, *code.shape)
+    mask = (dropout or Mask())._replace(seed=seed)
+    args = epilogues.Perturb(*(noise or Noise()), *mask, out)
+    _pass(code, out, epilogues.perturb, args, _pass_plan(code))
+    return out
+
+
+def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
+    """-1 or 1, in the shape and dtype of ``like``."""
+    out = _empty(like, *like.shape)
+    args = epilogues.Signs(seed, stream, out)
+    _pass(None, out, epilogues.random_signs, args, _pass_plan(like))
+    return out
+
+
+def _pass_plan(x: Tensor) -> Plan:
+    return plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device))
+
+
+# --- encoder ----------------------------------------------------------------------------------------------
+
+
+def squared_norms(weight: Tensor) -> Tensor:
+    """q [H] of a weight [H, D]."""
+    H, D = weight.shape
+    out = _float(weight, H)
+    BM, BN = (4, 512) if weight.stride(1) == 1 else (128, 16)
+    launch(reductions.squared_norms, -(-H // BM), weight.device, weight, out, H, D, *weight.stride(), BM, BN)
+    return out
+
+
+def encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    *,
+    sq_norms: Tensor | None = None,
+    base: tuple[Tensor, Tensor | None] | None = None,
+    l1: bool = False,
+    code_sum: bool = False,
+    noise: Noise | None = None,
+    dropout: Mask | None = None,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(code [M, H], noisy code, pre-activation, penalty [M], l1 [M], column sums of the code [H]).
+
+    x [M, D], weight [H, D]. The penalty is of the slopes, or of their difference from those of ``base``, the
+    code and pre-activation of another input. ``seed`` is the noise's.
+    """
+    M, H = x.shape[0], weight.shape[0]
+    how = plan(M, H, x.shape[1], x.dtype, target_of(x.device))
+    blocks_m, blocks_n = _blocks(how, M, H)
+    base_code, base_preact = (None, None) if base is None else base
+    code = _empty(x, M, H)
+    args = epilogues.Encode(
+        **ACTIVATIONS[activation]._asdict(),
+        bias=_vector(bias),
+        code=code,
+        preact=_empty(x, M, H) if activation in PREACTIVATION else None,
+        dropped=_empty(x, M, H) if noise is None and dropout is not None else None,
+        **_mask_fields(dropout if noise is None else None),
+        base_code=_vector(base_code),
+        base_preact=_vector(base_preact) if activation in PREACTIVATION else None,
+        sq_norms=_vector(sq_norms),
+        penalty=None if sq_norms is None else _float(x, blocks_n, M),
+        l1=_float(x, blocks_n, M) if l1 else None,
+        code_sum=_float(x, blocks_m, H) if code_sum else None,
+    )
+    _product(x, weight.t(), epilogues.encode, args, how, code)
+    penalty, l1_rows = _fold(args.penalty, args.l1)
+    sums, _ = _fold(args.code_sum)
+    noisy = args.dropped
+    if noise is not None:
+        assert seed is not None
+        noisy = perturb(code, noise, dropout, seed)
+    return code, noisy, args.preact, penalty, l1_rows, sums
+
+
+def code_grad(
+    grad: Tensor,
+    weight: Tensor | None,
+    code: Tensor,
+    preact: Tensor | None,
+    activation: str,
+    *,
+    dropout: Mask | None = None,
+    scale: Tensor | None = None,
+    penalty_scale: Tensor | None = None,
+    sq_norms: Tensor | None = None,
+    l1_scale: Tensor | None = None,
+    column_grad: Tensor | None = None,
+    extra: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(dz [M, H], its column sums db [H], u [H]).
+
+    The gradient to the code is grad [M, D] times weight [D, H], or ``grad`` [M, H] itself without a weight.
+    """
+    M, H = code.shape
+    heavy = activation in PREACTIVATION and dropout is not None
+    how = plan(M, H, grad.shape[1], code.dtype, target_of(code.device), heavy=heavy)
+    if weight is None:
+        how = Plan("split", how.gemm, how.elementwise)
+    blocks_m, _ = _blocks(how, M, H)
+    dz = _empty(code, M, H)
+    scale, scale_stride = _scale(scale)
+    penalty_scale, penalty_stride = _scale(penalty_scale)
+    l1_scale, l1_stride = _scale(l1_scale)
+    args = epilogues.CodeGradient(
+        **ACTIVATIONS[activation]._asdict(),
+        code=code.contiguous(),
+        preact=_vector(preact) if activation in PREACTIVATION else None,
+        **_mask_fields(dropout),
+        scale=scale,
+        scale_stride=scale_stride,
+        penalty_scale=penalty_scale,
+        penalty_stride=penalty_stride,
+        sq_norms=_vector(sq_norms),
+        l1_scale=l1_scale,
+        l1_stride=l1_stride,
+        column_grad=_vector(column_grad),
+        extra=_vector(extra),
+        dz=dz,
+        db=_float(code, blocks_m, H),
+        u=None if penalty_scale is None else _float(code, blocks_m, H),
+    )
+    if weight is None:
+        _pass(grad, dz, epilogues.code_gradient, args, how)
+    else:
+        _product(grad, weight, epilogues.code_gradient, args, how, dz)
+    db, u = _fold(args.db, args.u)
+    assert db is not None
+    return dz, db, u
+
+
+def slope_difference_grad(
+    code: Tensor,
+    preact: Tensor | None,
+    code2: Tensor,
+    preact2: Tensor | None,
+    activation: str,
+    sq_norms: Tensor,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dz [M, H], dz2 [M, H], u [H]) of sum_j (s_j - s2_j)^2 q_j."""
+    M, H = code.shape
+    how = _pass_plan(code)
+    how = Plan("split", how.gemm, how.elementwise)
+    scale_, stride = _scale(scale)
+    needs_preact = activation in PREACTIVATION
+    args = epilogues.SlopeDifference(
+        **ACTIVATIONS[activation]._asdict(),
+        preact=_vector(preact) if needs_preact else None,
+        code2=code2.contiguous(),
+        preact2=_vector(preact2) if needs_preact else None,
+        sq_norms=_vector(sq_norms),
+        scale=scale_,
+        scale_stride=stride,
+        dz=_empty(code, M, H),
+        dz2=_empty(code, M, H),
+        u=_float(code, _blocks(how, M, H)[0], H),
+    )
+    _pass(code, args.dz, epilogues.slope_difference_gradient, args, how)
+    u, _ = _fold(args.u)
+    assert u is not None
+    return args.dz, args.dz2, u
+
+
+def weight_grad(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    u: Tensor | None = None,
+    a2: Tensor | None = None,
+    b2: Tensor | None = None,
+    scale2: Tensor | None = None,
+) -> Tensor:
+    """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, [N_a, N_b]."""
+    M, N, K = a.shape[1], b.shape[1], a.shape[0]
+    dual = a2 is not None and b2 is not None
+    a, scale = _scaled_rows(a, scale, keep_scalar=not dual)
+    if a2 is not None:
+        a2, scale2 = _scaled_rows(a2, scale2, keep_scalar=True)
+    how = plan(M, N, K, a.dtype, target_of(a.device))
+    out = _empty(a, M, N)
+    if weight is None or u is None:
+        weight = u = None
+    args = epilogues.WeightGradient(
+        scale=scale,
+        weight=weight,
+        weight_stride_m=0 if weight is None else weight.stride(0),
+        weight_stride_n=0 if weight is None else weight.stride(1),
+        u=_vector(u),
+        out=out,
+    )
+    if how.strategy == "fused":
+        transposed = (None, None) if a2 is None or b2 is None else (a2.t(), b2)
+        _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, how.gemm)
+        return out
+    if (
+        a2 is not None and b2 is not None
+    ):  # the pass in between scales the second product, then the first adds
+        torch.mm(a2.t(), b2, out=out)
+        args = args._replace(scale=scale2)
+    else:
+        torch.mm(a.t(), b, out=out)
+    if args.scale is not None or u is not None:
+        _pass(out, out, epilogues.weight_gradient, args, how)
+    if dual:
+        out.addmm_(a.t(), b)
+    return out
+
+
+def _scaled_rows(a: Tensor, scale: Tensor | None, *, keep_scalar: bool) -> tuple[Tensor, Tensor | None]:
+    """diag(scale) a, or a and the scalar that is still to be applied."""
+    if scale is None or (scale.dim() == 0 and keep_scalar):
+        return a, scale
+    return (a * (scale[:, None] if scale.dim() else scale)).to(a.dtype), None
+
+
+# --- decoder ----------------------------------------------------------------------------------------------
+
+
+def _decode_arguments(
+    code: Tensor, bias: Tensor | None, target: Tensor, entry: Any, output_activation: str, mask: Mask | None,
+    corrupted: float, clean: float, grad: Tensor, rows: Tensor | None, column_sums: Tensor | None,
+) -> epilogues.DecodeLoss:  # fmt: skip
+    return epilogues.DecodeLoss(
+        entry=entry,
+        **ACTIVATIONS[output_activation]._asdict(),
+        bias=_vector(bias),
+        target=target,
+        target_stride_m=target.stride(0),
+        target_stride_n=target.stride(1),
+        **_mask_fields(mask),
+        corrupted=corrupted,
+        clean=clean,
+        rows=rows,
+        grad=grad,
+        column_sums=column_sums,
+    )
+
+
+def decode_loss(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    *,
+    mask: Mask | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+    column_sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss of each row [M], its gradient to a [M, D], that one's column sums [D]).
+
+    code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
+    """
+    M, D = target.shape
+    how = plan(M, D, code.shape[1], code.dtype, target_of(code.device))
+    blocks_m, blocks_n = _blocks(how, M, D)
+    grad, rows = _empty(code, M, D), _float(code, blocks_n, M)
+    args = _decode_arguments(
+        code, bias, target, LOSSES[loss].entry, output_activation, mask, corrupted, clean, grad, rows,
+        _float(code, blocks_m, D) if column_sums else None,
+    )  # fmt: skip
+    _product(code, weight.t(), epilogues.decode_loss, args, how, grad)
+    row_sums, _ = _fold(rows)
+    assert row_sums is not None
+    return row_sums, grad, _fold(args.column_sums)[0]
+
+
+def decode_loss_target_grad(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    *,
+    mask: Mask | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+) -> Tensor:
+    """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
+    M, D = target.shape
+    how = plan(M, D, code.shape[1], code.dtype, target_of(code.device))
+    grad = _empty(target, *target.shape)
+    args = _decode_arguments(
+        code, bias, target, LOSSES[loss].target_gradient, output_activation, mask, corrupted, clean, grad,
+        None, None,
+    )  # fmt: skip
+    product = grad if grad.dtype == code.dtype else _empty(code, *target.shape)
+    _product(code, weight.t(), epilogues.decode_loss_target_gradient, args, how, product)
+    return grad

@@ -1,0 +1,59 @@
+"""Where a tile lies in its matrix. Products with a stride are 64-bit, so that none can overflow."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_indices(block_m, block_n, BM: tl.constexpr, BN: tl.constexpr):
+    """The rows [BM] and columns [BN] of tile (block_m, block_n)."""
+    row = tl.cast(block_m, tl.int64) * BM + tl.arange(0, BM)
+    col = block_n * BN + tl.arange(0, BN)
+    return row, col
+
+
+@triton.jit
+def entries(matrix, row, col, N):
+    """Pointers to a tile of a contiguous matrix [M, N]."""
+    return (matrix + row * N)[:, None] + col[None, :]
+
+
+@triton.jit
+def strided_entries(matrix, row, col, stride_m, stride_n):
+    """Pointers to a tile of a matrix with any strides."""
+    across = tl.cast(col, tl.int64) * stride_n
+    return (matrix + tl.cast(row, tl.int64) * stride_m)[:, None] + across[None, :]
+
+
+@triton.jit
+def inside(row, col, M, N):
+    """Which entries of a tile its matrix has, [BM, BN]."""
+    return (row < M)[:, None] & (col < N)[None, :]
+
+
+@triton.jit
+def store_row_sums(partials, tile, row, col, block_n, M, N):
+    """Writes the tile's sums over columns to partials [blocks_n, M]."""
+    sums = tl.sum(tl.where((col < N)[None, :], tile, 0.0), 1)
+    tl.store(partials + tl.cast(block_n, tl.int64) * M + row, sums, mask=row < M)
+
+
+@triton.jit
+def store_column_sums(partials, tile, row, col, block_m, M, N):
+    """Writes the tile's sums over rows to partials [blocks_m, N]."""
+    sums = tl.sum(tl.where((row < M)[:, None], tile, 0.0), 0)
+    tl.store(partials + tl.cast(block_m, tl.int64) * N + col, sums, mask=col < N)
+
+
+@triton.jit
+def load_row(vector, col, N):
+    """vector [N] as a row [1, BN] in float32."""
+    return tl.load(vector + col, mask=col < N, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def load_scale(scale, stride, row, M):
+    """A scale as a column [BM, 1] in float32: one value a row, or the same for all with stride 0."""
+    return tl.load(scale + row * stride, mask=row < M, other=0.0).to(tl.float32)[:, None]

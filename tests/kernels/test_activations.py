@@ -1,0 +1,218 @@
+"""The kernels' activations and losses against the formulas in float64, entry by entry."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from fastae_kernels import activations as kernels
+from fastae_kernels.losses import LOSSES
+from torch import Tensor
+
+from fastae.activations import ACTIVATIONS, softplus
+from fastae.arguments import LOSSES as LOSS_NAMES
+from tests.kernels.support import DEVICE, ON_GPU
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(overflow|invalid value) encountered:RuntimeWarning"
+)  # NumPy's
+BLOCK = 1024 if ON_GPU else 8192
+UNITS = 4.0 if ON_GPU else 1.0
+"""A GPU's exponential, logarithm and quotient have rounding errors of their own."""
+TOLERANCE = 1.2e-6 * UNITS
+NAMES = pytest.mark.parametrize("name", ACTIVATIONS)
+
+
+@triton.jit
+def evaluate(z, code, slope, second, N, f, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(z + i, mask=i < N, other=0.0)
+    h = f.function(x)
+    s = f.slope(h, x)
+    tl.store(code + i, h, mask=i < N)
+    tl.store(slope + i, s, mask=i < N)
+    if f.second is not None:
+        # times a tensor, as in every epilogue: the interpreter stores no product that a constant began
+        tl.store(second + i, tl.full((BLOCK,), 1.0, tl.float32) * f.second(h, s, x), mask=i < N)
+
+
+@triton.jit
+def evaluate_loss(a, x, value, grad, target_grad, N, loss, f, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    z = tl.load(a + i, mask=i < N, other=0.0)
+    target = tl.load(x + i, mask=i < N, other=0.0)
+    one = tl.full((BLOCK,), 1.0, tl.float32)
+    entry, slope = loss.entry(z, target, f)
+    tl.store(value + i, one * entry, mask=i < N)
+    tl.store(grad + i, one * slope, mask=i < N)
+    tl.store(target_grad + i, one * loss.target_gradient(z, target, f), mask=i < N)
+
+
+def kernel_values(name: str, z: Tensor) -> list[Tensor]:
+    """h, s and t in float64; t is 0 where the table has none."""
+    z = z.to(DEVICE)
+    values = [torch.zeros_like(z) for _ in range(3)]
+    evaluate[(triton.cdiv(len(z), BLOCK),)](z, *values, len(z), kernels.ACTIVATIONS[name], BLOCK)
+    return [value.cpu().double() for value in values]
+
+
+def exact_values(name: str, z: Tensor) -> list[Tensor]:
+    f, z = ACTIVATIONS[name], z.double()
+    h = f.function(z)
+    s = f.derivative(h, z)
+    return [h, s, torch.zeros_like(z) if f.second is None else f.second(h, s, z)]
+
+
+def symmetric(values: Tensor) -> Tensor:
+    return torch.cat((-values.flip(0), torch.zeros(1), values))
+
+
+WIDE = symmetric(torch.cat((torch.logspace(-8, 0, 2_001), torch.linspace(0.001, 100.0, 30_001))))
+NEAR = symmetric(torch.logspace(-8, math.log10(0.5), 4_001))
+FAR = symmetric(torch.tensor([1e2, 1e3, 1e4, 1e10, 1e20, 1e30, 3e38]))
+INFINITE = torch.tensor([-math.inf, math.inf])
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
+def test_kernels_have_every_activation_and_loss():
+    assert kernels.ACTIVATIONS.keys() == ACTIVATIONS.keys()
+    assert LOSSES.keys() == set(LOSS_NAMES)
+
+
+@NAMES
+def test_kernels_read_and_omit_what_the_formulas_do(name: str):
+    assert (name in kernels.PREACTIVATION) == ACTIVATIONS[name].needs_preactivation
+    assert (kernels.ACTIVATIONS[name].second is None) == (ACTIVATIONS[name].second is None)
+
+
+# --- activations ----------------------------------------------------------------------------------------
+
+
+def own_tolerance(name: str, part: str) -> float:
+    """1 - tanh(u)^2 loses digits that gelu_tanh's second derivative multiplies by up to 60."""
+    return 8e-6 * UNITS if (name, part) == ("gelu_tanh", "second") else TOLERANCE
+
+
+@NAMES
+def test_function_slope_and_second_derivative_are_accurate(name: str):
+    for part, value, exact in zip(
+        ("function", "slope", "second"), kernel_values(name, WIDE), exact_values(name, WIDE), strict=True
+    ):
+        error = (value - exact).abs() / exact.abs().clamp_min(1.0)
+        worst = error.argmax()
+        assert error[worst] <= own_tolerance(name, part), f"{part} at {WIDE[worst]}: {error[worst]:.3g}"
+
+
+@NAMES
+def test_function_and_slope_keep_their_digits_near_zero(name: str):
+    """Relative errors: a difference with 1 would lose the digits of tanh, elu and selu."""
+    values, exacts = kernel_values(name, NEAR)[:2], exact_values(name, NEAR)[:2]
+    for part, value, exact in zip(("function", "slope"), values, exacts, strict=True):
+        error = ((value - exact).abs() / exact.abs())[exact != 0.0]
+        assert error.max() <= 2e-6 * UNITS, f"{part}: {error.max():.3g}"
+        assert (value[exact == 0.0] == 0.0).all()
+
+
+@pytest.mark.parametrize(("name", "part"), [("sigmoid", 0), ("sigmoid", 1), ("softplus", 0), ("softplus", 1)])
+def test_small_values_far_to_the_left_keep_their_digits(name: str, part: int):
+    z = torch.linspace(-80.0, 0.0, 8_001)
+    torch.testing.assert_close(
+        kernel_values(name, z)[part], exact_values(name, z)[part], rtol=2e-6 * (10.0 * UNITS - 9.0), atol=0.0
+    )
+
+
+@NAMES
+def test_breakpoint_zero_belongs_to_the_left(name: str):
+    for zero in (torch.zeros(1), -torch.zeros(1)):
+        torch.testing.assert_close(
+            kernel_values(name, zero), exact_values(name, zero), rtol=1e-6, atol=1e-7 * UNITS
+        )
+
+
+@NAMES
+def test_values_far_out_are_those_of_pytorch(name: str):
+    """No overflow on the way to a finite result, and infinity where PyTorch has a limit there."""
+    z = torch.cat((INFINITE, FAR))
+    for part, value, exact in zip(
+        ("function", "slope", "second"), kernel_values(name, z), exact_values(name, z), strict=True
+    ):
+        defined = ~exact.isnan()
+        torch.testing.assert_close(
+            value[defined],
+            exact[defined],
+            rtol=1e-6 * UNITS,
+            atol=1e-6,
+            msg=lambda text, p=part: f"{p}: {text}",
+        )
+
+
+@NAMES
+def test_nan_stays_nan(name: str):
+    assert kernel_values(name, torch.tensor([math.nan]))[0].isnan().all()
+
+
+# --- losses ---------------------------------------------------------------------------------------------
+
+LOGITS = symmetric(torch.cat((torch.logspace(-6, 0, 301), torch.linspace(0.01, 100.0, 3_001))))
+TARGETS = (0.0, 0.3, 0.999, 1.0)
+
+
+def kernel_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> list[Tensor]:
+    """The loss of each entry and its gradients to a and x, in float64."""
+    a, x = a.to(DEVICE), x.to(DEVICE)
+    values = [torch.full_like(a, math.nan) for _ in range(3)]
+    f = kernels.ACTIVATIONS[output_activation]
+    evaluate_loss[(triton.cdiv(len(a), BLOCK),)](a, x, *values, len(a), LOSSES[loss], f, BLOCK)
+    return [value.cpu().double() for value in values]
+
+
+def exact_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> list[Tensor]:
+    a, x = a.double().requires_grad_(), x.double().requires_grad_()
+    if loss == "bce":
+        value = F.binary_cross_entropy_with_logits(a, x, reduction="none")
+    else:
+        value = (ACTIVATIONS[output_activation].function(a) - x).square()
+    return [value.detach(), *torch.autograd.grad(value.sum(), (a, x))]
+
+
+def assert_loss_is_exact(loss: str, output_activation: str) -> None:
+    for target in TARGETS:
+        x = torch.full_like(LOGITS, target)
+        values = kernel_losses(loss, output_activation, LOGITS, x)
+        exacts = exact_losses(loss, output_activation, LOGITS, x)
+        # bce is a difference of terms of the logit's size
+        sizes = [LOGITS.double().abs() if loss == "bce" else exacts[0], exacts[1], exacts[2]]
+        for part, value, exact, size in zip(("loss", "grad", "target"), values, exacts, sizes, strict=True):
+            error = (value - exact).abs() / size.abs().clamp_min(1.0)
+            assert error.max() <= 2.0 * TOLERANCE, f"{part} of {target}: {error.max():.3g}"
+
+
+def test_bce_and_its_gradients_are_accurate():
+    assert_loss_is_exact("bce", "linear")
+
+
+@NAMES
+def test_mse_and_its_gradients_are_accurate(name: str):
+    assert_loss_is_exact("mse", name)
+
+
+def test_bce_of_a_certain_right_answer_keeps_its_digits():
+    """log(1 + e^a) where the target is 0 and the logit says so."""
+    a = torch.linspace(-80.0, 0.0, 4_001)
+    value = kernel_losses("bce", "linear", a, torch.zeros_like(a))[0]
+    torch.testing.assert_close(value, softplus(a.double()), rtol=2e-6 * (10.0 * UNITS - 9.0), atol=0.0)
+
+
+def test_bce_of_far_logits_is_finite():
+    a = FAR.repeat(3)
+    x = torch.tensor([0.0, 0.5, 1.0]).repeat_interleave(len(FAR))
+    for value, exact in zip(
+        kernel_losses("bce", "linear", a, x), exact_losses("bce", "linear", a, x), strict=True
+    ):
+        torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-6)
