@@ -30,12 +30,12 @@ class Problem:
     decoder_bias: Tensor
 
     @classmethod
-    def make(cls, m: int, d: int, h: int, dtype: torch.dtype = torch.float32) -> Problem:
+    def make(cls, m: int, d: int, h: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Problem:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(h, d, generator=generator, dtype=dtype) * d**-0.5
         biases = (torch.randn(size, generator=generator, dtype=dtype) * 0.1 for size in (h, d))
-        parameters = [parameter.requires_grad_() for parameter in (weight, *biases)]
-        return cls(torch.rand(m, d, generator=generator, dtype=dtype), *parameters)
+        parameters = [parameter.to(device).requires_grad_() for parameter in (weight, *biases)]
+        return cls(torch.rand(m, d, generator=generator, dtype=dtype).to(device), *parameters)
 
     def cast(self, rows: int, dtype: torch.dtype) -> Problem:
         """A copy with the first ``rows`` rows in another dtype."""
@@ -94,8 +94,8 @@ def step_of(objective: Callable[..., Tensor], problem: Problem) -> Step:
 def products_of(problem: Problem) -> Step:
     """The five matrix products of the step and nothing else: encode, decode, dh, and the two of dW."""
     x, weight = problem.x, problem.weight.detach()
-    h, dz = torch.rand(len(x), len(weight)), torch.randn(len(x), len(weight))
-    g = torch.randn_like(x)
+    h = torch.rand(len(x), len(weight), dtype=x.dtype, device=x.device)
+    dz, g = torch.randn_like(h), torch.randn_like(x)
 
     def step() -> None:
         torch.mm(x, weight.t())
