@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from providers import CONTRACTIVE, Problem, Step, closed_form, fused, jacobian, step_of, steps_of
+from providers import CONTRACTIVE, Problem, Step, clean_fused, closed_form, fused, jacobian, step_of, steps_of
 
 SHAPES = ((256, 784, 1000), (1024, 784, 2000), (1024, 2048, 4096))
 
@@ -40,18 +40,13 @@ def check(problem: Problem) -> None:
     """Without noise every provider must give the gradients of float64."""
     import fastae
 
-    def clean(x, weight, bias, decoder_bias):
-        return fastae.functional.autoencoder_loss(
-            x, weight, bias, None, decoder_bias, contractive=CONTRACTIVE
-        ).total
-
     def exact(x, weight, bias, decoder_bias):
         loss = fastae.reference.autoencoder_loss(x, weight, bias, None, decoder_bias, contractive=CONTRACTIVE)
         return loss.total.mean()
 
     wide, narrow = problem.cast(64, torch.float64), problem.cast(64, torch.float32)
     step_of(exact, wide)()
-    step_of(clean, narrow)()
+    step_of(clean_fused, narrow)()
     for a, b in zip(narrow.parameters, wide.parameters, strict=True):
         assert a.grad is not None and b.grad is not None
         error = float((a.grad - b.grad).norm() / b.grad.norm())

@@ -1,9 +1,9 @@
 """Verify fastae on a GPU, then measure it: ``python benchmarks/gpu_check.py``, within ten minutes.
 
-First every test of the kernels, then NVIDIA's memory checker where it is installed, then the times of the
-contractive encoder and of a whole training step beside the bare library products, PyTorch eager and
-torch.compile. Each part is written to a JSON file as soon as it is done; run again, what is there is skipped,
-and what did not fit into the time is done.
+First every test of the kernels, then NVIDIA's memory checker where it is installed, then the times of a whole
+training step and of the contractive encoder beside the bare library products, PyTorch eager and
+torch.compile. Each part is written to a JSON file as soon as it is done; run again, what succeeded is
+skipped, and what failed or did not fit into the time is done.
 
 Times are medians of graph replays, with the second-level cache flushed before each and providers interleaved.
 No ratio is written for a provider whose result is wrong in the same run.
@@ -12,6 +12,7 @@ No ratio is written for a provider whose result is wrong in the same run.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -23,14 +24,13 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fastae_kernels import config
-from providers import CONTRACTIVE, Problem, closed_form, fused, products_of, step_of
+from providers import Problem, clean_closed_form, clean_fused, closed_form, fused, products_of, step_of
 from torch import Tensor
 
 import fastae
@@ -61,6 +61,7 @@ class Clock:
             provider()
             return provider
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 provider()
@@ -83,6 +84,20 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end) * 1e-3
 
+    def wall(self, provider: Provider, rounds: int = 20) -> float:
+        """Seconds a call takes that is launched from Python, many in a row: what no graph hides."""
+        provider()
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(rounds):
+            provider()
+        self.synchronize()
+        return (time.perf_counter() - start) / rounds
+
+    def synchronize(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
     def interleaved(self, providers: dict[str, Provider], rounds: int = 30) -> dict[str, dict[str, float]]:
         """Median and quartiles of each provider, a round of all of them after another."""
         times: dict[str, list[float]] = {name: [] for name in providers}
@@ -97,15 +112,18 @@ class Clock:
 
 
 def measured(
-    clock: Clock, floor: Provider, providers: dict[str, Provider], check: Callable[[str, Any], float]
+    clock: Clock, floor: Provider, providers: dict[str, Provider], checks: dict[str, Callable[[], float]]
 ) -> dict[str, Any]:
-    """Times and ratios to the floor; a provider that fails or errs says why instead."""
+    """Times and ratios to the floor; a provider that fails or errs says why instead.
+
+    ``checks`` give each provider's error on the tensors that are timed.
+    """
     ready: dict[str, Provider] = {"product": clock.prepare(floor)}
     problems: dict[str, str] = {}
     errors: dict[str, float] = {}
     for name, provider in providers.items():
         try:
-            errors[name] = check(name, provider())
+            errors[name] = checks[name]()
             if not errors[name] < 0.02:
                 raise ArithmeticError(f"its result is off by {errors[name]:.1e}")
             ready[name] = clock.prepare(provider)
@@ -113,11 +131,20 @@ def measured(
             problems[name] = f"{type(error).__name__}: {error}"[:300]
     times = clock.interleaved(ready)
     ratios = {name: t["median"] / times["product"]["median"] for name, t in times.items()}
-    return {"seconds": times, "ratio": ratios, "error": errors, "problems": problems}
+    called = {name: clock.wall(providers[name]) for name in ready if name in providers}
+    return {"seconds": times, "ratio": ratios, "called": called, "error": errors, "problems": problems}
 
 
 def relative(actual: Tensor, exact: Tensor) -> float:
-    return float((actual.double() - exact.double()).norm() / exact.double().norm())
+    return float((actual.float() - exact).norm() / exact.norm())
+
+
+def compiled(function: Callable[..., Any], autotuned: bool) -> dict[str, Callable[..., Any]]:
+    """torch.compile's versions of a function, for one shape alone."""
+    torch._dynamo.reset()
+    modes = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs"}
+    names = list(modes) if autotuned else ["compile"]
+    return {name: torch.compile(function, mode=modes[name], dynamic=False) for name in names}
 
 
 # --- parts ------------------------------------------------------------------------------------------------
@@ -129,7 +156,10 @@ def part_tests(seconds: float) -> dict[str, Any]:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
                    "tests/kernels", "--ignore=tests/kernels/test_aot.py"]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+        if importlib.util.find_spec("xdist") is not None:  # most of the time is compiling kernels
+            command += ["-n", str(max(1, (os.cpu_count() or 1) * 3 // 4))]
+        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds, check=False)
         suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
@@ -139,7 +169,8 @@ def part_tests(seconds: float) -> dict[str, Any]:
         if case.find("failure") is not None or case.find("error") is not None
     ]
     counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-    return {**counts, "failed": bad[:100], "seconds": float(suite.get("time", 0))}
+    problems = dict.fromkeys(bad[:100], "failed")
+    return {**counts, "problems": problems, "duration": float(suite.get("time", 0))}
 
 
 def part_sanitizer(seconds: float) -> dict[str, Any]:
@@ -160,24 +191,35 @@ def part_sanitizer(seconds: float) -> dict[str, Any]:
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=seconds, check=False, env=environment
     )
-    return {"returncode": result.returncode, "output": (result.stdout + result.stderr)[-2000:]}
+    output = (result.stdout + result.stderr)[-2000:]
+    problems = {"memcheck": output} if result.returncode else {}
+    return {"returncode": result.returncode, "output": output, "problems": problems}
 
 
 def every_operator(device: str) -> None:
-    """Every kernel once on odd shapes, forward and backward, in both strategies."""
-    for strategy in ("fused", "split"):
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            problem = Problem.make(67, 131, 93, dtype, device)
-            with config.using(strategy=strategy):
-                for corruption in ("masking:0.3", "salt_and_pepper:0.2", "swap:0.2", "gaussian:0.1"):
-                    x = problem.x.clone().requires_grad_()
-                    loss = fastae.functional.autoencoder_loss(
-                        x, problem.weight, problem.bias, None, problem.decoder_bias, contractive=0.1, l1=0.1,
-                        kl=0.1, higher_order=0.1, dropout=0.2, code_noise="gaussian",
-                        corruption=fastae.corruption.parse_corruption(corruption),
-                    )  # fmt: skip
-                    loss.total.backward()
-    if device == "cuda":
+    """Every operator forward and backward, in both strategies, on odd shapes and on aligned ones."""
+    corruptions = ("masking:0.3", "salt_and_pepper:0.2", "swap:0.2", "gaussian:0.1")
+    for shape in ((67, 131, 93), (96, 192, 128)):
+        for strategy in ("fused", "split"):
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                problem = Problem.make(*shape, dtype, device)
+                decoder = problem.weight.detach().t().contiguous().requires_grad_()
+                with config.using(strategy=strategy):
+                    for number, corruption in enumerate(corruptions):
+                        x = problem.x.clone().requires_grad_()
+                        loss = fastae.functional.autoencoder_loss(
+                            x, problem.weight, problem.bias, decoder if number % 2 else None,
+                            problem.decoder_bias, activation=("sigmoid", "gelu")[number // 2],
+                            contractive=0.1,
+                            l1=0.1, higher_order=0.1, dropout=0.2, code_noise="gaussian",
+                            loss=("bce", "mse")[number % 2],
+                            corruption=fastae.corruption.parse_corruption(corruption),
+                        )  # fmt: skip
+                        loss.total.backward()
+                    layers = [(problem.weight, problem.bias, "sigmoid")]
+                    code, penalty = fastae.functional.deep_contractive_encode(problem.x, layers)
+                    (code.sum() + penalty).backward()
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
@@ -203,67 +245,66 @@ def closed_form_encode(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
 
 def part_encode(clock: Clock, m: int, d: int, h: int, dtype: torch.dtype, autotuned: bool) -> dict[str, Any]:
     """Contractive encoding, forward."""
-    problem = Problem.make(m, d, h, dtype, clock.device.type)
+    problem = Problem.make(m, d, h, dtype, str(clock.device))
     x, weight, bias = problem.x, problem.weight.detach(), problem.bias.detach()
-    rows = x[:64].double()
-    exact = torch.sigmoid(F.linear(rows, weight.double(), bias.double()))
 
-    def by(strategy: str | None) -> Provider:
-        def run() -> object:
-            with config.using(strategy=strategy) if strategy else nullcontext():  # pyright: ignore[reportArgumentType]
+    def by(strategy: str | None) -> Callable[[], tuple[Tensor, Tensor]]:
+        def run() -> tuple[Tensor, Tensor]:
+            with config.using(strategy=strategy):  # pyright: ignore[reportArgumentType]
                 return fastae.functional.contractive_encode(x, weight, bias)
 
         return run
 
-    providers = {"default": by(None), "fused": by("fused"), "split": by("split")}
-    providers["eager"] = lambda: closed_form_encode(x, weight, bias)
-    for name, mode in {
-        "compile": None,
-        **({"max-autotune": "max-autotune-no-cudagraphs"} if autotuned else {}),
-    }.items():
-        compiled = torch.compile(closed_form_encode, mode=mode)
-        providers[name] = lambda compiled=compiled: compiled(x, weight, bias)
+    results: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "default": by(None), "fused": by("fused"), "split": by("split"),
+        "eager": lambda: closed_form_encode(x, weight, bias),
+    }  # fmt: skip
+    for name, function in compiled(closed_form_encode, autotuned).items():
+        results[name] = lambda function=function: function(x, weight, bias)
     with torch.no_grad():
-        return measured(
-            clock,
-            lambda: torch.mm(x, weight.t()),
-            providers,
-            lambda name, result: relative(result[0][:64], exact),
-        )
+        code, penalty = closed_form_encode(x.float(), weight.float(), bias.float())
+
+        def error_of(run: Callable[[], tuple[Tensor, Tensor]]) -> Callable[[], float]:
+            def error() -> float:
+                ours = run()
+                return max(relative(ours[0], code), relative(ours[1], penalty))
+
+            return error
+
+        checks = {name: error_of(run) for name, run in results.items()}
+        return measured(clock, lambda: torch.mm(x, weight.t()), dict(results), checks)
 
 
 def part_step(clock: Clock, m: int, d: int, h: int, dtype: torch.dtype, autotuned: bool) -> dict[str, Any]:
     """A training step: masking, tied weights, cross-entropy, contractive; forward and backward."""
-    problem = Problem.make(m, d, h, dtype, clock.device.type)
-    wide = problem.cast(64, torch.float64)
-    exact = fastae.reference.autoencoder_loss(
-        wide.x, wide.weight, wide.bias, None, wide.decoder_bias, contractive=CONTRACTIVE
-    ).total.mean()
-    (exact_gradient,) = torch.autograd.grad(exact, wide.weight)
-    narrow = problem.cast(64, dtype)
+    problem = Problem.make(m, d, h, dtype, str(clock.device))
+    objectives = {"fastae": fused, "eager": closed_form, **compiled(closed_form, autotuned)}
+    wide = [problem.x.float(), *(p.detach().float().requires_grad_() for p in problem.parameters)]
+    exact = torch.autograd.grad(clean_closed_form(*wide), wide[1:])
+    del wide
 
-    def check(name: str, _: object) -> float:
-        """Without noise, on a few rows: the noise of providers differs."""
-        if name != "fastae":
-            return 0.0
-        loss = fastae.functional.autoencoder_loss(
-            narrow.x, narrow.weight, narrow.bias, None, narrow.decoder_bias, contractive=CONTRACTIVE
-        ).total
-        return relative(torch.autograd.grad(loss, narrow.weight)[0], exact_gradient)
+    def error_of(objective: Callable[..., Tensor]) -> Callable[[], float]:
+        """Without noise, which differs between providers."""
+        clean = clean_fused if objective is fused else clean_closed_form
 
-    providers = {"fastae": step_of(fused, problem), "eager": step_of(closed_form, problem)}
-    for name, mode in {
-        "compile": None,
-        **({"max-autotune": "max-autotune-no-cudagraphs"} if autotuned else {}),
-    }.items():
-        providers[name] = step_of(torch.compile(closed_form, mode=mode), problem)
-    result = measured(clock, products_of(problem), providers, check)
+        def error() -> float:
+            ours = torch.autograd.grad(clean(problem.x, *problem.parameters), problem.parameters)
+            return max(relative(a, b) for a, b in zip(ours, exact, strict=True))
+
+        return error
+
+    providers = {name: step_of(objective, problem) for name, objective in objectives.items()}
+    checks = {name: error_of(objective) for name, objective in objectives.items()}
+    result = measured(clock, products_of(problem), dict(providers), checks)
     if clock.on_gpu:
-        for name, provider in providers.items():
+        for name in result["error"]:
+            for parameter in problem.parameters:
+                parameter.grad = None
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            provider()
-            result.setdefault("peak_bytes", {})[name] = torch.cuda.max_memory_allocated() - before
+            if name in result["ratio"]:
+                providers[name]()
+                result.setdefault("peak_bytes", {})[name] = torch.cuda.max_memory_allocated() - before
     return result
 
 
@@ -273,9 +314,8 @@ def part_step(clock: Clock, m: int, d: int, h: int, dtype: torch.dtype, autotune
 def versions(device: torch.device) -> dict[str, Any]:
     import triton
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     return {
         "device": name,
@@ -293,7 +333,7 @@ def parts_of(
     """Every part by its key, in the order of their worth."""
     parts: dict[str, Callable[[], Any]] = {}
     if clock.on_gpu:
-        parts["tests"] = lambda: part_tests(left())
+        parts["tests"] = lambda: part_tests(min(300.0, left()))
         parts["sanitizer"] = lambda: part_sanitizer(min(120.0, left()))
     parts["peaks"] = lambda: part_peaks(clock, 64 if tiny else 8192)
     name = str(dtype).removeprefix("torch.")
@@ -304,6 +344,10 @@ def parts_of(
     for shape in grid:
         parts[f"encode {name} {shape}"] = lambda s=shape: part_encode(clock, *s, dtype, s in AUTOTUNED)
     return parts
+
+
+def succeeded(part: dict[str, Any] | None) -> bool:
+    return part is not None and "failed" not in part and not part.get("problems")
 
 
 def save(path: Path, results: dict[str, Any]) -> None:
@@ -334,13 +378,16 @@ def main(arguments: list[str] | None = None) -> int:
         return max(1.0, given.seconds - (time.monotonic() - began))
 
     clock = Clock(torch.device(given.device))
+    if clock.on_gpu:
+        torch.cuda.set_device(clock.device)
     head = versions(clock.device)
-    path = given.out or ROOT / "benchmarks" / "results" / f"{head['device'].lower().replace(' ', '-')}.json"
+    name = head["device"].lower().replace(" ", "-") + ("-tiny" if given.tiny else "")
+    path = given.out or ROOT / "benchmarks" / "results" / f"{name}.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if results.get("versions") != head:
         results = {"versions": head, "parts": {}}
     for key, part in parts_of(clock, getattr(torch, given.dtype), left, given.tiny).items():
-        if key in results["parts"]:
+        if succeeded(results["parts"].get(key)):
             continue
         if left() <= 1.0:
             print(f"out of time before {key}; run again to go on")
@@ -353,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
         shown = results["parts"][key]
         print(key, json.dumps(shown.get("ratio", shown)), *shown.get("problems", {}).items(), flush=True)
     tests = results["parts"].get("tests", {})
-    bad = [key for key, part in results["parts"].items() if part.get("failed") or part.get("returncode")]
+    bad = [key for key, part in results["parts"].items() if not succeeded(part)]
     print(
         f"results in {path}; tests: {tests.get('tests', 0)}; parts with problems: {', '.join(bad) or 'none'}"
     )

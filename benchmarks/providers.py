@@ -49,7 +49,15 @@ class Problem:
 
 def closed_form(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> Tensor:
     """The objective as one writes it in PyTorch, with the penalty in closed form."""
-    noisy = x * (torch.rand_like(x) >= MASKING)
+    return _closed_form(x * (torch.rand_like(x) >= MASKING), x, weight, bias, decoder_bias)
+
+
+def clean_closed_form(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> Tensor:
+    """The same without noise, to compare gradients by."""
+    return _closed_form(x, x, weight, bias, decoder_bias)
+
+
+def _closed_form(noisy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> Tensor:
     h = torch.sigmoid(F.linear(noisy, weight, bias))
     slope = h * (1.0 - h)
     penalty = (slope.square() @ weight.square().sum(1)).mean()
@@ -75,6 +83,13 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> Tens
     """The objective by fastae."""
     return fastae.functional.autoencoder_loss(
         x, weight, bias, None, decoder_bias, corruption=fastae.Masking(MASKING), contractive=CONTRACTIVE
+    ).total
+
+
+def clean_fused(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> Tensor:
+    """The same without noise."""
+    return fastae.functional.autoencoder_loss(
+        x, weight, bias, None, decoder_bias, contractive=CONTRACTIVE
     ).total
 
 

@@ -187,7 +187,7 @@ class Encode(Function):
 
 
 class ReconstructionLoss(Function):
-    """The loss of each row, [M]."""
+    """The loss of the rows, reduced: so that its gradient is one number after a mean or a sum."""
 
     @staticmethod
     def forward(
@@ -197,18 +197,19 @@ class ReconstructionLoss(Function):
         bias: Tensor | None,
         target: Tensor,
         settings: DecoderSettings,
+        reduction: str,
     ) -> Tensor:
-        ctx.settings = settings
+        ctx.settings, ctx.reduction = settings, reduction
         rows, grad, column_sums = ops.decode_loss(code, weight, bias, target, *settings, bias is not None)
         ctx.save_for_backward(code, weight, bias, target if target.requires_grad else None, grad, column_sums)
-        return rows
+        return reduce_rows(rows, reduction, rows.shape)
 
     @staticmethod
     @first_order
-    def backward(ctx: Context, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         code, weight, bias, target, grad, column_sums = ctx.saved_tensors
         need_code, need_weight, need_bias, need_target = ctx.needs_input_grad[:4]
-        scale = _one_scale(grad_rows)
+        scale = grad_loss / max(code.shape[0], 1) if ctx.reduction == "mean" else grad_loss
         d_code = d_target = None
         if need_code:
             none = code.new_empty(0)
@@ -223,6 +224,7 @@ class ReconstructionLoss(Function):
             ops.weight_grad(grad, code, scale, None, None, None, None, None) if need_weight else None,
             _scaled_column_sums(grad, scale, column_sums).to(bias.dtype) if need_bias else None,
             d_target,
+            None,
             None,
         )
 
@@ -298,7 +300,7 @@ class AutoencoderObjective(Function):
             mean = code_sum / code.shape[0]
             kl = reference.kl_divergence(mean, o.kl_target)
             column_grad = _kl_column_grad(mean, o.kl_target)
-            held = _rows_that_hold_kl(o, code.shape[0])
+            held = rows_that_hold_kl(o.reduction, code.shape[0])
             total = total + o.kl * held * kl if held else total
         if total is loss:
             total = total.clone()
@@ -416,16 +418,16 @@ def _kl_column_grad(mean: Tensor, target: float) -> Tensor:
     return ((1.0 - target) / (1.0 - held) - target / held) * (held == mean)
 
 
-def _rows_that_hold_kl(o: Objective, rows: int) -> int:
+def rows_that_hold_kl(reduction: str, rows: int) -> int:
     """How often the reduced total holds the divergence, of which the total of every row has one."""
-    return rows if o.reduction == "sum" else 1
+    return rows if reduction == "sum" else 1
 
 
 def _kl_scale(o: Objective, g_total: Tensor | None, g_kl: Tensor | None, rows: int) -> Tensor | float:
     """d L / d KL over the number of rows: the total of every row holds the divergence once."""
     scale: Tensor | float = 0.0
     if g_total is not None:
-        scale = o.kl * _rows_that_hold_kl(o, rows) * g_total.sum()
+        scale = o.kl * rows_that_hold_kl(o.reduction, rows) * g_total.sum()
     if g_kl is not None:
         scale = scale + g_kl
     return scale / max(rows, 1)
@@ -433,11 +435,6 @@ def _kl_scale(o: Objective, g_total: Tensor | None, g_kl: Tensor | None, rows: i
 
 def _column(scale: Tensor) -> Tensor:
     return scale if scale.dim() == 0 else scale[:, None]
-
-
-def _one_scale(rows: Tensor) -> Tensor:
-    """A gradient of rows [M] as a scalar where all of it is one: after a mean or a sum over rows."""
-    return rows[0] if rows.shape[0] and rows.stride(0) == 0 else rows
 
 
 def _scaled_column_sums(grad: Tensor, scale: Tensor, column_sums: Tensor) -> Tensor:

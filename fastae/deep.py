@@ -24,7 +24,16 @@ from .arguments import (
     check_objective,
     reduce_rows,
 )
-from .autograd import Context, Corrupt, DecoderSettings, Encode, Perturb, ReconstructionLoss, first_order
+from .autograd import (
+    Context,
+    Corrupt,
+    DecoderSettings,
+    Encode,
+    Perturb,
+    ReconstructionLoss,
+    first_order,
+    rows_that_hold_kl,
+)
 from .corruption import Corruption, Emphasis, mask_width
 from .philox import STREAM_CORRUPTION, STREAM_PROBE, draw_seed
 from .precision import sum_dtype
@@ -264,16 +273,20 @@ def deep_autoencoder_loss(
     code = _apply_layers(code, decoder[:-1])
     weight, bias, _ = decoder[-1]
     check_linear("code", code, weight, bias)
-    reconstruction = ReconstructionLoss.apply(*autocast_like_linear(code, weight, bias), rows, settings)
+    reconstruction = ReconstructionLoss.apply(
+        *autocast_like_linear(code, weight, bias), rows, settings, reduction
+    )
 
+    terms = {name: reduce_rows(value, reduction, value.shape) for name, value in terms.items()}
     total = reconstruction
     for name, factor in (("contractive", contractive), ("l1", l1)):
         if factor:
             total = total + factor * terms[name]
-    if divergence is not None:
-        total = total + kl * divergence
+    if divergence is not None and (held := rows_that_hold_kl(reduction, len(rows))):
+        total = total + kl * held * divergence
     values = {"total": total, "reconstruction": reconstruction, **terms}
-    values = {name: reduce_rows(value, reduction, x.shape[:-1]) for name, value in values.items()}
+    if reduction == "none":
+        values = {name: value.view(x.shape[:-1]) for name, value in values.items()}
     return AutoencoderLoss(**values, kl=divergence)
 
 

@@ -129,10 +129,9 @@ def reconstruction_loss(
     check_loss(loss, output_activation)
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
     code, weight, bias = autocast_like_linear(code, weight, bias)
-    rows = ReconstructionLoss.apply(
-        as_rows(code), weight, bias, as_rows(target), DecoderSettings(loss, output_activation)
-    )
-    return reduce_rows(rows, reduction, code.shape[:-1])
+    settings = DecoderSettings(loss, output_activation)
+    value = ReconstructionLoss.apply(as_rows(code), weight, bias, as_rows(target), settings, reduction)
+    return value.view(code.shape[:-1]) if reduction == "none" else value
 
 
 def corrupt(x: Tensor, corruption: Corruption | None, *, generator: torch.Generator | None = None) -> Tensor:

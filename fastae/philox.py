@@ -43,7 +43,8 @@ _BLOCK = 1 << 18  # entries a block: its bits and temporaries stay in a core's c
 def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """A seed [1] (int64) from torch's generator, on ``device`` without a host synchronisation.
 
-    Processes of one ``torch.distributed`` group get seeds of their own from equal generators.
+    Processes of one ``torch.distributed`` group get seeds of their own from equal generators; what is
+    compiled by torch.compile should be so after the group is made.
     """
     seed = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
     rank = torch.distributed.get_rank() if _in_group() else 0

@@ -218,7 +218,7 @@ def perturb_code(code: Tensor, seed: int, noise: str, noise_std: float, dropout:
         code = _add_noise(code, noise_std, bits)
     elif noise == "bernoulli":
         bits = philox.random_bits(seed, rows, units, philox.STREAM_CODE_NOISE)
-        uniform = bits.bitwise_right_shift(8).bitwise_and(0xFFFFFF).to(code.dtype) * 2.0**-24
+        uniform = bits.bitwise_right_shift(8).bitwise_and(0xFFFFFF).to(sum_dtype(code.dtype)) * 2.0**-24
         code = code + ((uniform < code).to(code.dtype) - code).detach()
     if dropout > 0.0:
         bits = philox.random_bits(seed, rows, units, philox.STREAM_DROPOUT, width=philox.MASK_WIDTH)

@@ -57,7 +57,7 @@ _SCHEMAS = {
         "Tensor? penalty_scale, Tensor? sq_norms, Tensor? l1_scale, Tensor? column_grad, Tensor? extra, "
         "Tensor? seed, float dropout) -> (Tensor, Tensor, Tensor)"
     ),
-    # a^T b + diag(u) W + a2^T diag(scale2) b2
+    # a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2
     "weight_grad": (
         "(Tensor a, Tensor b, Tensor? scale, Tensor? weight, Tensor? u, Tensor? a2, Tensor? b2, "
         "Tensor? scale2) -> Tensor"

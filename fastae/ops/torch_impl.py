@@ -311,8 +311,8 @@ def _scaled(a: Tensor, scale: Tensor | None) -> tuple[Tensor, float]:
     """``diag(scale) a`` as a matrix and a factor for the product to come, free where the host knows it."""
     if scale is None:
         return a, 1.0
-    if scale.dim() == 0 and scale.device.type == "cpu":
-        return a, float(scale)
+    if scale.dim() == 0 and scale.device.type == "cpu" and a.dtype != torch.float16:
+        return a, float(scale)  # in float16 the product might overflow before it is scaled
     return (a * (scale if scale.dim() == 0 else scale[:, None])).to(a.dtype), 1.0
 
 

@@ -28,6 +28,7 @@ class GemmConfig:
     warps: int
     stages: int
     subtiles: int = 1  # the epilogue works on this many parts of a tile, one after another
+    heavy_subtiles: int = 0  # and one with many operands on this many; 0 where registers do not suffice
     group: int = 8  # tiles of rows that are visited together
     tma: bool = False
     persistent: bool = False
@@ -37,19 +38,14 @@ class GemmConfig:
     def epilogue_tile(self) -> tuple[int, int]:
         return self.block_m, self.block_n // self.subtiles
 
-    @property
-    def accumulators(self) -> int:
-        """Registers a thread holds of the tile, 32 threads a warp."""
-        return self.block_m * self.block_n // (32 * self.warps)
-
 
 @dataclass(frozen=True)
 class PassConfig:
     """Tile shape of one elementwise pass."""
 
     block_m: int = 32
-    block_n: int = 128
-    warps: int = 8
+    block_n: int = 64
+    warps: int = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,8 @@ class Plan:
 
 
 def _gemm(m: int, n: int, k: int, warps: int, stages: int, efficiency: float, **options: Any) -> GemmConfig:
+    if m * n // (32 * warps) <= 64:  # accumulators a thread
+        options.setdefault("heavy_subtiles", 2 * options.get("subtiles", 1))
     return GemmConfig(m, n, k, warps, stages, efficiency=efficiency, **options)
 
 
@@ -80,7 +78,7 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
     "sm80": {
         2: (
             _gemm(128, 128, 32, 8, 4, 1.0, subtiles=4),
-            _gemm(64, 128, 32, 4, 4, 0.67, subtiles=4),
+            _gemm(64, 128, 32, 4, 3, 0.67, subtiles=4),
             _gemm(64, 64, 32, 4, 5, 0.5, subtiles=2),
         ),
         4: (
@@ -103,8 +101,8 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
     "sm100": {  # accumulators lie in tensor memory; its instruction wants 128 rows
         2: (
             _gemm(128, 256, 64, 8, 3, 1.0, subtiles=4, **_PERSISTENT),
-            _gemm(128, 128, 64, 8, 4, 0.75, subtiles=2, **_PERSISTENT),
-            _gemm(128, 64, 64, 4, 4, 0.5, subtiles=2, **_TMA),
+            _gemm(128, 128, 64, 8, 4, 0.75, subtiles=4, heavy_subtiles=4, **_PERSISTENT),
+            _gemm(128, 64, 64, 4, 4, 0.5, subtiles=4, heavy_subtiles=4, **_TMA),
         ),
         4: (_gemm(128, 64, 32, 4, 5, 1.0, subtiles=2, **_PERSISTENT),),
     },
@@ -120,9 +118,6 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
     },
     "interpreter": {2: (_gemm(64, 64, 64, 4, 1, 1.0),), 4: (_gemm(64, 64, 64, 4, 1, 1.0),)},
 }
-
-_HEAVY = 64
-"""Accumulators a thread that an epilogue with many operands leaves room for."""
 
 _DEEP = 8192
 """Products of more terms a result than this go to the library. The pass that fusion saves reads and writes
@@ -140,15 +135,20 @@ def family(target: Target) -> str:
     return "sm100" if 100 <= arch < 120 else "sm90" if 90 <= arch < 100 else "sm80"
 
 
-def configurations(target: Target, dtype: torch.dtype, *, heavy: bool = False) -> tuple[GemmConfig, ...]:
+def configurations(
+    target: Target, dtype: torch.dtype, *, heavy: bool = False, aligned: bool = True
+) -> tuple[GemmConfig, ...]:
     """The default configurations for a target.
 
-    A ``heavy`` epilogue has many operands: it works on smaller parts, and not on the largest tiles.
+    A ``heavy`` epilogue has many operands: it works on smaller parts, and not on the largest tiles. Operands
+    that are not ``aligned`` have no descriptors, and tiles made for those would spill.
     """
     configs = GEMM_CONFIGS[family(target)][dtype.itemsize]
-    if not heavy or target.backend == "interpreter":
-        return configs
-    return tuple(replace(c, subtiles=2 * c.subtiles) for c in configs if c.accumulators <= _HEAVY)
+    if not aligned and any(config.tma for config in configs):
+        configs = GEMM_CONFIGS["sm80"][dtype.itemsize]
+    if heavy:
+        configs = tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
+    return configs
 
 
 def precision(dtype: torch.dtype, target: Target) -> str:
@@ -196,16 +196,33 @@ def using(
         _override = before
 
 
-def plan(M: int, N: int, K: int, dtype: torch.dtype, target: Target, *, heavy: bool = False) -> Plan:
+def plan(
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    target: Target,
+    *,
+    heavy: bool = False,
+    aligned: bool = True,
+    k_major: bool = True,
+) -> Plan:
     """How a product [M, K] [K, N] and its epilogue run on ``target``.
 
-    The library's product and one pass (*split*) where fusion cannot win: float32 in full precision on CUDA,
-    which Triton computes without matrix units, and deep products (``_DEEP``). Else one kernel (*fused*), with
-    the tiles of the least estimated time. ``heavy`` as in :func:`configurations`.
+    The library's product and one pass (*split*) where fusion is not expected to win: deep products
+    (``_DEEP``); rows that do not start at multiples of 16 bytes (not ``aligned``), which loads by descriptors
+    and wide asynchronous copies need; float32 in full precision on CUDA, which Triton computes without matrix
+    units, and in tf32 where an operand is not contiguous along K (``k_major``), which wgmma needs. Else one
+    kernel (*fused*), with the tiles of the least estimated time. ``heavy`` as in :func:`configurations`.
     """
-    exact_float32 = dtype == torch.float32 and target.backend == "cuda" and precision(dtype, target) == "ieee"
-    strategy: Strategy = "split" if exact_float32 or K > _DEEP else "fused"
-    configs = configurations(target, dtype, heavy=heavy)
+    strategy: Strategy = "fused"
+    if K > _DEEP:
+        strategy = "split"
+    elif target.backend != "interpreter":
+        full = target.backend == "cuda" and precision(dtype, target) == "ieee"
+        if not aligned or (dtype == torch.float32 and (full or not k_major)):
+            strategy = "split"
+    configs = configurations(target, dtype, heavy=heavy, aligned=aligned)
     return Plan(
         _override.strategy or strategy,
         _override.gemm or _smallest_cost(configs, M, N, target.multiprocessors),

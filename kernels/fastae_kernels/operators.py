@@ -56,21 +56,39 @@ def _pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Pl
     )  # fmt: skip
 
 
-def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescriptor, bool] | None:
-    """A descriptor of an operand or of its transpose, in blocks; ``None`` if the hardware takes neither."""
+def _aligned(operand: Tensor) -> bool:
+    """Whether rows (or columns, where those are contiguous) start at multiples of 16 bytes."""
+    rows, columns = (0, 1) if operand.stride(1) == 1 else (1, 0)
+    return (
+        operand.stride(columns) == 1
+        and operand.stride(rows) * operand.element_size() % 16 == 0
+        and operand.stride(rows) >= operand.shape[columns]
+        and operand.data_ptr() % 16 == 0
+        and operand.numel() > 0
+    )
+
+
+def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescriptor, bool]:
+    """A descriptor of an aligned operand in blocks, and whether it is of the transpose."""
     transposed = operand.stride(1) != 1
     if transposed:
         operand, rows, columns = operand.t(), columns, rows
-    size = operand.element_size()
-    if (
-        operand.stride(1) != 1
-        or operand.stride(0) * size % 16
-        or operand.stride(0) < operand.shape[1]
-        or operand.data_ptr() % 16
-        or operand.numel() == 0
-    ):
-        return None
     return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), [rows, columns]), transposed
+
+
+def _plan(a: Tensor, b: Tensor, *others: Tensor | None, heavy: bool = False) -> Plan:
+    """The plan of a product a b, beside which ``others`` are operands, too."""
+    operands = [a, b, *(other for other in others if other is not None)]
+    return plan(
+        a.shape[0], b.shape[1], a.shape[1], a.dtype, target_of(a.device), heavy=heavy,
+        aligned=all(_aligned(operand) for operand in operands), k_major=a.stride(1) == b.stride(0) == 1,
+    )  # fmt: skip
+
+
+def _pass_plan(x: Tensor) -> Plan:
+    """The plan of a pass without a product."""
+    how = plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device))
+    return Plan("split", how.gemm, how.elementwise)
 
 
 def _fused(
@@ -81,16 +99,13 @@ def _fused(
     N = b.shape[1]
     operands = [a, b] + ([a2, b2] if a2 is not None and b2 is not None else [])
     shapes = [(config.block_m, config.block_k), (config.block_k, config.block_n)] * 2
-    descriptors = [
-        _descriptor(operand, *shape) if config.tma else None
-        for operand, shape in zip(operands, shapes, strict=False)
-    ]
     strides = [stride for operand in operands for stride in operand.stride()]
-    tma = all(descriptor is not None for descriptor in descriptors)
+    tma = config.tma and all(_aligned(operand) for operand in operands)
     transposed = [False] * 4
     if tma:
-        operands = [descriptor[0] for descriptor in descriptors if descriptor is not None]
-        transposed = [descriptor[1] for descriptor in descriptors if descriptor is not None] + transposed
+        pairs = [_descriptor(operand, *shape) for operand, shape in zip(operands, shapes, strict=False)]
+        operands = [descriptor for descriptor, _ in pairs]
+        transposed = [flipped for _, flipped in pairs] + transposed
         strides = [0] * len(strides)  # unused: one kernel for all
     dual = len(operands) == 4
     target = target_of(a.device)
@@ -180,10 +195,6 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
     return out
 
 
-def _pass_plan(x: Tensor) -> Plan:
-    return plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device))
-
-
 # --- encoder ----------------------------------------------------------------------------------------------
 
 
@@ -216,7 +227,7 @@ def encode(
     code and pre-activation of another input. ``seed`` is the noise's.
     """
     M, H = x.shape[0], weight.shape[0]
-    how = plan(M, H, x.shape[1], x.dtype, target_of(x.device))
+    how = _plan(x, weight.t())
     blocks_m, blocks_n = _blocks(how, M, H)
     base_code, base_preact = (None, None) if base is None else base
     code = _empty(x, M, H)
@@ -265,9 +276,7 @@ def code_grad(
     """
     M, H = code.shape
     heavy = activation in PREACTIVATION and dropout is not None
-    how = plan(M, H, grad.shape[1], code.dtype, target_of(code.device), heavy=heavy)
-    if weight is None:
-        how = Plan("split", how.gemm, how.elementwise)
+    how = _pass_plan(code) if weight is None else _plan(grad, weight, heavy=heavy)
     blocks_m, _ = _blocks(how, M, H)
     dz = _empty(code, M, H)
     scale, scale_stride = _scale(scale)
@@ -312,7 +321,6 @@ def slope_difference_grad(
     """(dz [M, H], dz2 [M, H], u [H]) of sum_j (s_j - s2_j)^2 q_j."""
     M, H = code.shape
     how = _pass_plan(code)
-    how = Plan("split", how.gemm, how.elementwise)
     scale_, stride = _scale(scale)
     needs_preact = activation in PREACTIVATION
     args = epilogues.SlopeDifference(
@@ -344,13 +352,14 @@ def weight_grad(
     scale2: Tensor | None = None,
 ) -> Tensor:
     """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, [N_a, N_b]."""
-    M, N, K = a.shape[1], b.shape[1], a.shape[0]
     dual = a2 is not None and b2 is not None
-    a, scale = _scaled_rows(a, scale, keep_scalar=not dual)
+    how = _plan(a.t(), b, None if a2 is None else a2.t(), b2)
+    # a library's product in float16 must not overflow before it is scaled
+    late = how.strategy == "fused" or a.dtype != torch.float16
+    a, scale = _scaled_rows(a, scale, keep_scalar=late and not dual)
     if a2 is not None:
-        a2, scale2 = _scaled_rows(a2, scale2, keep_scalar=True)
-    how = plan(M, N, K, a.dtype, target_of(a.device))
-    out = _empty(a, M, N)
+        a2, scale2 = _scaled_rows(a2, scale2, keep_scalar=late)
+    out = _empty(a, a.shape[1], b.shape[1])
     if weight is None or u is None:
         weight = u = None
     args = epilogues.WeightGradient(
@@ -365,13 +374,11 @@ def weight_grad(
         transposed = (None, None) if a2 is None or b2 is None else (a2.t(), b2)
         _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, how.gemm)
         return out
-    if (
-        a2 is not None and b2 is not None
-    ):  # the pass in between scales the second product, then the first adds
+    if a2 is None or b2 is None:
+        torch.mm(a.t(), b, out=out)
+    else:  # the pass in between scales the second product, then the first is added
         torch.mm(a2.t(), b2, out=out)
         args = args._replace(scale=scale2)
-    else:
-        torch.mm(a.t(), b, out=out)
     if args.scale is not None or u is not None:
         _pass(out, out, epilogues.weight_gradient, args, how)
     if dual:
@@ -427,7 +434,7 @@ def decode_loss(
     code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
     """
     M, D = target.shape
-    how = plan(M, D, code.shape[1], code.dtype, target_of(code.device))
+    how = _plan(code, weight.t())
     blocks_m, blocks_n = _blocks(how, M, D)
     grad, rows = _empty(code, M, D), _float(code, blocks_n, M)
     args = _decode_arguments(
@@ -453,8 +460,7 @@ def decode_loss_target_grad(
     clean: float = 1.0,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
-    M, D = target.shape
-    how = plan(M, D, code.shape[1], code.dtype, target_of(code.device))
+    how = _plan(code, weight.t())
     grad = _empty(target, *target.shape)
     args = _decode_arguments(
         code, bias, target, LOSSES[loss].target_gradient, output_activation, mask, corrupted, clean, grad,

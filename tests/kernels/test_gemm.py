@@ -15,6 +15,7 @@ from fastae_kernels.tiles import entries, inside, tile_indices
 from torch import Tensor
 
 from fastae import ops
+from fastae.ops import torch_impl
 from tests.kernels.support import DEVICE, DTYPES, ON_GPU, assert_accurate, small_tiles
 
 
@@ -253,3 +254,20 @@ def test_fold_sums_the_rows_of_one_or_two(rows: int, length: int):
             assert (sums is None) == (partials is None)
             if sums is not None:
                 torch.testing.assert_close(sums, partials.sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy_", ["fused", "split"])
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_large_batch_in_float16_is_scaled_before_it_overflows(strategy_: str, dual: bool):
+    """20000 products of 4 are beyond float16's 65504, and their mean is not."""
+    rows = 20_000
+    a = torch.full((rows, 4), 4.0, dtype=torch.float16, device=DEVICE)
+    b, scale = torch.ones_like(a), torch.tensor(1.0 / rows, device=DEVICE)
+    arguments = (a * 0, b, None, None, None, a, b, scale) if dual else (a, b, scale, *[None] * 5)
+    with config.using(strategy=strategy_):  # pyright: ignore[reportArgumentType]
+        ours = ops.weight_grad(*arguments)
+    theirs = torch_impl.weight_grad(*arguments)
+    for gradient in (ours, theirs):
+        torch.testing.assert_close(
+            gradient.float(), torch.full((4, 4), 4.0, device=DEVICE), rtol=0.02, atol=0
+        )
