@@ -68,6 +68,7 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **optio
     """Run ``programs`` programs of a kernel on ``device``, none for 0; no host synchronisation."""
     if programs == 0:
         return
+    options["enable_fp_fusion"] = True  # said here, since Triton's default is about to change
     if _compilation is not None:
         _compilation.compile(kernel, programs, args, options)
         return

@@ -181,9 +181,12 @@ def salt_and_pepper(x, c, block_m, block_n, M, N, BM: tl.constexpr, BN: tl.const
 
 @triton.jit
 def swap_source(bits, hits, M):
-    """The row each entry is swapped for: given a hit the draw is uniform, and its place picks the row."""
+    """The row each entry is swapped for: given a hit the draw is uniform, and its place picks the row.
+
+    Only of use for hits, whose draws are below ``hits``.
+    """
     draw = bits.to(tl.int64) + 2147483648
-    return tl.minimum(draw * M // hits, M - 1)
+    return draw * M // hits
 
 
 @triton.jit

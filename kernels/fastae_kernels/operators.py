@@ -133,10 +133,14 @@ def _fold(partials: Tensor | None, partials2: Tensor | None = None) -> tuple[Ten
     if partials is None:
         return None, None if partials2 is None else _fold(partials2)[0]
     P, L = partials.shape
+    P2, L2 = (0, 0) if partials2 is None else partials2.shape
     out = _float(partials, L)
-    out2 = None if partials2 is None else _float(partials, L)
+    out2 = None if partials2 is None else _float(partials, L2)
     BL = 128
-    launch(reductions.fold, -(-L // BL), partials.device, partials, out, partials2, out2, P, L, 16, BL)
+    launch(
+        reductions.fold, -(-max(L, L2) // BL), partials.device, partials, out, P, L, partials2, out2, P2, L2,
+        16, BL,
+    )  # fmt: skip
     return out, out2
 
 
@@ -442,9 +446,9 @@ def decode_loss(
         _float(code, blocks_m, D) if column_sums else None,
     )  # fmt: skip
     _product(code, weight.t(), epilogues.decode_loss, args, how, grad)
-    row_sums, _ = _fold(rows)
+    row_sums, sums = _fold(rows, args.column_sums)
     assert row_sums is not None
-    return row_sums, grad, _fold(args.column_sums)[0]
+    return row_sums, grad, sums
 
 
 def decode_loss_target_grad(

@@ -24,11 +24,11 @@ def _fold(partials, out, first, P, L, BP: tl.constexpr, BL: tl.constexpr):
 
 
 @triton.jit
-def fold(partials, out, partials2, out2, P, L, BP: tl.constexpr, BL: tl.constexpr):
-    """out [L] = sum_p partials [P, L]; a second pair of the same shape may come along."""
+def fold(partials, out, P, L, partials2, out2, P2, L2, BP: tl.constexpr, BL: tl.constexpr):
+    """out [L] = sum_p partials [P, L]; a second pair may come along, to save a launch."""
     _fold(partials, out, tl.program_id(0), P, L, BP, BL)
     if partials2 is not None:
-        _fold(partials2, out2, tl.program_id(0), P, L, BP, BL)
+        _fold(partials2, out2, tl.program_id(0), P2, L2, BP, BL)
 
 
 @triton.jit
