@@ -273,20 +273,9 @@ class AutoencoderObjective(Function):
             for k in range(o.higher_order_samples):
                 copy = ops.corrupt(x_in, seed, "gaussian", [o.higher_order_std], STREAM_CONTRACTION + k)
                 code2, _, preact2, difference, _, _ = ops.encode(
-                    copy,
-                    weight,
-                    bias,
-                    o.activation,
-                    sq_norms,
-                    code,
-                    preact,
-                    False,
-                    False,
-                    None,
-                    "none",
-                    0.0,
-                    0.0,
-                )
+                    copy, weight, bias, o.activation, sq_norms, code, preact, False, False, None, "none",
+                    0.0, 0.0,
+                )  # fmt: skip
                 higher_order += difference
                 copies += [code2, preact2]
             higher_order = higher_order / o.higher_order_samples

@@ -68,7 +68,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(sys, "path", [str(Path(path).resolve()) for path in sys.path])
         torch.multiprocessing.spawn(work, (str(folder),), WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
 def test_gradients_are_those_of_the_joined_batch(results: list[dict[str, Any]]):

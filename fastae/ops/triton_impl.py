@@ -31,12 +31,12 @@ def _served(function: Callable[..., Any]) -> Callable[..., Any]:
     return outside_autocast(wrapped)
 
 
-def _or_none(tensor: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if tensor is None else tensor
+def _or_none(tensor: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return like.new_empty(0, dtype=dtype) if tensor is None else tensor
 
 
 def _sums_or_none(sums: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0, dtype=torch.float32) if sums is None else sums
+    return _or_none(sums, like, torch.float32)
 
 
 def _mask(seed: Tensor, stream: int, p: float, width: int) -> noise.Mask:

@@ -38,6 +38,11 @@ def log1p(e):
 
 
 @triton.jit
+def sign(h):
+    return tl.where(h > 0.0, 1.0, tl.where(h < 0.0, -1.0, 0.0))
+
+
+@triton.jit
 def linear(z):
     return z
 
@@ -240,8 +245,7 @@ def softsign_slope(h, z):
 
 @triton.jit
 def softsign_second(h, s, z):
-    sign = tl.where(h > 0.0, 1.0, tl.where(h < 0.0, -1.0, 0.0))
-    return -2.0 * sign * s * (1.0 - tl.abs(h))
+    return -2.0 * sign(h) * s * (1.0 - tl.abs(h))
 
 
 class Activation(NamedTuple):

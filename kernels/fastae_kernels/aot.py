@@ -231,9 +231,8 @@ def _hip_report(asm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_reports: dict[
-    str, dict[str, Any]
-] = {}  # by the kernel's hash: one that is compiled already says nothing more
+_reports: dict[str, dict[str, Any]] = {}
+"""By the kernel's hash: one that is compiled already has no log of its own."""
 
 
 def _report(compiled: Compiled, target: Target, logs: list[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import inside, strided_entries, tile_indices
+from .tiles import load_strided_tile, tile_indices
 
 
 @triton.jit
@@ -18,8 +18,7 @@ def elementwise(
     block_n = tl.program_id(0) % blocks_n
     if source is not None:
         row, col = tile_indices(block_m, block_n, BM, BN)
-        source = strided_entries(source, row, col, stride_m, stride_n)
-        value = tl.load(source, mask=inside(row, col, M, N), other=0.0).to(tl.float32)
+        value = load_strided_tile(source, row, col, M, N, stride_m, stride_n)
     else:
         value = tl.zeros((BM, BN), tl.float32)
     EPILOGUE(value, block_m, block_n, M, N, args, BM, BN)

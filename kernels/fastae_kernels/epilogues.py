@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .activations import sign
 from .noise import bits32, drop, mask_hits
 from .tiles import (
-    entries,
-    inside,
     load_row,
     load_scale,
+    load_strided_tile,
+    load_tile,
     store_column_sums,
     store_row_sums,
-    strided_entries,
+    store_tile,
     tile_indices,
 )
 
@@ -56,23 +57,28 @@ class Encode(NamedTuple):
 
 
 @triton.jit
-def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
-    valid = inside(row, col, M, N)
+def _with_bias(value, a, col, N):
     z = value
     if a.bias is not None:
         z += load_row(a.bias, col, N)
+    return z
+
+
+@triton.jit
+def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    z = _with_bias(value, a, col, N)
     h = a.function(z)
-    tl.store(entries(a.code, row, col, N), h, mask=valid)
+    store_tile(a.code, h, row, col, M, N)
     if a.preact is not None:
-        tl.store(entries(a.preact, row, col, N), z, mask=valid)
+        store_tile(a.preact, z, row, col, M, N)
     if a.penalty is not None:
         s = a.slope(h, z)
         if a.base_code is not None:
-            base_h = tl.load(entries(a.base_code, row, col, N), mask=valid, other=0.0).to(tl.float32)
+            base_h = load_tile(a.base_code, row, col, M, N)
             base_z = base_h
             if a.base_preact is not None:
-                base_z = tl.load(entries(a.base_preact, row, col, N), mask=valid, other=0.0).to(tl.float32)
+                base_z = load_tile(a.base_preact, row, col, M, N)
             s = a.slope(base_h, base_z) - s
         store_row_sums(a.penalty, s * s * load_row(a.sq_norms, col, N), row, col, block_n, M, N)
     if a.l1 is not None:
@@ -81,7 +87,7 @@ def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr)
         store_column_sums(a.code_sum, h, row, col, block_m, M, N)
     if a.bits is not None:
         seen = drop(h, a, block_m, block_n, N, BM, BN)
-        tl.store(entries(a.dropped, row, col, N), seen, mask=valid)
+        store_tile(a.dropped, seen, row, col, M, N)
 
 
 class DecodeLoss(NamedTuple):
@@ -113,19 +119,15 @@ def _entry_weights(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def _load_target(a, row, col, valid):
-    target = strided_entries(a.target, row, col, a.target_stride_m, a.target_stride_n)
-    return tl.load(target, mask=valid, other=0.0).to(tl.float32)
+def _load_target(a, row, col, M, N):
+    return load_strided_tile(a.target, row, col, M, N, a.target_stride_m, a.target_stride_n)
 
 
 @triton.jit
 def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
-    valid = inside(row, col, M, N)
-    z = value
-    if a.bias is not None:
-        z += load_row(a.bias, col, N)
-    losses, grad = a.entry(z, _load_target(a, row, col, valid), a)
+    z = _with_bias(value, a, col, N)
+    losses, grad = a.entry(z, _load_target(a, row, col, M, N), a)
     if a.bits is not None:
         weights = _entry_weights(a, block_m, block_n, N, BM, BN)
         losses *= weights
@@ -133,21 +135,18 @@ def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.const
     store_row_sums(a.rows, losses, row, col, block_n, M, N)
     if a.column_sums is not None:
         store_column_sums(a.column_sums, grad, row, col, block_m, M, N)
-    tl.store(entries(a.grad, row, col, N), grad, mask=valid)
+    store_tile(a.grad, grad, row, col, M, N)
 
 
 @triton.jit
 def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     """d l / d target; ``entry`` is a loss's target gradient."""
     row, col = tile_indices(block_m, block_n, BM, BN)
-    valid = inside(row, col, M, N)
-    z = value
-    if a.bias is not None:
-        z += load_row(a.bias, col, N)
-    grad = a.entry(z, _load_target(a, row, col, valid), a)
+    z = _with_bias(value, a, col, N)
+    grad = a.entry(z, _load_target(a, row, col, M, N), a)
     if a.bits is not None:
         grad *= _entry_weights(a, block_m, block_n, N, BM, BN)
-    tl.store(entries(a.grad, row, col, N), grad, mask=valid)
+    store_tile(a.grad, grad, row, col, M, N)
 
 
 class CodeGradient(NamedTuple):
@@ -183,19 +182,17 @@ class CodeGradient(NamedTuple):
 @triton.jit
 def code_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
-    valid = inside(row, col, M, N)
     d = value
     if a.bits is not None:
         d = drop(d, a, block_m, block_n, N, BM, BN)
     if a.scale is not None:
         d *= load_scale(a.scale, a.scale_stride, row, M)
-    h = tl.load(entries(a.code, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    h = load_tile(a.code, row, col, M, N)
     z = h
     if a.preact is not None:
-        z = tl.load(entries(a.preact, row, col, N), mask=valid, other=0.0).to(tl.float32)
+        z = load_tile(a.preact, row, col, M, N)
     if a.l1_scale is not None:
-        sign = tl.where(h > 0.0, 1.0, tl.where(h < 0.0, -1.0, 0.0))
-        d += load_scale(a.l1_scale, a.l1_stride, row, M) * sign
+        d += load_scale(a.l1_scale, a.l1_stride, row, M) * sign(h)
     if a.column_grad is not None:
         d += load_row(a.column_grad, col, N)
     s = a.slope(h, z)
@@ -206,9 +203,9 @@ def code_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.con
         store_column_sums(a.u, twice * s * s, row, col, block_m, M, N)
     d *= s
     if a.extra is not None:
-        d += tl.load(entries(a.extra, row, col, N), mask=valid, other=0.0).to(tl.float32)
+        d += load_tile(a.extra, row, col, M, N)
     store_column_sums(a.db, d, row, col, block_m, M, N)
-    tl.store(entries(a.dz, row, col, N), d, mask=valid)
+    store_tile(a.dz, d, row, col, M, N)
 
 
 class WeightGradient(NamedTuple):
@@ -225,15 +222,13 @@ class WeightGradient(NamedTuple):
 @triton.jit
 def weight_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
-    valid = inside(row, col, M, N)
     d = value
     if a.scale is not None:
         d *= tl.load(a.scale).to(tl.float32)
     if a.u is not None:
-        weight = strided_entries(a.weight, row, col, a.weight_stride_m, a.weight_stride_n)
-        weight = tl.load(weight, mask=valid, other=0.0).to(tl.float32)
+        weight = load_strided_tile(a.weight, row, col, M, N, a.weight_stride_m, a.weight_stride_n)
         d += load_scale(a.u, 1, row, M) * weight
-    tl.store(entries(a.out, row, col, N), d, mask=valid)
+    store_tile(a.out, d, row, col, M, N)
 
 
 class SlopeDifference(NamedTuple):
@@ -256,13 +251,12 @@ class SlopeDifference(NamedTuple):
 @triton.jit
 def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
-    valid = inside(row, col, M, N)
     h = value
-    h2 = tl.load(entries(a.code2, row, col, N), mask=valid, other=0.0).to(tl.float32)
+    h2 = load_tile(a.code2, row, col, M, N)
     z, z2 = h, h2
     if a.preact is not None:
-        z = tl.load(entries(a.preact, row, col, N), mask=valid, other=0.0).to(tl.float32)
-        z2 = tl.load(entries(a.preact2, row, col, N), mask=valid, other=0.0).to(tl.float32)
+        z = load_tile(a.preact, row, col, M, N)
+        z2 = load_tile(a.preact2, row, col, M, N)
     s = a.slope(h, z)
     s2 = a.slope(h2, z2)
     twice = 2.0 * load_scale(a.scale, a.scale_stride, row, M)
@@ -274,8 +268,8 @@ def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr
     else:
         dz = tl.zeros_like(ds)
         dz2 = dz
-    tl.store(entries(a.dz, row, col, N), dz, mask=valid)
-    tl.store(entries(a.dz2, row, col, N), dz2, mask=valid)
+    store_tile(a.dz, dz, row, col, M, N)
+    store_tile(a.dz2, dz2, row, col, M, N)
 
 
 @triton.jit
@@ -283,7 +277,7 @@ def corrupt(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr
     """x~ [M, N]; the arguments are a :class:`.noise.Corruption`."""
     row, col = tile_indices(block_m, block_n, BM, BN)
     noisy = a.corruption(value, a, block_m, block_n, M, N, BM, BN)
-    tl.store(entries(a.out, row, col, N), noisy, mask=inside(row, col, M, N))
+    store_tile(a.out, noisy, row, col, M, N)
 
 
 class Perturb(NamedTuple):
@@ -308,7 +302,7 @@ def perturb(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr
         seen = a.noise(seen, a, block_m, block_n, N, BM, BN)
     if a.bits is not None:
         seen = drop(seen, a, block_m, block_n, N, BM, BN)
-    tl.store(entries(a.out, row, col, N), seen, mask=inside(row, col, M, N))
+    store_tile(a.out, seen, row, col, M, N)
 
 
 class Signs(NamedTuple):
@@ -324,4 +318,4 @@ def random_signs(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.cons
     row, col = tile_indices(block_m, block_n, BM, BN)
     bits = bits32(a.seed, a.stream, block_m, block_n, N, BM, BN)
     signs = tl.where(bits < 0, -1.0, 1.0)
-    tl.store(entries(a.out, row, col, N), signs, mask=inside(row, col, M, N))
+    store_tile(a.out, signs, row, col, M, N)

@@ -101,10 +101,8 @@ class _Driver:
 
     def __init__(self, target: Target, index: int) -> None:
         width = 64 if target.backend == "hip" else 32
-        self.target, self.index = (
-            GPUTarget(target.backend, target.arch, width),
-            index,
-        )
+        self.target = GPUTarget(target.backend, target.arch, width)
+        self.index = index
 
     def get_current_target(self) -> Any:
         return self.target

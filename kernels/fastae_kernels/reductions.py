@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .noise import mask_bits, swap_source
-from .tiles import entries, inside, strided_entries, tile_indices
+from .tiles import load_strided_tile, load_tile, tile_indices
 
 
 @triton.jit
@@ -18,8 +18,7 @@ def _fold(partials, out, first, P, L, BP: tl.constexpr, BL: tl.constexpr):
     total = tl.zeros((BL,), tl.float32)
     for start in range(0, P, BP):
         row = tl.cast(start, tl.int64) + tl.arange(0, BP)
-        block = tl.load(entries(partials, row, col, L), mask=inside(row, col, P, L), other=0.0)
-        total += tl.sum(block, 0)
+        total += tl.sum(load_tile(partials, row, col, P, L), 0)
     tl.store(out + col, total, mask=col < L)
 
 
@@ -38,8 +37,7 @@ def squared_norms(weight, out, M, N, stride_m, stride_n, BM: tl.constexpr, BN: t
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, N, BN):
         column = col + start
-        block = strided_entries(weight, row, column, stride_m, stride_n)
-        block = tl.load(block, mask=inside(row, column, M, N), other=0.0).to(tl.float32)
+        block = load_strided_tile(weight, row, column, M, N, stride_m, stride_n)
         total += block * block
     tl.store(out + row, tl.sum(total, 1), mask=row < M)
 

@@ -48,6 +48,25 @@ def store_column_sums(partials, tile, row, col, block_m, M, N):
 
 
 @triton.jit
+def load_tile(matrix, row, col, M, N):
+    """A tile of a contiguous matrix [M, N] in float32, zero outside."""
+    return tl.load(entries(matrix, row, col, N), mask=inside(row, col, M, N), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(matrix, tile, row, col, M, N):
+    """Writes a tile of a contiguous matrix [M, N], nothing outside."""
+    tl.store(entries(matrix, row, col, N), tile, mask=inside(row, col, M, N))
+
+
+@triton.jit
+def load_strided_tile(matrix, row, col, M, N, stride_m, stride_n):
+    """A tile of a matrix [M, N] with any strides in float32, zero outside."""
+    pointers = strided_entries(matrix, row, col, stride_m, stride_n)
+    return tl.load(pointers, mask=inside(row, col, M, N), other=0.0).to(tl.float32)
+
+
+@triton.jit
 def load_row(vector, col, N):
     """vector [N] as a row [1, BN] in float32."""
     return tl.load(vector + col, mask=col < N, other=0.0).to(tl.float32)[None, :]
