@@ -5,6 +5,7 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .config import Stage, TrainConfig
 from .data import Dataset, dataset_from_arrays, load_dataset
 from .engine import TrainResult, train
+from .step import TrainingStep
 
 __all__ = [
     "Checkpoint",
@@ -15,6 +16,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "TrainingStep",
     "dataset_from_arrays",
     "load_checkpoint",
     "load_dataset",

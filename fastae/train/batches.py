@@ -20,6 +20,9 @@ _CHUNK = 4096
 Batch = tuple[Tensor, "Tensor | None"]
 """Features [B, D] and labels [B]."""
 
+Call = tuple[tuple["Tensor | None", ...], int, int]
+"""What a :class:`~fastae.train.step.TrainingStep` is called with, and how many steps and rows that is."""
+
 
 class Source(Protocol):
     """Rows that batches are gathered from by index."""
@@ -28,6 +31,15 @@ class Source(Protocol):
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
         """Batches of ``size`` rows in ``order`` (int64 [N], on the CPU); the last may be smaller."""
+        ...
+
+    @property
+    def data(self) -> tuple[Tensor | None, ...]:
+        """What a training step gathers its batches from; empty where it is called with them."""
+        ...
+
+    def calls(self, order: Tensor, size: int, steps: int) -> Iterator[Call]:
+        """The same batches as calls of a training step, where it may be of ``steps`` steps each."""
         ...
 
 
@@ -47,6 +59,18 @@ class Resident:
             labels = None if self.labels is None else self.labels.index_select(0, index)
             yield self.x.index_select(0, index), labels
 
+    @property
+    def data(self) -> tuple[Tensor | None, ...]:
+        return self.x, self.labels
+
+    def calls(self, order: Tensor, size: int, steps: int) -> Iterator[Call]:
+        order = order.to(self.x.device)
+        whole = len(order) // size * size
+        for part in order[:whole].split(size * steps) if whole else ():
+            yield (part.view(-1, size),), len(part) // size, len(part)
+        if whole < len(order):
+            yield (order[None, whole:],), 1, len(order) - whole
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -57,8 +81,14 @@ class Streamed:
     dtype: torch.dtype
     transform: Callable[[Tensor], Tensor] | None = None
 
+    data = ()
+
     def __len__(self) -> int:
         return len(self.rows)
+
+    def calls(self, order: Tensor, size: int, steps: int) -> Iterator[Call]:
+        for batch in self.batches(order, size):
+            yield batch, 1, len(batch[0])
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
         def read(index: Tensor) -> Batch:

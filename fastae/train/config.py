@@ -136,6 +136,7 @@ class TrainConfig:
         validation: share of the training rows held out for validation.
         precision: of the computation; bfloat16 is mixed, with float32 parameters.
         device: auto takes an accelerator where there is one.
+        graph: whether to capture the training step as a CUDA graph where the device has them.
         seed: of initialisation, order and noise.
         out: the run's folder; by default runs/<data>, or the first runs/<data>-<number> that is free.
         resume: continue the run in ``out`` from its last checkpoint and with its configuration; of the
@@ -171,6 +172,7 @@ class TrainConfig:
     validation: float = 0.1
     precision: Precision = "float32"
     device: str = "auto"
+    graph: bool = True
     seed: int = 0
     out: str | None = None
     resume: bool = False

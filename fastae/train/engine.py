@@ -12,7 +12,6 @@ import math
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, TrainingError
 from ..nn import StackedAutoencoder
@@ -32,11 +30,18 @@ from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
 from .config import Stage, TrainConfig
 from .data import Dataset, load_dataset, split
+from .rates import Rates
 from .reporting import Log, Progress, Silent
+from .step import TrainingStep, steps_a_call
 
 Terms = dict[str, Tensor]
 _REPORT_SECONDS = 0.25
 _EVALUATION_ROWS = 1024
+_OF_THE_DEVICE = (
+    "fused",
+    "foreach",
+    "capturable",
+)  # an optimizer's options that a resumed run has of its own
 
 
 @dataclass
@@ -189,7 +194,6 @@ class _Run:
             self.budget = int(config.memory_gib * 2**30)
         self._check_schedules()
         self.optimizer: Optimizer | None = None
-        self.schedule: LRScheduler | None = None
         self.best: dict[str, Tensor] = {}
         self.rate = 0.0
         self.plan_name = "training"
@@ -203,7 +207,7 @@ class _Run:
             steps = stage.epochs * math.ceil(len(self.rows) / stage.rows_a_step(len(self.rows)))
             if steps and (name != "supervised" or self.config.classifier):
                 try:
-                    stage.make_schedule(stage.make_optimizer([torch.zeros(1, requires_grad=True)]), steps)
+                    Rates(stage, steps)
                 except ValueError as error:
                     raise ValueError(f"{name}.{error}") from None
 
@@ -270,18 +274,23 @@ class _Run:
         training, validation = self._open(plan)
         size = stage.rows_a_step(len(training))
         per_epoch = math.ceil(len(training) / size)
-        optimizer = stage.make_optimizer(list(plan.module.parameters()))
-        schedule = stage.make_schedule(optimizer, max(1, stage.epochs * per_epoch))
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer = stage.make_optimizer(list(plan.module.parameters()))
         if "optimizer" in state:  # resumed within this stage
-            self._restore(state["epoch"] * per_epoch + state["step"])
+            self._restore(self.optimizer)
         else:
             state.update(epoch=0, step=0, sums={}, best=None, stale=0)
+        done = state["epoch"] * per_epoch + state["step"]
+        rates = Rates(stage, stage.epochs * per_epoch)
+        rates.take(done)
+        step = TrainingStep(
+            plan.loss, self.optimizer, data=training.data, clip_norm=stage.clip_norm,
+            autocast=self._autocast_dtype, graph=self.config.graph and not rates.cycles,
+        )  # fmt: skip
 
-        self.progress.start(plan.name, stage.epochs * per_epoch, state["epoch"] * per_epoch + state["step"])
+        self.progress.start(plan.name, stage.epochs * per_epoch, done)
         while state["epoch"] < stage.epochs:
-            self._run_epoch(number, plan, training, size, per_epoch)
-            row = self._close_epoch(number, plan, validation, per_epoch, optimizer)
+            self._run_epoch(number, plan, training, step, rates, size, per_epoch)
+            row = self._close_epoch(number, plan, validation, per_epoch, rates.current)
             log.write(row)
             if stage.patience and self._stale_after(plan, row) >= stage.patience:
                 break
@@ -291,7 +300,7 @@ class _Run:
         state.update(stage=number + 1, epoch=0, step=0)
         for name in ("sums", "best", "stale"):
             del state[name]
-        self.best, self.optimizer, self.schedule = {}, None, None
+        self.best, self.optimizer = {}, None
         if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
             self._save()
 
@@ -314,46 +323,45 @@ class _Run:
         return training, validation
 
     def _run_epoch(
-        self, number: int, plan: _Plan, training: Resident | Streamed, size: int, per_epoch: int
+        self,
+        number: int,
+        plan: _Plan,
+        training: Resident | Streamed,
+        step: TrainingStep,
+        rates: Rates,
+        size: int,
+        per_epoch: int,
     ) -> None:
-        state, stage, optimizer, schedule = self.state, plan.stage, self.optimizer, self.schedule
-        assert optimizer is not None
+        state, rows = self.state, len(training)
         order = torch.randperm(
-            len(training), generator=torch.Generator().manual_seed(self._mix(number, 1, state["epoch"]))
+            rows, generator=torch.Generator().manual_seed(self._mix(number, 1, state["epoch"]))
         )
         done = state["epoch"] * per_epoch
-        names, sums = list(state["sums"]), torch.tensor(list(state["sums"].values()), dtype=torch.float64)
-        sums = sums.to(self.device)
-        seen = min(state["step"] * size, len(training))
+        seen = min(state["step"] * size, rows)
+        step.reset(state["sums"])
+        together = 1
+        if step.captured:
+            together = steps_a_call(sum(p.numel() for p in plan.module.parameters()), size)
         began, began_at, reported_at = time.monotonic(), seen, time.monotonic()
-        on_host = self.device.type == "cpu"
 
-        for x, labels in training.batches(order[seen:], size):
+        for batch, steps, taken in training.calls(order[seen:], size, together):
+            # one seed a call: those of a graph's steps follow from it
             self._seed(number, done + state["step"])
-            with self._autocast():
-                terms = plan.loss(x, labels)
-            total = terms["total"]
-            if on_host and not math.isfinite(total.item()):
-                raise self._not_finite(total.item())
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            if stage.clip_norm:
-                nn.utils.clip_grad_norm_(plan.module.parameters(), stage.clip_norm)
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            if not names:
-                names, sums = list(terms), sums.new_zeros(len(terms))
-            sums.add_(torch.stack([term.detach() for term in terms.values()]).to(sums.dtype), alpha=len(x))
-            state["step"] += 1
-            seen += len(x)
+            for group in step.optimizer.param_groups:
+                group.update(rates.momenta())
+            try:
+                step(*batch, rates=rates.take(steps))
+            except FloatingPointError as error:
+                raise self._not_finite(str(error)) from None
+            state["step"] += steps
+            seen += taken
 
             now = time.monotonic()
             due = self.interrupted or now - self.saved_at >= self.config.checkpoint_seconds
-            if due or now - reported_at >= _REPORT_SECONDS or seen == len(training):
-                values = dict(zip(names, sums.tolist(), strict=True))
+            if due or now - reported_at >= _REPORT_SECONDS or seen == rows:
+                values = step.sums()
                 if not math.isfinite(values["total"]):
-                    raise self._not_finite(values["total"])
+                    raise self._not_finite(f"the loss is {values['total']}")
                 state["sums"] = values
                 rate = (seen - began_at) / max(now - began, 1e-9)
                 means = {name: value / seen for name, value in values.items()}
@@ -366,7 +374,7 @@ class _Run:
         state["seconds"] += time.monotonic() - began
 
     def _close_epoch(
-        self, number: int, plan: _Plan, validation: Resident | Streamed | None, per_epoch: int, optimizer: Any
+        self, number: int, plan: _Plan, validation: Resident | Streamed | None, per_epoch: int, rate: float
     ) -> dict[str, Any]:
         """Validate, and add the epoch's row to the history."""
         state = self.state
@@ -376,7 +384,7 @@ class _Run:
             "step": state["epoch"] * per_epoch + state["step"],
             "seconds": round(state["seconds"], 3),
             "rows_per_second": round(self.rate, 1),
-            "lr": float(optimizer.param_groups[0]["lr"]),
+            "lr": rate,
         }
         row |= {f"train_{name}": value / len(self.rows) for name, value in state["sums"].items()}
         if validation is not None:
@@ -416,6 +424,8 @@ class _Run:
         values = dict(self.state)
         if self.optimizer is not None:
             groups = self.optimizer.state_dict()
+            for group in groups["param_groups"]:
+                group["lr"] = float(group["lr"])  # a captured step's is on the device
             values["optimizer"] = {"param_groups": groups["param_groups"], "scalars": {}}
             for index, entries in groups["state"].items():
                 for name, value in entries.items():
@@ -429,13 +439,11 @@ class _Run:
         )
         self.saved, self.saved_at = True, time.monotonic()
 
-    def _restore(self, steps: int) -> None:
-        """Bring back the optimizer, the schedule after ``steps`` steps and the best parameters so far."""
-        assert self.optimizer is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a schedule that is ahead of its optimizer
-            for _ in range(steps if self.schedule is not None else 0):
-                self.schedule.step()  # pyright: ignore[reportOptionalMemberAccess]
+    def _restore(self, optimizer: Optimizer) -> None:
+        """Bring back the optimizer's state and the best parameters so far."""
+        own = [
+            {key: group[key] for key in _OF_THE_DEVICE if key in group} for group in optimizer.param_groups
+        ]
         state: dict[int, dict[str, Any]] = {}
         try:
             values = self.state.pop("optimizer")
@@ -449,15 +457,17 @@ class _Run:
                 else:
                     index, name = rest.split(".", 1)
                     state.setdefault(int(index), {})[name] = tensor
-            self.optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+            optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.state_path}: the optimizer's state does not fit: {error}"
             ) from error
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for group, kept in zip(optimizer.param_groups, own, strict=True):
+            group.update(kept)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, entries in state.items():
             for name, value in entries.items():
-                kept = self.optimizer.state[parameters[index]]
+                kept = optimizer.state[parameters[index]]
                 if isinstance(value, Tensor):  # loading casts to the parameter's dtype what had its own
                     kept[name] = value.to(kept[name].device)
         self.tensors = {}
@@ -483,9 +493,9 @@ class _Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _not_finite(self, value: float) -> TrainingError:
+    def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(
-            f"{self.plan_name}: the loss is {value} at epoch {self.state['epoch'] + 1}, "
+            f"{self.plan_name}: {what} at epoch {self.state['epoch'] + 1}, "
             f"step {self.state['step'] + 1}{self._advice()}"
         )
 
@@ -515,8 +525,13 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    @property
+    def _autocast_dtype(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.config.precision == "bfloat16" else None
+
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        dtype = self._autocast_dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
 
 def _device(name: str) -> torch.device:

@@ -72,8 +72,8 @@ EVERYTHING = TrainConfig(
     pretrain=Stage(epochs=3, batch_size=7, optimizer="SGD", lr=0.1, optimizer_options=("momentum=0.9",)),
     finetune=Stage(epochs=2, schedule="StepLR", schedule_options=("step_size=3",), clip_norm=1.5),
     classifier=True, supervised=Stage(epochs=1, patience=2), supervised_dropout=0.1, validation=0.25,
-    precision="bfloat16", device="cpu", seed=-7, out="runs/x", resume=True, checkpoint_seconds=0.5,
-    memory_gib=0.25, tensorboard=False,
+    precision="bfloat16", device="cpu", graph=False, seed=-7, out="runs/x", resume=True,
+    checkpoint_seconds=0.5, memory_gib=0.25, tensorboard=False,
 )  # fmt: skip
 
 

@@ -1,0 +1,118 @@
+"""Functions of tensors that are captured as a CUDA graph and replayed: one launch for all their kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+class Capture(Protocol):
+    """How work on one device is recorded and played back."""
+
+    def warm_up(self, run: Callable[[], R]) -> R:
+        """Run for real, where recording will take place."""
+        ...
+
+    def record(self, run: Callable[[], R]) -> tuple[Callable[[], None], R]:
+        """What replays the work of ``run``, and what each replay overwrites. Recording computes nothing."""
+        ...
+
+
+class CudaCapture:
+    """CUDA graphs on a stream of their own, all in one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, run: Callable[[], R]) -> R:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = run()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, run: Callable[[], R]) -> tuple[Callable[[], None], R]:
+        graph = torch.cuda.CUDAGraph()
+        # other threads may go on allocating: a reader that pins the next batches, say
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            result = run()
+        return graph.replay, result
+
+
+def capture_on(device: torch.device) -> tuple[Capture | None, str]:
+    """(how to capture on a device or ``None``, why)."""
+    if device.type != "cuda":
+        return None, f"{device.type} has no graphs; the step runs as it is"
+    return CudaCapture(device), "captured as a CUDA graph and replayed"
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    inputs: list[Tensor | None]
+    replay: Callable[[], None]
+    outputs: Any
+
+
+class Graphed:
+    """A function of tensors and ``None``s that is run as it is at first, then captured and replayed.
+
+    Each combination of shapes and dtypes is captured apart, after ``warm_up`` calls that count as any other,
+    and at most ``limit`` of them; further ones always run as they are. What the function reads besides its
+    arguments must stay where it is in memory; what it does on the host happens during capture only. The
+    outputs are overwritten by the next call.
+
+    Attributes:
+        problem: why a capture failed, after which nothing is captured any more; ``None`` until then.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], capture: Capture, *, warm_up: int = 3, limit: int = 4
+    ) -> None:
+        self.problem: str | None = None
+        self._function, self._capture = function, capture
+        self._warm_up, self._limit = warm_up, limit
+        self._calls: dict[Any, int] = {}
+        self._recorded: dict[Any, _Recorded] = {}
+
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in inputs)
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            if self.problem is not None or len(self._recorded) >= self._limit:
+                return self._function(*inputs)
+            calls = self._calls.get(key, 0)
+            if calls < self._warm_up:
+                self._calls[key] = calls + 1
+                return self._capture.warm_up(partial(self._function, *inputs))
+            recorded = self._record(inputs)
+            if recorded is None:
+                return self._function(*inputs)
+            self._recorded[key] = recorded
+        for own, given in zip(recorded.inputs, inputs, strict=True):
+            if own is not None:
+                own.copy_(given, non_blocking=True)  # pyright: ignore[reportArgumentType]
+        recorded.replay()
+        return recorded.outputs
+
+    def _record(self, inputs: tuple[Tensor | None, ...]) -> _Recorded | None:
+        own = [None if t is None else t.clone() for t in inputs]
+        try:
+            replay, outputs = self._capture.record(partial(self._function, *own))
+        except Exception as error:  # whatever cannot be captured can still be run
+            self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+            self._recorded.clear()
+            return None
+        return _Recorded(own, replay, outputs)

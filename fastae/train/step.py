@@ -1,0 +1,205 @@
+"""One call for a whole step of training: on CUDA a graph that is replayed, elsewhere the step as it is."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .graph import Capture, Graphed, capture_on
+
+_OPERATIONS_A_REPLAY = 2e10
+_MOST_STEPS = 16
+
+
+class TrainingStep:
+    """Forward, backward, clipping and update; call it with a batch, or with the indices of one.
+
+    On CUDA the step is captured as a graph after its first calls and replayed from then on, which takes the
+    launches of its kernels off the host: the way to train small and middling models fast. Nothing waits for
+    the device until :meth:`sums` is read.
+
+        step = TrainingStep(model, torch.optim.Adam(model.parameters()))
+        for x in batches:
+            step(x)
+
+    Capture keeps memory addresses and everything the host decides: load checkpoints, choose ``train()`` or
+    ``eval()`` and make schedulers before the first call, and draw noise from torch's default generator, which
+    may be seeded anew between calls. Learning rates may change at any time (they become tensors on the
+    device; torch's schedulers fill those in place). The step owns the parameters' ``.grad``.
+
+    Args:
+        loss: of a batch's tensors: a scalar tensor, or a NamedTuple or dict of scalar tensors and ``None``
+            whose first or ``"total"`` is minimised, such as any module of :mod:`fastae.nn`.
+        optimizer: from ``torch.optim``; for a graph one that can be captured (SGD, Adagrad: ``fused=True``).
+        data: tensors [N, ...] on the device (or ``None``, passed on) that a call takes rows from; batches
+            are then gathered within the graph.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+        autocast: the dtype of autocast in the forward pass; ``None`` leaves autocast as it is.
+        graph: capture where the device can.
+
+    Attributes:
+        captured: whether the step is replayed, or will be after its first calls.
+        reason: why, or why not.
+
+    Raises:
+        ValueError: ``clip_norm`` is negative or not finite.
+        FloatingPointError: from a call on a CPU, before the update: the loss is not finite.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        optimizer: Optimizer,
+        *,
+        data: Sequence[Tensor | None] = (),
+        clip_norm: float = 0.0,
+        autocast: torch.dtype | None = None,
+        graph: bool = True,
+    ) -> None:
+        if not (clip_norm >= 0.0 and math.isfinite(clip_norm)):
+            raise ValueError(f"clip_norm: must be a finite number >= 0, got {clip_norm!r}")
+        self._loss, self.optimizer, self._data = loss, optimizer, tuple(data)
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._clip_norm, self._autocast = clip_norm, autocast
+        self._device = self._parameters[0].device
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._graphed: Graphed | None = None
+        capture, self.reason = capture_on(self._device) if graph else (None, "not asked for")
+        if capture is not None:
+            self._capture_by(capture)
+
+    @property
+    def captured(self) -> bool:
+        return self._graphed is not None
+
+    def _capture_by(self, capture: Capture) -> None:
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self._device)
+        for state in self.optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].to(self._device)
+        self._graphed = Graphed(self._run, capture)
+
+    def _release(self, problem: str) -> None:
+        self._graphed, self.reason = None, f"cannot be captured ({problem})"
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["lr"])  # most optimizers read a tensor back at every step
+        warnings.warn(f"the training step {self.reason}; it runs as it is", stacklevel=3)
+
+    def __call__(self, *batch: Tensor | None, rates: Sequence[float] | None = None) -> Any:
+        """Take a step; with ``data`` a batch is its rows' indices, int64 [B], or [K, B] for K steps in a row.
+
+        Args:
+            batch: what ``loss`` is called with; its first tensor has the rows.
+            rates: the learning rate of each step, for all parameters; otherwise the optimizer's own.
+
+        Returns:
+            What ``loss`` returned, detached, of the last step; on a graph the next call overwrites it.
+        """
+        if self._data:
+            (index,) = batch
+            assert index is not None
+            batch = (index if index.dim() == 2 else index[None],)
+        if self._graphed is None:
+            return self._run(rates, *batch)
+        on_device = None
+        if rates is not None:
+            on_device = torch.tensor(rates, dtype=torch.float32).to(self._device, non_blocking=True)
+        result = self._graphed(on_device, *batch)
+        if self._graphed.problem is not None:
+            self._release(self._graphed.problem)
+        return result
+
+    def _run(self, rates: Sequence[float] | Tensor | None, *batch: Tensor | None) -> Any:
+        """All steps of one call; this is what is captured."""
+        if not self._data:
+            return self._step(None if rates is None else rates[0], batch)
+        terms = None
+        (index,) = batch
+        assert index is not None
+        for k, rows in enumerate(index):
+            gathered = tuple(None if t is None else t.index_select(0, rows) for t in self._data)
+            terms = self._step(None if rates is None else rates[k], gathered)
+        return terms
+
+    def _step(self, rate: float | Tensor | None, batch: tuple[Tensor | None, ...]) -> Any:
+        if self._autocast is None:
+            terms = self._loss(*batch)
+        else:
+            with torch.autocast(self._device.type, self._autocast):
+                terms = self._loss(*batch)
+        named = _named(terms)
+        total = next(iter(named.values()))
+        if not self.captured and total.device.type == "cpu" and not math.isfinite(total.item()):
+            raise FloatingPointError(f"the loss is {total.item()}")
+        if rate is not None:
+            self._set_rate(rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self._clip_norm:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self.optimizer.step()
+        self._accumulate(named, next(len(t) for t in batch if t is not None))
+        return _detached(terms)
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # in place, on the device
+            else:
+                group["lr"] = rate
+
+    def _accumulate(self, named: dict[str, Tensor], rows: int) -> None:
+        if self._sums is None:
+            self._names = list(named)
+            self._sums = torch.zeros(len(named), dtype=torch.float64, device=self._device)
+        values = torch.stack([term.detach() for term in named.values()])
+        self._sums.add_(values.to(torch.float64), alpha=rows)
+
+    def sums(self) -> dict[str, float]:
+        """Each term times the rows of its batch, summed since the last reset; waits for the device."""
+        return {} if self._sums is None else dict(zip(self._names, self._sums.tolist(), strict=True))
+
+    def reset(self, sums: Mapping[str, float] | None = None) -> None:
+        """Begin the sums at 0, or at what :meth:`sums` said once."""
+        if sums:
+            self._names = list(sums)
+            values = torch.tensor(list(sums.values()), dtype=torch.float64)
+            self._sums = values.to(self._device) if self._sums is None else self._sums.copy_(values)
+        elif self._sums is not None:
+            self._sums.zero_()  # a graph holds on to it
+
+
+def steps_a_call(parameters: int, rows: int) -> int:
+    """How many steps of ``rows`` rows one replay should hold, for a model of so many parameters.
+
+    A replay takes the host about as long whatever is in it, so small steps go together until they hold some
+    2e10 operations (at six a parameter and row), and at most 16.
+    """
+    return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_A_REPLAY // max(1, 6 * parameters * rows))))
+
+
+def _named(terms: Any) -> dict[str, Tensor]:
+    """The terms of a loss by name, the total first."""
+    if isinstance(terms, Tensor):
+        return {"total": terms}
+    named = dict(terms) if isinstance(terms, Mapping) else terms._asdict()
+    total = named.pop("total")
+    return {"total": total, **{name: term for name, term in named.items() if term is not None}}
+
+
+def _detached(terms: Any) -> Any:
+    if isinstance(terms, Tensor):
+        return terms.detach()
+    if isinstance(terms, Mapping):
+        return {name: None if term is None else term.detach() for name, term in terms.items()}
+    return type(terms)(*(None if term is None else term.detach() for term in terms))
