@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +27,8 @@ from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
 from .config import Stage, TrainConfig
 from .data import Dataset, load_dataset, split
+from .interruption import Interruption
+from .optimizer_state import optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Log, Progress, Silent
 from .step import TrainingStep, steps_a_call
@@ -198,7 +197,7 @@ class _Run:
         self.rate = 0.0
         self.plan_name = "training"
         self.saved = checkpoint is not None
-        self.interrupted = False
+        self.interruption = Interruption()
         self.saved_at = time.monotonic()
 
     def _check_schedules(self) -> None:
@@ -258,7 +257,7 @@ class _Run:
             clean_run(self.run)
             log = Log(self.run, self.state["history"], self.config.tensorboard)
             try:
-                with self._interruptible(), self.progress:
+                with self.interruption, self.progress:
                     for number in range(self.state["stage"], len(stages)):
                         self._run_stage(number, stages[number](), log)
                     self.state["finished"] = True
@@ -276,7 +275,7 @@ class _Run:
         per_epoch = math.ceil(len(training) / size)
         self.optimizer = stage.make_optimizer(list(plan.module.parameters()))
         if "optimizer" in state:  # resumed within this stage
-            self._restore(self.optimizer)
+            self._restore(self.optimizer, state.pop("optimizer"))
         else:
             state.update(epoch=0, step=0, sums={}, best=None, stale=0)
         done = state["epoch"] * per_epoch + state["step"]
@@ -357,7 +356,7 @@ class _Run:
             seen += taken
 
             now = time.monotonic()
-            due = self.interrupted or now - self.saved_at >= self.config.checkpoint_seconds
+            due = self.interruption.requested or now - self.saved_at >= self.config.checkpoint_seconds
             if due or now - reported_at >= _REPORT_SECONDS or seen == rows:
                 values = step.sums()
                 if not math.isfinite(values["total"]):
@@ -369,7 +368,7 @@ class _Run:
                 self.rate, reported_at = rate, now
                 if due:
                     self._save()
-                    if self.interrupted:
+                    if self.interruption.requested:
                         raise KeyboardInterrupt(str(self.run))
         state["seconds"] += time.monotonic() - began
 
@@ -423,75 +422,30 @@ class _Run:
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         values = dict(self.state)
         if self.optimizer is not None:
-            groups = self.optimizer.state_dict()
-            for group in groups["param_groups"]:
-                group["lr"] = float(group["lr"])  # a captured step's is on the device
-            values["optimizer"] = {"param_groups": groups["param_groups"], "scalars": {}}
-            for index, entries in groups["state"].items():
-                for name, value in entries.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer.{index}.{name}"] = value
-                    else:
-                        values["optimizer"]["scalars"][f"{index}.{name}"] = value
+            values["optimizer"], own = optimizer_state(self.optimizer)
+            tensors |= {f"optimizer.{name}": value for name, value in own.items()}
         config = {**self.config.to_dict(), "resume": False}
         save_checkpoint(
             self.run, self.stack, self.classifier, self.dataset, config, TrainState(values, tensors)
         )
         self.saved, self.saved_at = True, time.monotonic()
 
-    def _restore(self, optimizer: Optimizer) -> None:
+    def _restore(self, optimizer: Optimizer, values: dict[str, Any]) -> None:
         """Bring back the optimizer's state and the best parameters so far."""
-        own = [
-            {key: group[key] for key in _OF_THE_DEVICE if key in group} for group in optimizer.param_groups
-        ]
-        state: dict[int, dict[str, Any]] = {}
+        own = {}
+        for key, tensor in self.tensors.items():
+            kind, name = key.split(".", 1)
+            if kind == "best":
+                self.best[name] = tensor.to(self.device)
+            else:
+                own[name] = tensor
         try:
-            values = self.state.pop("optimizer")
-            for key, value in values["scalars"].items():
-                index, name = key.split(".", 1)
-                state.setdefault(int(index), {})[name] = value
-            for key, tensor in self.tensors.items():
-                kind, rest = key.split(".", 1)
-                if kind == "best":
-                    self.best[rest] = tensor.to(self.device)
-                else:
-                    index, name = rest.split(".", 1)
-                    state.setdefault(int(index), {})[name] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+            restore_optimizer(optimizer, values, own)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.state_path}: the optimizer's state does not fit: {error}"
             ) from error
-        for group, kept in zip(optimizer.param_groups, own, strict=True):
-            group.update(kept)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, entries in state.items():
-            for name, value in entries.items():
-                kept = optimizer.state[parameters[index]]
-                if isinstance(value, Tensor):  # loading casts to the parameter's dtype what had its own
-                    kept[name] = value.to(kept[name].device)
         self.tensors = {}
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) finishes the step and saves; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def request(number: int, frame: Any) -> None:
-            if self.interrupted:
-                raise KeyboardInterrupt
-            self.interrupted = True
-
-        for number in before:
-            signal.signal(number, request)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(
