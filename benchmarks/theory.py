@@ -15,18 +15,10 @@ import tempfile
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import fastae
+from fastae.diagnostics import principal_angles, principal_components
 from fastae.train import Stage, TrainConfig, load_dataset, train
-
-
-def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """Angles in degrees between the column spaces of a and b [D, k], largest first."""
-    qa, qb = torch.linalg.qr(a)[0], torch.linalg.qr(b)[0]
-    # the sine is accurate where the cosine rounds to 1
-    sines = torch.linalg.svdvals(qb - qa @ (qa.T @ qb)).clamp(max=1.0)
-    return torch.rad2deg(torch.asin(sines))
 
 
 def pca(data: str, units: int, steps: int, out: str) -> None:
@@ -39,13 +31,12 @@ def pca(data: str, units: int, steps: int, out: str) -> None:
     )  # fmt: skip
     stack = train(config, dataset=dataset).stack
     x = torch.from_numpy(dataset.train.read()).double()
-    centred = x - x.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
-    angles = principal_angles(vectors[:, -units:], stack.autoencoders[0].decoder_weight.detach())
+    variances, components = principal_components(x)
+    angles = principal_angles(components[:, :units], stack.autoencoders[0].decoder_weight)
     error = (stack.reconstruct(x) - x).square().sum(1).mean().item()
     print(f"{dataset.name}: {len(x)} rows, {dataset.width} -> {units} linear units, {epochs} epochs")
     print(f"  principal angles, degrees: {', '.join(f'{a:.3f}' for a in angles.tolist())}")
-    print(f"  squared error a row: {error:.5f}; PCA's: {values[:-units].sum().item():.5f}")
+    print(f"  squared error a row: {error:.5f}; PCA's: {variances[units:].sum().item():.5f}")
 
 
 def denoising() -> None:

@@ -1,6 +1,6 @@
 """fastae: fused layers, losses and a training engine for autoencoders on PyTorch."""
 
-from . import functional, nn, reference
+from . import diagnostics, functional, nn, reference
 from ._version import __version__
 from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
 from .functional import AutoencoderLoss
@@ -15,6 +15,7 @@ __all__ = [
     "SaltAndPepper",
     "Swap",
     "__version__",
+    "diagnostics",
     "functional",
     "fuse",
     "nn",

@@ -149,16 +149,19 @@ def reconstruction_loss(
     With a = h V^T + c: ``mse`` is (f_out(a) - x)^2; ``bce`` is softplus(a) - x a, the cross-entropy of x
     against sigmoid(a).
     """
-    a = F.linear(code, weight, bias)
-    if loss == "mse":
-        entries = (get_activation(output_activation).function(a) - target).square()
-    elif loss == "bce":
-        entries = F.binary_cross_entropy_with_logits(a, target, reduction="none")
-    else:
-        raise ValueError(f"loss: {loss!r} is not one of mse, bce")
+    entries = reconstruction_entries(F.linear(code, weight, bias), target, loss, output_activation)
     if entry_weights is not None:
         entries = entries * entry_weights
     return entries.sum(1)
+
+
+def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:
+    """The loss of each entry, [M, D], of the decoder's product a [M, D]."""
+    if loss == "mse":
+        return (get_activation(output_activation).function(a) - target).square()
+    if loss == "bce":
+        return F.binary_cross_entropy_with_logits(a, target, reduction="none")
+    raise ValueError(f"loss: {loss!r} is not one of mse, bce")
 
 
 # --- corruption -----------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""What the diagnostics measure: chains of layers in float32 or float64, and rows in chunks."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeAlias, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..activations import get_activation
+from ..arguments import check_floating, check_linear
+from ..deep import Layer
+from ..nn import Autoencoder, EncoderLayer, StackedAutoencoder
+from ..precision import autocast_enabled, sum_dtype
+
+Network: TypeAlias = "Autoencoder | StackedAutoencoder | EncoderLayer | nn.Sequential | Sequence[Layer]"
+"""Whatever encodes: a module of :mod:`fastae.nn`, an ``nn.Sequential`` of encoder layers, or layers (weight
+[out, in], bias [out] or ``None``, activation) from the input on."""
+
+WORKSPACE = 1 << 22
+"""Entries of a temporary tensor, at most, unless a single row needs more."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def measurement(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a diagnostic without gradients, and outside autocast, which would round its products."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        with torch.no_grad():
+            if tensor is None or not autocast_enabled(tensor.device.type):
+                return function(*args, **kwargs)
+            with torch.autocast(tensor.device.type, enabled=False):
+                return function(*args, **kwargs)
+
+    return wrapped
+
+
+def autoencoders(model: Autoencoder | StackedAutoencoder) -> list[Autoencoder]:
+    """The autoencoders of a model that reconstructs, from the input on."""
+    if isinstance(model, Autoencoder):
+        return [model]
+    if isinstance(model, StackedAutoencoder):
+        return model.autoencoders
+    raise TypeError(f"model: expected an Autoencoder or a StackedAutoencoder, got {type(model).__name__}")
+
+
+def encoder_layers(model: Network) -> list[Layer]:
+    """The encoder of a network, from the input on."""
+    if isinstance(model, Autoencoder | StackedAutoencoder):
+        model = nn.Sequential(*(layer.encoder for layer in autoencoders(model)))
+    elif isinstance(model, EncoderLayer):
+        model = nn.Sequential(model)
+    if isinstance(model, nn.Sequential) and all(isinstance(module, EncoderLayer) for module in model):
+        layers = [(module.weight, module.bias, module.activation) for module in model]
+    elif isinstance(model, Sequence) and all(isinstance(layer, tuple) and len(layer) == 3 for layer in model):
+        layers = list(model)
+    else:
+        raise TypeError(
+            "model: expected an Autoencoder, a StackedAutoencoder, EncoderLayers or a sequence of "
+            f"(weight, bias, activation), got {type(model).__name__}"
+        )
+    if not layers:
+        raise ValueError("model: needs at least one layer")
+    return layers  # pyright: ignore[reportReturnType]
+
+
+def reconstruction_layers(model: Autoencoder | StackedAutoencoder) -> list[Layer]:
+    """The encoder and then the decoder; the last activation gives the reconstruction."""
+    decoders = [
+        (layer.decoder_weight, layer.decoder.bias, layer.options.reconstruction_activation)
+        for layer in reversed(autoencoders(model))
+    ]
+    return encoder_layers(model) + decoders
+
+
+def widened(layers: Sequence[Layer], x: Tensor, *, rows: int = 0) -> list[Layer]:
+    """The layers in the dtype they are measured in, once they and ``x`` are known to fit.
+
+    Raises:
+        ValueError: a shape, dtype, device or name that does not fit, or fewer than ``rows`` rows, named.
+    """
+    below, name = x, "x"
+    for weight, bias, activation in layers:
+        check_linear(name, below, weight, bias)
+        get_activation(activation)
+        below, name = below.new_empty(0, weight.shape[0]), "code"
+    check_rows("x", x, rows)
+    dtype = sum_dtype(x.dtype)
+    return [(weight.to(dtype), None if bias is None else bias.to(dtype), f) for weight, bias, f in layers]
+
+
+def check_rows(name: str, x: Tensor, rows: int = 1) -> None:
+    """Raises unless ``x`` is a floating-point tensor [*, D] of at least ``rows`` rows."""
+    check_floating(name, x)
+    if x.dim() < 1:
+        raise ValueError(f"{name}: expected at least one dimension [*, D], got a scalar")
+    if math.prod(x.shape[:-1]) < rows:
+        raise ValueError(f"{name}: needs at least {rows} row{'s' * (rows > 1)}, got shape {list(x.shape)}")
+
+
+def chunks(x: Tensor, entries: int) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of x [*, D] in order, each chunk with its place, wide and of ``entries`` workspace a row."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    size = room(entries)
+    for low in range(0, len(rows), size):
+        place = slice(low, min(low + size, len(rows)))
+        yield place, rows[place].to(sum_dtype(x.dtype))
+
+
+def room(entries: int) -> int:
+    """How many times ``entries`` go into the workspace, at least once."""
+    return max(1, WORKSPACE // max(1, entries))
+
+
+def widest(layers: Sequence[Layer]) -> int:
+    """The most entries a row has in any layer."""
+    return max(max(weight.shape) for weight, _, _ in layers)
+
+
+def apply_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The last layer's output [B, H] for x [B, D]."""
+    for weight, bias, activation in layers:
+        x = get_activation(activation).function(F.linear(x, weight, bias))
+    return x
+
+
+def slopes_of(layers: Sequence[Layer], x: Tensor) -> list[Tensor]:
+    """s_l = f'(z_l) [B, H_l] of every layer: dh/dx = diag(s_L) W_L ... diag(s_1) W_1."""
+    slopes = []
+    for weight, bias, activation in layers:
+        x, slope = code_and_slope(x, (weight, bias, activation))
+        slopes.append(slope)
+    return slopes
+
+
+def code_and_slope(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    """h = f(z) and s = f'(z), [B, H] each, of one layer on x [B, D]."""
+    weight, bias, activation = layer
+    f = get_activation(activation)
+    z = F.linear(x, weight, bias)
+    code = f.function(z)
+    return code, f.derivative(code, z)

@@ -1,0 +1,71 @@
+"""What a reconstruction r(x) tells: where it moves a point, and how wrong it is about it."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference
+from ..nn import Autoencoder, StackedAutoencoder
+from .networks import (
+    apply_layers,
+    autoencoders,
+    chunks,
+    measurement,
+    reconstruction_layers,
+    widened,
+    widest,
+)
+
+
+@measurement
+def vector_field(model: Autoencoder | StackedAutoencoder, x: Tensor) -> Tensor:
+    """r(x) - x, like x [*, D]: after denoising or contractive training it points to where data are dense.
+
+    Raises:
+        ValueError: x does not fit the model.
+    """
+    layers = widened(reconstruction_layers(model), x)
+    field = x.new_empty(math.prod(x.shape[:-1]), x.shape[-1], dtype=layers[0][0].dtype)
+    for place, rows in chunks(x, widest(layers)):
+        field[place] = apply_layers(layers, rows) - rows
+    return field.view(x.shape)
+
+
+def score(model: Autoencoder | StackedAutoencoder, x: Tensor, std: float) -> Tensor:
+    """(r(x) - x) / std^2, like x [*, D]: an estimate of d log p(x) / dx (Alain and Bengio 2014, th. 1).
+
+    It holds for a model of the squared error that was trained to undo Gaussian noise of a small ``std``.
+
+    Raises:
+        ValueError: x does not fit the model, or ``std`` is not a finite number > 0.
+    """
+    if not (std > 0.0 and math.isfinite(std)):
+        raise ValueError(f"std: must be a finite number > 0, got {std!r}")
+    return vector_field(model, x).div_(std**2)
+
+
+@measurement
+def reconstruction_errors(model: Autoencoder | StackedAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's own loss on x [*, D], clean: of each row (an anomaly score), and of each feature.
+
+    Returns:
+        Sums over features, [*], and means over rows, [D].
+
+    Raises:
+        ValueError: x does not fit the model, or has no rows.
+    """
+    layers = widened(reconstruction_layers(model), x, rows=1)
+    options = autoencoders(model)[0].options
+    count = math.prod(x.shape[:-1])
+    row_errors = x.new_empty(count, dtype=layers[0][0].dtype)
+    features = row_errors.new_zeros(x.shape[-1])
+    for place, rows in chunks(x, widest(layers)):
+        code = apply_layers(layers[:-1], rows)
+        a = F.linear(code, *layers[-1][:2])
+        entries = reference.reconstruction_entries(a, rows, options.loss, options.output_activation)
+        row_errors[place] = entries.sum(1)
+        features += entries.sum(0) / count
+    return row_errors.view(x.shape[:-1]), features

@@ -1,0 +1,114 @@
+"""Units by their codes: which are flat, dead or sparse."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..activations import get_activation
+from ..arguments import check_floating
+from ..precision import sum_dtype
+from .networks import check_rows, measurement
+
+SATURATED_SLOPE = 0.19
+"""Of the slope at 0: h < .05 or h > .95 for the sigmoid, |h| > .9 for tanh."""
+
+DEAD_RANGE = 1e-3
+
+
+@measurement
+def saturated(code: Tensor, activation: str = "sigmoid", *, preactivation: Tensor | None = None) -> Tensor:
+    """Which codes are flat: |s| at most 0.19 of the slope at 0; bool like ``code`` [*, H].
+
+    For the sigmoid these are h < .05 and h > .95, what Rifai et al. (2011, table 1) count; for relu, those at
+    0. Where the slope at 0 is the smallest (leaky_relu) or the only one (linear), none are.
+
+    Args:
+        code: h = f(z), [*, H].
+        activation: f, by name.
+        preactivation: z, like ``code``; needed for gelu, gelu_tanh and silu, whose h does not tell the slope.
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+    """
+    check_floating("code", code)
+    f = get_activation(activation)
+    if preactivation is not None:
+        check_floating("preactivation", preactivation)
+        if preactivation.shape != code.shape:
+            raise ValueError(
+                f"preactivation: expected shape {list(code.shape)}, got {list(preactivation.shape)}"
+            )
+    elif f.needs_preactivation:
+        raise ValueError(f"preactivation: needed, the slope of {activation} does not follow from the code")
+    z = code if preactivation is None else preactivation  # not read where it is not needed
+    wide = sum_dtype(code.dtype)
+    return is_flat(f.derivative(code.to(wide), z.to(wide)), activation)
+
+
+def is_flat(slope: Tensor, activation: str) -> Tensor:
+    """Which slopes s are those of saturated codes; bool like ``slope``."""
+    f = get_activation(activation)
+    zero = slope.new_zeros(1)
+    slope_at_0 = float(f.derivative(f.function(zero), zero))  # 0 for relu: what is flat counts
+    return slope.abs() <= SATURATED_SLOPE * slope_at_0
+
+
+def saturated_share(
+    code: Tensor, activation: str = "sigmoid", *, preactivation: Tensor | None = None
+) -> Tensor:
+    """The share of rows in which each unit is :func:`saturated`, [H], for codes [*, H] with rows."""
+    check_rows("code", code)
+    return _share(saturated(code, activation, preactivation=preactivation), code)
+
+
+@measurement
+def active_share(code: Tensor, threshold: float = 0.0) -> Tensor:
+    """The share of rows in which |h| > ``threshold``, [H], for codes [*, H].
+
+    Raises:
+        ValueError: no rows, or a threshold that is not >= 0.
+    """
+    check_rows("code", code)
+    if not threshold >= 0.0:
+        raise ValueError(f"threshold: must be >= 0, got {threshold!r}")
+    return _share(code.abs() > threshold, code)
+
+
+def _share(chosen: Tensor, code: Tensor) -> Tensor:
+    rows = math.prod(chosen.shape[:-1])
+    # counted in whole numbers: float32 stops at 2^24
+    return chosen.reshape(rows, -1).sum(0).to(sum_dtype(code.dtype)) / rows
+
+
+@measurement
+def dead_units(code: Tensor, tolerance: float = DEAD_RANGE) -> Tensor:
+    """Units whose codes [*, H] lie less than ``tolerance`` apart in all rows; bool [H].
+
+    Raises:
+        ValueError: no rows, or a tolerance that is not > 0.
+    """
+    check_rows("code", code)
+    if not tolerance > 0.0:
+        raise ValueError(f"tolerance: must be > 0, got {tolerance!r}")
+    rows = code.reshape(-1, code.shape[-1])
+    return (rows.amax(0).to(sum_dtype(code.dtype)) - rows.amin(0)) < tolerance
+
+
+@measurement
+def code_sparsity(code: Tensor) -> Tensor:
+    """(sqrt(H) - ||h||_1 / ||h||_2) / (sqrt(H) - 1) of each row, [*], for codes [*, H] (Hoyer 2004).
+
+    0 where all units are equally far from 0; 1 where at most one is not 0.
+    """
+    check_rows("code", code, 0)
+    wide = code.to(sum_dtype(code.dtype))
+    root = math.sqrt(code.shape[-1])
+    largest = wide.abs().amax(-1, keepdim=True)
+    scaled = wide / torch.where(largest > 0.0, largest, 1.0)  # squares must not vanish or overflow
+    l1, l2 = scaled.abs().sum(-1), torch.linalg.vector_norm(scaled, dim=-1)
+    if root <= 1.0:
+        return torch.ones_like(l1)
+    return torch.where(l2 > 0.0, (root - l1 / l2) / (root - 1.0), 1.0).clamp(0.0, 1.0)
