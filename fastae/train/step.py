@@ -35,7 +35,7 @@ class TrainingStep:
 
     Args:
         loss: of a batch's tensors: a scalar tensor, or a NamedTuple or dict of scalar tensors and ``None``
-            whose first or ``"total"`` is minimised, such as any module of :mod:`fastae.nn`.
+            whose ``total`` is minimised, as the modules of :mod:`fastae.nn` return.
         optimizer: from ``torch.optim``; for a graph one that can be captured (SGD, Adagrad: ``fused=True``).
         data: tensors [N, ...] on the device (or ``None``, passed on) that a call takes rows from; batches
             are then gathered within the graph.
@@ -48,7 +48,7 @@ class TrainingStep:
         reason: why, or why not.
 
     Raises:
-        ValueError: ``clip_norm`` is negative or not finite.
+        ValueError: ``clip_norm`` is negative or not finite; from a call: an argument or a loss does not fit.
         FloatingPointError: from a call on a CPU, before the update: the loss is not finite.
     """
 
@@ -106,9 +106,10 @@ class TrainingStep:
             What ``loss`` returned, detached, of the last step; on a graph the next call overwrites it.
         """
         if self._data:
-            (index,) = batch
-            assert index is not None
-            batch = (index if index.dim() == 2 else index[None],)
+            batch = (_indices(batch),)
+        steps = len(batch[0]) if self._data and batch[0] is not None else 1
+        if rates is not None and len(rates) != steps:
+            raise ValueError(f"rates: expected one for each of {steps} steps, got {len(rates)}")
         if self._graphed is None:
             return self._run(rates, *batch)
         on_device = None
@@ -188,12 +189,25 @@ def steps_a_call(parameters: int, rows: int) -> int:
     return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_A_REPLAY // max(1, 6 * parameters * rows))))
 
 
+def _indices(batch: tuple[Tensor | None, ...]) -> Tensor:
+    """[K, B]."""
+    index = batch[0] if len(batch) == 1 else None
+    if index is None or index.dtype != torch.int64 or index.dim() not in (1, 2):
+        raise ValueError("batch: with data, expected the indices of its rows alone, int64 [B] or [K, B]")
+    return index if index.dim() == 2 else index[None]
+
+
 def _named(terms: Any) -> dict[str, Tensor]:
     """The terms of a loss by name, the total first."""
     if isinstance(terms, Tensor):
         return {"total": terms}
-    named = dict(terms) if isinstance(terms, Mapping) else terms._asdict()
-    total = named.pop("total")
+    named = dict(terms) if isinstance(terms, Mapping) else getattr(terms, "_asdict", dict)()
+    total = named.pop("total", None)
+    if total is None:
+        raise ValueError(
+            "loss: expected a scalar tensor, or a NamedTuple or dict of them with a 'total', "
+            f"got {type(terms).__name__}"
+        )
     return {"total": total, **{name: term for name, term in named.items() if term is not None}}
 
 

@@ -231,6 +231,20 @@ def test_a_bad_norm_is_named(clip):
         TrainingStep(module, torch.optim.Adam(module.parameters()), clip_norm=clip)
 
 
+def test_bad_calls_are_named():
+    module = model_on(torch.device("cpu"))
+    step = TrainingStep(module, torch.optim.Adam(module.parameters()), data=[torch.rand(9, 7)])
+    index = torch.arange(6)
+    for batch in ((index, index), (None,), (torch.rand(3),), (index.view(1, 2, 3),), ()):
+        with pytest.raises(ValueError, match="batch: with data, expected the indices of its rows alone"):
+            step(*batch)
+    with pytest.raises(ValueError, match="rates: expected one for each of 2 steps, got 3"):
+        step(index.view(2, 3), rates=[0.1, 0.1, 0.1])
+    for loss in (lambda x: {"loss": x.sum()}, lambda x: [x.sum()], lambda x: None):
+        with pytest.raises(ValueError, match="loss: expected a scalar tensor, or a NamedTuple or dict"):
+            TrainingStep(loss, torch.optim.Adam(module.parameters()))(torch.rand(3, 7))
+
+
 def test_losses_may_be_mappings_with_the_total_anywhere():
     weight = torch.ones(3, requires_grad=True)
 
