@@ -17,6 +17,11 @@ from fastae.train.reporting import Silent
 TIMINGS = ("seconds", "rows_per_second")
 
 
+@pytest.fixture
+def table() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(23, 5)).astype(np.float32)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Dataset:
     """45 rows to train on and 12 to test on, of 6 columns in [0, 1], in 3 classes."""

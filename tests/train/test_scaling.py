@@ -1,0 +1,130 @@
+"""Scaling is fitted on the training part and kept with the data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastae.train import sources
+from fastae.train.data import AffineScaling, Dataset, load_dataset
+from tests.train.files import refuses, save_npy
+
+
+def scaled(tmp_path: Path, x: np.ndarray, scaling: str | AffineScaling) -> Dataset:
+    return load_dataset(save_npy(tmp_path / "x.npy", x), scaling=scaling)  # type: ignore[arg-type]
+
+
+def test_auto_scaling(tmp_path):
+    small = np.array([[0, 64], [128, 200]])
+    for dtype, name, expected in (
+        (np.uint8, "pixel", small / 255),
+        (np.int64, "unit", small / 200),
+        (np.float64, "unit", small / 200),
+    ):
+        data = scaled(tmp_path, small.astype(dtype), "auto")
+        assert data.scaling.name == name
+        np.testing.assert_allclose(data.train.read(), expected, rtol=1e-6)
+    inside = np.array([[0.25, 0.5], [1, 0]], np.float32)
+    assert scaled(tmp_path, inside, "auto").scaling.name == "none"
+    np.testing.assert_array_equal(scaled(tmp_path, inside, "auto").train.read(), inside)
+    assert scaled(tmp_path, inside > 0.3, "auto").scaling.name == "none"
+    np.testing.assert_array_equal(scaled(tmp_path, inside - 0.5, "auto").train.read().min(), 0)
+    assert scaled(tmp_path, np.full((2, 2), 255, np.uint8), "auto").train.read().max() == 1
+
+
+def test_fitted_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK_ELEMENTS", 8)  # several chunks
+    x = np.array([[1, -2, 7, 0.1], [3, 2, 7, 0.1], [5, 6, 7, 0.1], [2, 4, 7, 0.1], [4, -4, 7, 0.1]])
+    np.testing.assert_allclose(scaled(tmp_path, x, "unit").train.read(), (x + 4) / 11, atol=1e-7)
+    np.testing.assert_allclose(
+        scaled(tmp_path, x, "minmax").train.read(),
+        np.stack([(x[:, 0] - 1) / 4, (x[:, 1] + 4) / 10, 0 * x[:, 2], 0 * x[:, 3]], 1),
+        atol=1e-7,
+    )
+    standard = scaled(tmp_path, x, "standard")
+    centred = x[:, :2] - [3, 1.2]
+    expected = np.concatenate([centred / np.sqrt((centred**2).mean(0)), np.zeros((5, 2))], 1)
+    np.testing.assert_allclose(standard.train.read(), expected, atol=1e-6)
+    assert (standard.train.read()[:, 2:] == 0).all() and (standard.scaling.scale[2:] == 1).all()
+
+
+def test_constant_columns_become_exactly_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK_ELEMENTS", 40)
+    x = np.tile(np.random.default_rng(0).normal(size=11), (997, 1)).astype(np.float32)
+    for name in ("minmax", "standard"):
+        data = scaled(tmp_path, x, name)
+        assert (data.train.read() == 0).all() and (data.scaling.scale == 1).all()
+
+
+@pytest.mark.parametrize("name", ["unit", "minmax"])
+@pytest.mark.parametrize("seed", range(20))
+def test_unit_interval_is_exact(tmp_path, name, seed):
+    x = np.random.default_rng(seed).lognormal(sigma=9, size=(40, 6))
+    read = scaled(tmp_path, x, name).train.read()
+    assert read.min() == 0 and read.max() <= 1 and read.max() > 1 - 1e-6
+
+
+def test_hardly_varying_columns_do_not_overflow(tmp_path):
+    x = np.zeros((3, 2), np.float32)
+    x[1] = 1e-42
+    for name in ("unit", "minmax", "standard"):
+        assert np.isfinite(scaled(tmp_path, x, name).train.read()).all()
+
+
+def test_wide_ranges_do_not_overflow(tmp_path):
+    x = np.array([[-4e37, 1], [4e37, 2]], np.float32)
+    np.testing.assert_array_equal(scaled(tmp_path, x, "minmax").train.read(), [[0, 0], [1, 1]])
+    np.testing.assert_allclose(scaled(tmp_path, x, "standard").train.read(), [[-1, -1], [1, 1]], rtol=1e-5)
+
+
+def test_scaling_is_fitted_on_the_train_part_only(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([[0.0], [2.0]]), x_test=np.array([[-100.0], [6.0]]))
+    for name, expected in (("unit", [[-50], [3]]), ("minmax", [[-50], [3]]), ("standard", [[-101], [5]])):
+        data = load_dataset(str(tmp_path / "a.npz"), scaling=name)  # type: ignore[arg-type]
+        assert data.test is not None
+        np.testing.assert_array_equal(data.test.read(), expected)
+        assert data.test.scaling is data.train.scaling is data.scaling
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "unit", "minmax", "standard"])
+def test_scaling_round_trips(tmp_path, table, name):
+    data = scaled(tmp_path, table * 30, name)
+    read = data.train.read()
+    np.testing.assert_array_equal(data.scaling.apply(table * 30), read)
+    np.testing.assert_allclose(data.scaling.inverse(read), table * 30, atol=1e-4)
+    assert data.scaling.inverse(read).dtype == np.float32
+
+    values = data.scaling.to_dict()
+    tensors = {**values, "offset": torch.tensor(values["offset"]), "scale": torch.tensor(values["scale"])}
+    for restored in (json.loads(json.dumps(values)), tensors):
+        again = AffineScaling.from_dict(restored)
+        assert again.name == data.scaling.name and again.scale.dtype == again.offset.dtype == np.float32
+        np.testing.assert_array_equal(again.offset, data.scaling.offset)
+        np.testing.assert_array_equal(again.scale, data.scaling.scale)
+        np.testing.assert_array_equal(scaled(tmp_path, table, again).train.read(), data.scaling.apply(table))
+
+
+def test_fitted_scaling_must_fit(tmp_path, table):
+    fitted = scaled(tmp_path, table, "minmax").scaling
+    assert fitted.width == 5
+    with refuses("x.npy: 4 columns", "scaling has 5"):
+        scaled(tmp_path, table[:, :4], fitted)
+    before = table.copy()
+    fitted.apply(table)
+    np.testing.assert_array_equal(table, before)  # inputs are never written into
+
+
+@pytest.mark.parametrize(
+    ("offset", "scale", "message"),
+    [
+        (np.zeros(2), np.ones(3), "one shape"),
+        (np.zeros((2, 2)), np.ones((2, 2)), "one shape"),
+        (np.zeros(2), np.array([1, 0]), "positive"),
+        (np.array([np.nan]), np.ones(1), "finite"),
+    ],
+)
+def test_impossible_scalings(offset, scale, message):
+    with pytest.raises(ValueError, match=message):
+        AffineScaling("unit", offset, scale)
