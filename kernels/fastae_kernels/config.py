@@ -1,66 +1,24 @@
 """Which strategy, tiles and schedule an operator runs with: measured by nobody's first training step.
 
-:func:`plan` is the one place that decides. Its defaults come from the shape and the target alone, without
-warm-up. :func:`using` overrides it, for tests, benchmarks and tuning.
+:func:`plan` is the one place that decides. Choices that were measured before win (:mod:`.choices`); else the
+shape and the target alone decide, without warm-up. :func:`using` overrides both, for tests, benchmarks and
+tuning.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 
+from . import choices
 from .launch import Target
-
-Strategy = Literal["fused", "split"]
-
-
-@dataclass(frozen=True)
-class GemmConfig:
-    """Tile shape and schedule of one matrix product."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    subtiles: int = 1  # the epilogue works on this many parts of a tile, one after another
-    heavy_subtiles: int = 0  # and one with many operands on this many; 0 where registers do not suffice
-    group: int = 8  # tiles of rows that are visited together
-    tma: bool = False
-    persistent: bool = False
-    efficiency: float = 1.0  # of the tile shape, relative to the target's best
-
-    @property
-    def epilogue_tile(self) -> tuple[int, int]:
-        return self.block_m, self.block_n // self.subtiles
-
-
-@dataclass(frozen=True)
-class PassConfig:
-    """Tile shape of one elementwise pass."""
-
-    block_m: int = 32
-    block_n: int = 64
-    warps: int = 4
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one call runs: a product with an epilogue, or the library's product and a pass over it."""
-
-    strategy: Strategy
-    gemm: GemmConfig
-    elementwise: PassConfig
-
-    @property
-    def epilogue_tile(self) -> tuple[int, int]:
-        if self.strategy == "fused":
-            return self.gemm.epilogue_tile
-        return self.elementwise.block_m, self.elementwise.block_n
+from .roofline import Cost, product
+from .schedules import GemmConfig, PassConfig, Plan, Strategy
 
 
 def _gemm(m: int, n: int, k: int, warps: int, stages: int, efficiency: float, **options: Any) -> GemmConfig:
@@ -119,10 +77,24 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
     "interpreter": {2: (_gemm(64, 64, 64, 4, 1, 1.0),), 4: (_gemm(64, 64, 64, 4, 1, 1.0),)},
 }
 
-_DEEP = 8192
-"""Products of more terms a result than this go to the library. The pass that fusion saves reads and writes
-the result once: on an H200 about 360 / K of a 16-bit product's time (4 bytes at 4.3 TB/s, 2 K operations at
-780 TFLOP/s), and beyond this K less than a few percent by which a library's product may be faster."""
+
+class Peaks(NamedTuple):
+    """Bytes and operations a second, as vendors print them: what matters here is their ratio."""
+
+    memory: float
+    matrix: float
+
+
+PEAKS: dict[str, dict[int, Peaks]] = {  # by family and bytes an element; tf32 for four, where it exists
+    "sm80": {2: Peaks(2.04e12, 312e12), 4: Peaks(2.04e12, 156e12)},  # A100
+    "sm90": {2: Peaks(4.8e12, 989e12), 4: Peaks(4.8e12, 495e12)},  # H200
+    "sm100": {2: Peaks(8.0e12, 2250e12), 4: Peaks(8.0e12, 1125e12)},  # B200
+    "gfx942": {2: Peaks(5.3e12, 1307e12), 4: Peaks(5.3e12, 163e12)},  # MI300X
+}
+
+_LIBRARY_LEAD = 0.05
+"""By which share a library's product is taken to be faster than Triton's of the same shape. An assumption:
+published comparisons on Hopper lie between -2 and 8 %."""
 
 
 def family(target: Target) -> str:
@@ -153,8 +125,10 @@ def configurations(
 
 def precision(dtype: torch.dtype, target: Target) -> str:
     """How float32 operands are multiplied: as ``torch.get_float32_matmul_precision`` says."""
-    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"  # the older setting shows here, too
-    return "tf32" if dtype == torch.float32 and tf32 and target.backend == "cuda" else "ieee"
+    if dtype != torch.float32 or target.backend != "cuda":
+        return "ieee"
+    # the older setting shows here, too
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _smallest_cost(configs: tuple[GemmConfig, ...], M: int, N: int, multiprocessors: int) -> GemmConfig:
@@ -168,8 +142,7 @@ def _smallest_cost(configs: tuple[GemmConfig, ...], M: int, N: int, multiprocess
     return min(configs, key=cost)
 
 
-@dataclass(frozen=True)
-class _Override:
+class _Override(NamedTuple):
     strategy: Strategy | None = None
     gemm: GemmConfig | None = None
     elementwise: PassConfig | None = None
@@ -189,11 +162,59 @@ def using(
     global _override
     before = _override
     given = {"strategy": strategy, "gemm": gemm, "elementwise": elementwise}
-    _override = replace(before, **{name: value for name, value in given.items() if value is not None})
+    _override = before._replace(**{name: value for name, value in given.items() if value is not None})
     try:
         yield
     finally:
         _override = before
+
+
+def _fusion_pays(M: int, N: int, K: int, dtype: torch.dtype, target: Target) -> bool:
+    """Whether the pass that fusion saves, which reads and writes the result, is worth a library's lead.
+
+    Both are counted by the roofline; bias, targets, partial sums cost either strategy the same. For large M
+    and N the pass is a share of itemsize matrix / (memory K) of the product's time: on an H200 it is less
+    than the lead from K = 8242 on.
+    """
+    peaks = PEAKS[family(target)][dtype.itemsize]
+    saved = Cost(2 * M * N * dtype.itemsize).seconds(*peaks)
+    return saved >= _LIBRARY_LEAD * product(M, N, K, dtype.itemsize).seconds(*peaks)
+
+
+def _strategy(key: choices.Key, dtype: torch.dtype, target: Target) -> Strategy:
+    """The heuristic's strategy, see :func:`plan`."""
+    if not key.K:
+        return "split"
+    if target.backend == "interpreter":
+        return "fused"
+    full = target.backend == "cuda" and key.precision == "ieee"
+    if not key.aligned or (dtype == torch.float32 and (full or not key.k_major)):
+        return "split"
+    return "fused" if _fusion_pays(key.M, key.N, key.K, dtype, target) else "split"
+
+
+def heuristic(key: choices.Key, dtype: torch.dtype, target: Target) -> Plan:
+    """The plan where nothing was measured and nothing is overridden."""
+    configs = configurations(target, dtype, heavy=key.heavy, aligned=key.aligned)
+    gemm = _smallest_cost(configs, key.M, key.N, target.multiprocessors)
+    return Plan(_strategy(key, dtype, target), gemm, PassConfig(), key.aligned)
+
+
+@functools.lru_cache(maxsize=4096)
+def _decide(
+    M: int, N: int, K: int, dtype: torch.dtype, target: Target, operator: str, heavy: bool, aligned: bool,
+    k_major: bool, precision: str, override: _Override,
+) -> Plan:  # fmt: skip
+    name = str(dtype).removeprefix("torch.")
+    key = choices.Key(operator, name, precision, heavy, aligned, k_major, M, N, K)
+    measured = choices.lookup(target.device, key) or choices.Choice()
+    default = heuristic(key, dtype, target)
+    return Plan(
+        override.strategy or measured.strategy or default.strategy,
+        override.gemm or measured.gemm or default.gemm,
+        override.elementwise or measured.elementwise or default.elementwise,
+        aligned,
+    )
 
 
 def plan(
@@ -203,28 +224,26 @@ def plan(
     dtype: torch.dtype,
     target: Target,
     *,
+    operator: str = "",
     heavy: bool = False,
     aligned: bool = True,
     k_major: bool = True,
 ) -> Plan:
-    """How a product [M, K] [K, N] and its epilogue run on ``target``.
+    """How ``operator``, a product [M, K] [K, N] and its epilogue, runs on ``target``; K = 0 for a pass alone.
 
-    The library's product and one pass (*split*) where fusion is not expected to win: deep products
-    (``_DEEP``); rows that do not start at multiples of 16 bytes (not ``aligned``), which loads by descriptors
-    and wide asynchronous copies need; float32 in full precision on CUDA, which Triton computes without matrix
-    units, and in tf32 where an operand is not contiguous along K (``k_major``), which wgmma needs. Else one
-    kernel (*fused*), with the tiles of the least estimated time. ``heavy`` as in :func:`configurations`.
+    What was measured for it on this device, if anything was. Else the library's product and one pass
+    (*split*) where fusion is not expected to win: products so deep that a library's lead is worth more than
+    the saved pass (``_fusion_pays``, an estimate); rows that do not start at multiples of 16 bytes (not
+    ``aligned``), which loads by descriptors and wide asynchronous copies need; float32 in full precision on
+    CUDA, which Triton computes without matrix units, and in tf32 where an operand is not contiguous along K
+    (``k_major``), which wgmma needs. Else one kernel (*fused*), with the tiles of the least estimated time.
+    ``heavy`` as in :func:`configurations`. Answers are kept: a call that was planned before costs a lookup.
     """
-    strategy: Strategy = "fused"
-    if K > _DEEP:
-        strategy = "split"
-    elif target.backend != "interpreter":
-        full = target.backend == "cuda" and precision(dtype, target) == "ieee"
-        if not aligned or (dtype == torch.float32 and (full or not k_major)):
-            strategy = "split"
-    configs = configurations(target, dtype, heavy=heavy, aligned=aligned)
-    return Plan(
-        _override.strategy or strategy,
-        _override.gemm or _smallest_cost(configs, M, N, target.multiprocessors),
-        _override.elementwise or PassConfig(),
-    )
+    how = precision(dtype, target)
+    return _decide(M, N, K, dtype, target, operator, heavy, aligned, k_major, how, _override)
+
+
+def forget_choices() -> None:
+    """Lets plans see tables that changed, and another ``FASTAE_CACHE``."""
+    choices.table.cache_clear()
+    _decide.cache_clear()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -16,20 +16,21 @@ from triton.runtime.interpreter import InterpretedFunction
 from . import elementwise
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What kernels are configured for: ``cuda`` with the compute capability times ten, ``hip`` with the
-    architecture's name, or ``interpreter``; and how many multiprocessors it has."""
+    architecture's name, or ``interpreter``; and how many multiprocessors it has. Measured choices go by the
+    device's name; there are none without."""
 
     backend: str
     arch: int | str
     multiprocessors: int
+    device: str = ""
 
 
 INTERPRETED = isinstance(elementwise.elementwise, InterpretedFunction)
 """Whether TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors."""
 
-_INTERPRETER = Target("interpreter", 0, 4)
+_INTERPRETER = Target("interpreter", 0, 4, "interpreter")
 
 
 @functools.lru_cache
@@ -37,8 +38,9 @@ def _device_target(index: int) -> Target:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         arch: int | str = properties.gcnArchName.split(":")[0]
-        return Target("hip", arch, properties.multi_processor_count)
-    return Target("cuda", 10 * properties.major + properties.minor, properties.multi_processor_count)
+        return Target("hip", arch, properties.multi_processor_count, properties.name)
+    capability = 10 * properties.major + properties.minor
+    return Target("cuda", capability, properties.multi_processor_count, properties.name)
 
 
 def target_of(device: torch.device) -> Target:

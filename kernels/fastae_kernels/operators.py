@@ -7,6 +7,7 @@ Results that were not asked for are ``None``. A scale is a scalar tensor or one 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import epilogues, reductions
 from .activations import ACTIVATIONS, PREACTIVATION
-from .config import GemmConfig, Plan, plan, precision
+from .config import plan, precision
 from .elementwise import elementwise
 from .gemm import gemm
 from .launch import launch, target_of
 from .losses import LOSSES
 from .noise import CORRUPTIONS, Corruption, Mask, Noise
+from .schedules import GemmConfig, Plan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -34,15 +36,6 @@ def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tenso
 
 def _float(like: Tensor, *shape: int) -> Tensor:
     return _empty(like, *shape, dtype=torch.float32)
-
-
-def _blocks(plan: Plan, M: int, N: int) -> tuple[int, int]:
-    """How many tiles an epilogue sees along rows and columns: the partial sums of each."""
-    BM, BN = plan.epilogue_tile
-    blocks_n = -(-N // BN)
-    if plan.strategy == "fused":
-        blocks_n = -(-N // plan.gemm.block_n) * plan.gemm.subtiles
-    return -(-M // BM), blocks_n
 
 
 def _pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Plan) -> None:
@@ -68,6 +61,10 @@ def _aligned(operand: Tensor) -> bool:
     )
 
 
+def _all_aligned(*operands: Tensor | None) -> bool:
+    return all(_aligned(operand) for operand in operands if operand is not None)
+
+
 def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescriptor, bool]:
     """A descriptor of an aligned operand in blocks, and whether it is of the transpose."""
     transposed = operand.stride(1) != 1
@@ -76,31 +73,31 @@ def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescrip
     return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), [rows, columns]), transposed
 
 
-def _plan(a: Tensor, b: Tensor, *others: Tensor | None, heavy: bool = False) -> Plan:
-    """The plan of a product a b, beside which ``others`` are operands, too."""
-    operands = [a, b, *(other for other in others if other is not None)]
+def _plan(operator: str, a: Tensor, b: Tensor, *others: Tensor | None, heavy: bool = False) -> Plan:
+    """The plan of an operator on a product a b, beside which ``others`` are operands, too."""
     return plan(
-        a.shape[0], b.shape[1], a.shape[1], a.dtype, target_of(a.device), heavy=heavy,
-        aligned=all(_aligned(operand) for operand in operands), k_major=a.stride(1) == b.stride(0) == 1,
+        a.shape[0], b.shape[1], a.shape[1], a.dtype, target_of(a.device), operator=operator, heavy=heavy,
+        aligned=_all_aligned(a, b, *others), k_major=a.stride(1) == b.stride(0) == 1,
     )  # fmt: skip
 
 
-def _pass_plan(x: Tensor) -> Plan:
+def _pass_plan(operator: str, x: Tensor) -> Plan:
     """The plan of a pass without a product."""
-    how = plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device))
-    return Plan("split", how.gemm, how.elementwise)
+    how = plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
+    return how if how.strategy == "split" else replace(how, strategy="split")
 
 
 def _fused(
     a: Tensor, b: Tensor, a2: Tensor | None, b2: Tensor | None, scale2: Tensor | None,
-    epilogue: Any, args: Any, config: GemmConfig,
+    epilogue: Any, args: Any, config: GemmConfig, aligned: bool | None = None,
 ) -> None:  # fmt: skip
+    """The epilogue of a b + scale2 a2 b2. ``aligned`` is what the plan found of these very operands."""
     M, K = a.shape
     N = b.shape[1]
     operands = [a, b] + ([a2, b2] if a2 is not None and b2 is not None else [])
     shapes = [(config.block_m, config.block_k), (config.block_k, config.block_n)] * 2
     strides = [stride for operand in operands for stride in operand.stride()]
-    tma = config.tma and all(_aligned(operand) for operand in operands)
+    tma = config.tma and (_all_aligned(*operands) if aligned is None else aligned)
     transposed = [False] * 4
     if tma:
         pairs = [_descriptor(operand, *shape) for operand, shape in zip(operands, shapes, strict=False)]
@@ -122,7 +119,7 @@ def _fused(
 def _product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
     """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it."""
     if plan.strategy == "fused":
-        _fused(a, b, None, None, None, epilogue, args, plan.gemm)
+        _fused(a, b, None, None, None, epilogue, args, plan.gemm, plan.aligned)
         return
     torch.mm(a, b, out=out)
     _pass(out, out, epilogue, args, plan)
@@ -164,7 +161,7 @@ def corrupt(x: Tensor, corruption: Corruption) -> Tensor:
     """x~ [M, D], for a corruption whose ``source`` and ``out`` are filled in here."""
     out = _empty(x, *x.shape)
     args = corruption._replace(source=x, stride_m=x.stride(0), stride_n=x.stride(1), out=out)
-    _pass(x, out, epilogues.corrupt, args, _pass_plan(x))
+    _pass(x, out, epilogues.corrupt, args, _pass_plan("corrupt", x))
     return out
 
 
@@ -173,7 +170,7 @@ def swap_backward(grad: Tensor, mask: Mask, hits: int) -> Tensor:
     M, N = grad.shape
     kept = _float(grad, M, N)
     args = Corruption(CORRUPTIONS["masking"], *mask[:4])._replace(out=kept)
-    _pass(grad, kept, epilogues.corrupt, args, _pass_plan(grad))
+    _pass(grad, kept, epilogues.corrupt, args, _pass_plan("corrupt", grad))
     BN = 128
     launch(
         reductions.gather_swapped, -(-N // BN) if M else 0, grad.device, grad, *grad.stride(), kept, mask,
@@ -187,7 +184,7 @@ def perturb(code: Tensor, noise: Noise | None, dropout: Mask | None, seed: Tenso
     out = _empty(code, *code.shape)
     mask = (dropout or Mask())._replace(seed=seed)
     args = epilogues.Perturb(*(noise or Noise()), *mask, out)
-    _pass(code, out, epilogues.perturb, args, _pass_plan(code))
+    _pass(code, out, epilogues.perturb, args, _pass_plan("perturb", code))
     return out
 
 
@@ -195,7 +192,7 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
     """-1 or 1, in the shape and dtype of ``like``."""
     out = _empty(like, *like.shape)
     args = epilogues.Signs(seed, stream, out)
-    _pass(None, out, epilogues.random_signs, args, _pass_plan(like))
+    _pass(None, out, epilogues.random_signs, args, _pass_plan("random_signs", like))
     return out
 
 
@@ -231,8 +228,8 @@ def encode(
     code and pre-activation of another input. ``seed`` is the noise's.
     """
     M, H = x.shape[0], weight.shape[0]
-    how = _plan(x, weight.t())
-    blocks_m, blocks_n = _blocks(how, M, H)
+    how = _plan("encode", x, weight.t())
+    blocks_m, blocks_n = how.blocks(M, H)
     base_code, base_preact = (None, None) if base is None else base
     code = _empty(x, M, H)
     args = epilogues.Encode(
@@ -280,8 +277,9 @@ def code_grad(
     """
     M, H = code.shape
     heavy = activation in PREACTIVATION and dropout is not None
-    how = _pass_plan(code) if weight is None else _plan(grad, weight, heavy=heavy)
-    blocks_m, _ = _blocks(how, M, H)
+    name = "code_grad"
+    how = _pass_plan(name, code) if weight is None else _plan(name, grad, weight, heavy=heavy)
+    blocks_m, _ = how.blocks(M, H)
     dz = _empty(code, M, H)
     scale, scale_stride = _scale(scale)
     penalty_scale, penalty_stride = _scale(penalty_scale)
@@ -324,7 +322,7 @@ def slope_difference_grad(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dz [M, H], dz2 [M, H], u [H]) of sum_j (s_j - s2_j)^2 q_j."""
     M, H = code.shape
-    how = _pass_plan(code)
+    how = _pass_plan("slope_difference_grad", code)
     scale_, stride = _scale(scale)
     needs_preact = activation in PREACTIVATION
     args = epilogues.SlopeDifference(
@@ -337,7 +335,7 @@ def slope_difference_grad(
         scale_stride=stride,
         dz=_empty(code, M, H),
         dz2=_empty(code, M, H),
-        u=_float(code, _blocks(how, M, H)[0], H),
+        u=_float(code, how.blocks(M, H)[0], H),
     )
     _pass(code, args.dz, epilogues.slope_difference_gradient, args, how)
     u, _ = _fold(args.u)
@@ -357,7 +355,9 @@ def weight_grad(
 ) -> Tensor:
     """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, [N_a, N_b]."""
     dual = a2 is not None and b2 is not None
-    how = _plan(a.t(), b, None if a2 is None else a2.t(), b2)
+    name = "weight_grad dual" if dual else "weight_grad"
+    how = _plan(name, a.t(), b, None if a2 is None else a2.t(), b2)
+    given, given2 = a, a2
     # a library's product in float16 must not overflow before it is scaled
     late = how.strategy == "fused" or a.dtype != torch.float16
     a, scale = _scaled_rows(a, scale, keep_scalar=late and not dual)
@@ -376,7 +376,8 @@ def weight_grad(
     )
     if how.strategy == "fused":
         transposed = (None, None) if a2 is None or b2 is None else (a2.t(), b2)
-        _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, how.gemm)
+        as_planned = how.aligned if a is given and a2 is given2 else None  # rows that were scaled lie anew
+        _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, how.gemm, as_planned)
         return out
     if a2 is None or b2 is None:
         torch.mm(a.t(), b, out=out)
@@ -438,8 +439,8 @@ def decode_loss(
     code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
     """
     M, D = target.shape
-    how = _plan(code, weight.t())
-    blocks_m, blocks_n = _blocks(how, M, D)
+    how = _plan("decode_loss", code, weight.t())
+    blocks_m, blocks_n = how.blocks(M, D)
     grad, rows = _empty(code, M, D), _float(code, blocks_n, M)
     args = _decode_arguments(
         code, bias, target, LOSSES[loss].entry, output_activation, mask, corrupted, clean, grad, rows,
@@ -464,7 +465,7 @@ def decode_loss_target_grad(
     clean: float = 1.0,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
-    how = _plan(code, weight.t())
+    how = _plan("decode_loss_target_grad", code, weight.t())
     grad = _empty(target, *target.shape)
     args = _decode_arguments(
         code, bias, target, LOSSES[loss].target_gradient, output_activation, mask, corrupted, clean, grad,

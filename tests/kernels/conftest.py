@@ -25,6 +25,15 @@ def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_measured_choices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans do not depend on what this machine's user has tuned."""
+    from fastae_kernels import config
+
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "untuned"))
+    config.forget_choices()
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Every fresh buffer is full of nan, so that what a kernel leaves unwritten shows."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastae_kernels import config
+from fastae_kernels import config, operators
 from fastae_kernels.aot import TARGETS
 from fastae_kernels.launch import Target
+from torch import Tensor
+
+from tests.kernels.comparison import uniform
+from tests.kernels.support import DEVICE
 
 HOPPER = TARGETS["cuda:90"]
 SHAPE = (8192, 4096, 2048)
@@ -32,8 +36,32 @@ def test_aligned_products_in_16_bits_are_fused(target: Target):
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_deep_and_unaligned_products_are_the_library_s(target: Target):
-    assert strategy(8192, 4096, 8193, target=target) == "split"
+    assert strategy(8192, 4096, 16384, target=target) == "split"
     assert strategy(*SHAPE, target=target, aligned=False) == "split"
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fusion_ends_where_the_saved_pass_is_worth_less_than_the_library_s_lead(
+    target: Target, dtype: torch.dtype, tf32: None
+):
+    """For large M and N that is where itemsize matrix / memory / K falls to the lead."""
+    peaks = config.PEAKS[config.family(target)][dtype.itemsize]
+    limit = dtype.itemsize * peaks.matrix / peaks.memory / config._LIBRARY_LEAD
+    chosen = [strategy(1 << 20, 1 << 20, round(limit * f), dtype=dtype, target=target) for f in (0.98, 1.02)]
+    assert chosen == ["fused", "split"]
+
+
+def test_products_that_memory_bounds_are_fused():
+    """Few rows: both operands' bytes outweigh the arithmetic, and the saved pass is a share of theirs."""
+    assert strategy(64, 4096, 64) == "fused"
+
+
+def test_answers_are_kept_and_follow_torch_s_precision(tf32: None):
+    before = config.plan(*SHAPE, torch.float32, HOPPER)
+    assert config.plan(*SHAPE, torch.float32, HOPPER) is before
+    torch.set_float32_matmul_precision("highest")
+    assert (before.strategy, config.plan(*SHAPE, torch.float32, HOPPER).strategy) == ("fused", "split")
 
 
 def test_float32_in_full_precision_is_the_library_s_on_cuda():
@@ -88,3 +116,55 @@ def test_using_overrides_and_comes_back():
         assert (inner.strategy, inner.elementwise.block_n) == ("split", 32)
         assert config.plan(*SHAPE, torch.bfloat16, HOPPER).elementwise == before.elementwise
     assert config.plan(*SHAPE, torch.bfloat16, HOPPER) == before
+
+
+# --- alignment --------------------------------------------------------------------------------------------
+
+BY_DESCRIPTORS = config.GemmConfig(16, 32, 16, 4, 2, tma=True)
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The strides of every operand whose alignment is looked at."""
+    strides: list[tuple[int, int]] = []
+    aligned = operators._aligned
+
+    def recording(operand: Tensor) -> bool:
+        strides.append(operand.stride())  # pyright: ignore[reportArgumentType]
+        return aligned(operand)
+
+    monkeypatch.setattr(operators, "_aligned", recording)
+    return strides
+
+
+def padded(rows: int, columns: int, seed: int) -> Tensor:
+    """Rows that start at multiples of 16 bytes, of a width that is none."""
+    return uniform(rows, 32, seed=seed).float()[:, :columns]
+
+
+def test_alignment_is_looked_at_once_a_call(looked_at):
+    x, weight = uniform(33, 24).float(), uniform(40, 24, seed=1).float()
+    with config.using(strategy="fused", gemm=BY_DESCRIPTORS):
+        operators.encode(x, weight, None, "linear")
+    assert looked_at == [(24, 1), (1, 24)]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rows_that_are_scaled_lie_anew(scaled: bool, looked_at, monkeypatch):
+    """They are closely packed, so that descriptors which served before do not serve them."""
+    descriptors: list[Tensor] = []
+    describe = operators._descriptor
+
+    def recording(operand: Tensor, rows: int, columns: int):
+        descriptors.append(operand)
+        return describe(operand, rows, columns)
+
+    monkeypatch.setattr(operators, "_descriptor", recording)
+    a, b = padded(20, 13, 0), padded(20, 27, 1)
+    scale = torch.linspace(1.0, 2.0, 20, device=DEVICE) if scaled else None
+    with config.using(strategy="fused", gemm=BY_DESCRIPTORS):
+        result = operators.weight_grad(a, b, scale)
+    exact = (a if scale is None else a * scale[:, None]).double().t() @ b.double()
+    torch.testing.assert_close(result.double(), exact, rtol=1e-5, atol=1e-5)
+    assert len(descriptors) == (0 if scaled else 2)
+    assert looked_at[:2] == [(1, 32), (32, 1)] and looked_at[2:3] == ([(1, 13)] if scaled else [])

@@ -1,0 +1,61 @@
+"""What a plan is made of: tiles and schedules of products and passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Strategy = Literal["fused", "split"]
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Tile shape and schedule of one matrix product."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    subtiles: int = 1  # the epilogue works on this many parts of a tile, one after another
+    heavy_subtiles: int = 0  # and one with many operands on this many; 0 where registers do not suffice
+    group: int = 8  # tiles of rows that are visited together
+    tma: bool = False
+    persistent: bool = False
+    efficiency: float = 1.0  # of the tile shape, relative to the target's best
+
+    @property
+    def epilogue_tile(self) -> tuple[int, int]:
+        return self.block_m, self.block_n // self.subtiles
+
+
+@dataclass(frozen=True)
+class PassConfig:
+    """Tile shape of one elementwise pass."""
+
+    block_m: int = 32
+    block_n: int = 64
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call runs: a product with an epilogue, or the library's product and a pass over it."""
+
+    strategy: Strategy
+    gemm: GemmConfig
+    elementwise: PassConfig
+    aligned: bool = True  # whether the operands it was made for start their rows at multiples of 16 bytes
+
+    @property
+    def epilogue_tile(self) -> tuple[int, int]:
+        if self.strategy == "fused":
+            return self.gemm.epilogue_tile
+        return self.elementwise.block_m, self.elementwise.block_n
+
+    def blocks(self, M: int, N: int) -> tuple[int, int]:
+        """How many tiles an epilogue sees along rows and columns of [M, N]: the partial sums of each."""
+        BM, BN = self.epilogue_tile
+        if self.strategy == "fused":
+            return -(-M // BM), -(-N // self.gemm.block_n) * self.gemm.subtiles
+        return -(-M // BM), -(-N // BN)

@@ -1,0 +1,346 @@
+"""What operators cost: the counts are those of the tensors and products of a real call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from fastae_kernels import config, cost, noise, operators
+from fastae_kernels.aot import TARGETS
+from fastae_kernels.cost import Cost
+from fastae_kernels.launch import target_of
+from fastae_kernels.roofline import product
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastae import Emphasis, Masking, Swap, functional
+from tests.kernels.comparison import normal, uniform
+from tests.kernels.support import DEVICE
+
+M, D, H = 33, 40, 26
+HOPPER = TARGETS["cuda:90"]
+
+
+# --- bytes: of every tensor that a kernel or a library's product takes, once ------------------------------
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, noise.Corruption):
+        yield value.out  # its source is the pass's own
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+
+
+class Traffic(TorchDispatchMode):
+    """The bytes of what is read and written; one number, as a scale or a seed, is not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def _count(self, tensors: list[Tensor]) -> None:
+        apart = {tensor.data_ptr(): tensor for tensor in tensors if tensor.numel() > 1}
+        self.bytes += sum(tensor.nbytes for tensor in apart.values())
+
+    def launched(self, kernel: str, args: tuple[Any, ...]) -> None:
+        self._count(list(_tensors(args)))
+        if kernel == "elementwise" and any(args[0] is tensor for tensor in _tensors(args[1:])):
+            self.bytes += args[0].nbytes  # a pass in place reads and writes it
+        if kernel == "gather_swapped":
+            self.bytes += args[3].nbytes  # so does this kernel
+
+    def multiplied(self, in_place: Tensor | None, *tensors: Tensor) -> None:
+        self._count([*tensors, *_tensors(in_place)])
+        self.bytes += 0 if in_place is None else in_place.nbytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.name() in (
+            "aten::add_.Tensor",
+            "aten::mul.Tensor",
+            "aten::_to_copy",
+            "aten::sum.dim_IntList",
+        ):
+            self.bytes += sum(t.nbytes for t in (*_tensors(args), *_tensors(out)) if t.numel() > 1)
+        return out
+
+
+@pytest.fixture
+def traffic(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    launch, mm, addmm_ = operators.launch, torch.mm, Tensor.addmm_
+
+    @contextmanager
+    def counting() -> Iterator[Traffic]:
+        mode = Traffic()
+
+        def counted(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
+            mode.launched(kernel.__name__, args)
+            with torch.utils._python_dispatch._disable_current_modes():
+                launch(kernel, programs, device, *args, **options)
+
+        def counted_mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+            result = mm(a, b, out=out)
+            mode.multiplied(None, a, b, result)
+            return result
+
+        def counted_addmm_(self: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            mode.multiplied(self, a, b)
+            return addmm_(self, a, b)
+
+        with monkeypatch.context() as patch, mode:
+            patch.setattr(operators, "launch", counted)
+            patch.setattr(torch, "mm", counted_mm)  # inside fastae's operators no mode sees it
+            patch.setattr(Tensor, "addmm_", counted_addmm_)
+            yield mode
+
+    return counting
+
+
+def _mask(width: int = 16) -> noise.Mask:
+    return noise.Mask(torch.tensor([5], device=DEVICE), 0, 0, noise.BITS[width])
+
+
+def _case(name: str, dtype: torch.dtype, tied: bool, o: dict[str, Any]) -> Callable[[], Any]:
+    """A call of an operator of the options that :mod:`fastae_kernels.cost` has."""
+    x, x2 = (uniform(M, D, seed=seed).to(dtype) for seed in (0, 1))
+    h, h2, h3, h4 = (uniform(M, H, seed=seed).to(dtype) for seed in (2, 3, 4, 5))
+    weight = normal(H, D).to(dtype)
+    decoder = weight.t() if tied else normal(D, H).to(dtype)
+    bias, decoder_bias = normal(H).to(dtype), normal(D).to(dtype)
+    q, q2, one = *torch.rand(2, H, device=DEVICE), torch.ones((), device=DEVICE)
+    activation = o.get("activation", "sigmoid")
+    preact = h4 if activation == "gelu" else None
+    seed = torch.tensor([5], device=DEVICE)
+    dropout = _mask()._replace(stream=3) if o.get("dropout") else None
+    emphasis = {"mask": _mask(), "corrupted": 2.0, "clean": 0.5} if o.get("emphasis") else {}
+    difference = o.get("difference")
+    gaussian = noise.Noise(noise.CODE_NOISES["gaussian"], 2, 0.1)
+    calls = {
+        "encode": lambda: operators.encode(
+            x, weight, bias if o.get("bias", True) else None, activation,
+            sq_norms=q if o.get("contractive") or difference else None,
+            base=(h, preact) if difference else None, l1=o.get("l1", False),
+            code_sum=o.get("code_sum", False), dropout=dropout, seed=seed,
+            noise=gaussian if o.get("noise") else None,
+        ),
+        "decode_loss": lambda: operators.decode_loss(
+            h, decoder, decoder_bias if o.get("bias", True) else None, x, o.get("loss", "bce"),
+            column_sums=o.get("column_sums", True), **emphasis,
+        ),
+        "decode_loss_target_grad": lambda: operators.decode_loss_target_grad(
+            h, decoder, decoder_bias, x, o.get("loss", "bce"), **emphasis
+        ),
+        "code_grad": lambda: operators.code_grad(
+            *((x, decoder) if o.get("product", True) else (h2, None)), h, h4, activation, dropout=dropout,
+            scale=one, penalty_scale=one if o.get("contractive") else None,
+            sq_norms=q if o.get("contractive") and activation != "relu" else None,
+            l1_scale=one if o.get("l1") else None, column_grad=q2 if o.get("column_grad") else None,
+            extra=h3 if o.get("extra") else None,
+        ),
+        "weight_grad": lambda: operators.weight_grad(
+            h, x, one if o.get("scale", True) and not o.get("dual") else None,
+            weight if o.get("contractive") else None, q if o.get("contractive") else None,
+            *((h2, x2, one if o.get("scale", True) else None) if o.get("dual") else ()),
+        ),
+        "slope_difference_grad": lambda: operators.slope_difference_grad(
+            h, preact, h2, h3, activation, q, one
+        ),
+        "corrupt": lambda: operators.corrupt(
+            x, noise.Corruption(noise.CORRUPTIONS[o.get("kind", "masking")], *_mask(32)[:4], hits=1 << 31)
+        ),
+        "swap_backward": lambda: operators.swap_backward(x, _mask(32), 1 << 31),
+        "perturb": lambda: operators.perturb(h, gaussian, dropout, seed),
+        "random_signs": lambda: operators.random_signs(h, seed, 7),
+        "squared_norms": lambda: operators.squared_norms(weight),
+    }  # fmt: skip
+    return calls[name]
+
+
+OPERATORS: list[tuple[str, dict[str, Any]]] = [
+    ("encode", {}),
+    ("encode", {"contractive": True, "bias": False}),
+    ("encode", {"activation": "gelu", "contractive": True, "l1": True, "code_sum": True, "dropout": True}),
+    ("encode", {"noise": True, "dropout": True, "l1": True}),
+    ("encode", {"activation": "tanh", "difference": True}),
+    ("encode", {"activation": "gelu", "difference": True}),
+    ("decode_loss", {}),
+    ("decode_loss", {"loss": "mse", "bias": False, "emphasis": True, "column_sums": False}),
+    ("decode_loss_target_grad", {"loss": "mse"}),
+    ("code_grad", {}),
+    ("code_grad", {"contractive": True, "l1": True, "column_grad": True}),
+    ("code_grad", {"activation": "gelu", "contractive": True, "extra": True, "dropout": True}),
+    ("code_grad", {"activation": "relu", "contractive": True}),
+    ("code_grad", {"product": False, "contractive": True}),
+    ("weight_grad", {}),
+    ("weight_grad", {"scale": False}),
+    ("weight_grad", {"contractive": True, "scale": False}),
+    ("weight_grad", {"dual": True}),
+    ("weight_grad", {"dual": True, "scale": False}),
+    ("weight_grad", {"dual": True, "contractive": True}),
+    ("slope_difference_grad", {}),
+    ("slope_difference_grad", {"activation": "gelu"}),
+    ("corrupt", {}),
+    ("corrupt", {"kind": "swap"}),
+    ("swap_backward", {}),
+    ("perturb", {}),
+    ("random_signs", {}),
+    ("squared_norms", {}),
+]
+CASES = [pytest.param(*case, id=" ".join(map(str, (case[0], *case[1].items())))) for case in OPERATORS]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_bytes_are_those_of_the_tensors(name, options, strategy: str, traffic):
+    tied = strategy == "fused"
+    dtype = torch.float16 if tied else torch.float32
+    call = _case(name, dtype, tied, options)
+    with traffic() as counted:
+        call()
+    assert cost.of(name, M, D, H, dtype, target_of(DEVICE), tied=tied, **options).bytes == counted.bytes
+
+
+def test_every_operator_is_counted():
+    assert set(cost._COUNTS) == {name for name, _ in OPERATORS}
+    public = {
+        name for name, f in vars(operators).items()
+        if getattr(f, "__module__", "") == operators.__name__ and not name.startswith("_")
+    }  # fmt: skip
+    assert set(cost._COUNTS) == public
+
+
+# --- operations -------------------------------------------------------------------------------------------
+
+
+IN_PLACE = {torch.ops.aten.addmm_: lambda out, a, b, *rest, **options: 2 * a[0] * a[1] * b[1]}
+"""The library's counter knows no products in place; from shapes."""
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_products_are_those_of_the_library(name, options):
+    call = _case(name, torch.float32, True, options)
+    with config.using(strategy="split"), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+        call()
+    counted = cost.of(name, M, D, H, torch.float32, target_of(DEVICE), tied=True, **options).flops
+    assert counted == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("activation", "operations"),
+    [
+        ("linear", (0, 0, None)),
+        ("sigmoid", (1, 2, 3)),  # sigmoid; h (1 - h); s (1 - 2 h)
+        ("relu", (2, 2, None)),
+        ("tanh", (None, 2, 2)),
+        ("softsign", (3, 3, 9)),  # sign() has two comparisons and two selections
+    ],
+)
+def test_operations_of_activations_are_those_of_their_formulas(activation, operations):
+    from fastae_kernels.activations import ACTIVATIONS
+
+    for function, expected in zip(ACTIVATIONS[activation], operations, strict=True):
+        if expected is not None:
+            assert cost._operations(function) == expected, function
+
+
+class Elementwise(TorchDispatchMode):
+    """Counts an operation an entry, and one an entry that is summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.name().split("::")[1].split(".")[0] in ("add", "sub", "rsub", "mul", "sigmoid", "abs"):
+            self.operations += out.numel()
+        elif func.name().startswith("aten::sum"):
+            self.operations += args[0].numel()
+        return out
+
+
+def test_elementwise_operations_are_those_of_the_formulas():
+    z, bias, q = normal(M, H), normal(H), torch.rand(H, device=DEVICE)
+    how = config.plan(M, H, D, torch.float32, HOPPER)
+    with Elementwise() as counter:
+        h = (z + bias).sigmoid()
+        s = h * (1.0 - h)
+        (s * s * q).sum(1), h.abs().sum(1), h.sum(0)
+    counted = cost.encode(M, D, H, 4, how, contractive=True, l1=True, code_sum=True)
+    assert counted.elementwise == counter.operations
+    dh, scale, p = normal(M, H), normal(1), normal(1)
+    with Elementwise() as counter:
+        d = dh * scale
+        s = h * (1.0 - h)
+        d = d + p * q.expand(M, H) * (s * (1.0 - 2.0 * h))
+        (p * s * s).sum(0), (d * s).sum(0)
+    assert cost.code_grad(M, D, H, 4, how, contractive=True).elementwise == counter.operations
+
+
+# --- sums and times ---------------------------------------------------------------------------------------
+
+STEPS: list[dict[str, Any]] = [
+    {},
+    {"tied": False, "bias": False},
+    {"contractive": True, "corruption": "masking", "dropout": True, "kl": True, "l1": True},
+    {"tied": False, "contractive": True, "higher_order": 2, "noise": True, "emphasis": True,
+     "corruption": "swap", "activation": "tanh", "loss": "mse"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("o", STEPS, ids=str)
+def test_a_step_is_the_sum_of_what_autoencoder_loss_runs(o, strategy: str, traffic):
+    bias = o.get("bias", True)
+    shapes = (H, D), None if o.get("tied", True) else (D, H), (H,) if bias else None, (D,) if bias else None
+    weight, decoder, bias, decoder_bias = (s and normal(*s).float().requires_grad_() for s in shapes)
+    factors = {name: 0.1 for name in ("contractive", "higher_order", "l1", "kl") if o.get(name)}
+    options = {
+        **factors, "activation": o.get("activation", "sigmoid"), "loss": o.get("loss", "bce"),
+        "corruption": {"masking": Masking(0.2), "swap": Swap(0.2)}.get(o.get("corruption", "")),
+        "higher_order_samples": o.get("higher_order", 1), "dropout": 0.2 if o.get("dropout") else 0.0,
+        "code_noise": "gaussian" if o.get("noise") else "none", "code_noise_std": 0.1,
+        "emphasis": Emphasis(2.0, 0.5) if o.get("emphasis") else None,
+    }  # fmt: skip
+    x = uniform(M, D).float()
+    with traffic() as counted:
+        total = functional.autoencoder_loss(x, weight, bias, decoder, decoder_bias, **options).total
+        total.backward()
+    counts = cost.step(M, D, H, torch.float32, target_of(DEVICE), **o)
+    vectors = 8 * (M + H + D) * 4  # reductions of the rows' losses, sums that are scaled: O(M + D + H)
+    assert counts.bytes <= counted.bytes <= counts.bytes + vectors
+
+
+def test_five_products_make_a_step():
+    parts = cost.step_parts(M, D, H, torch.bfloat16, HOPPER)
+    assert sum(part.flops for part in parts.values()) == 5 * 2 * M * D * H
+    assert cost.step(M, D, H, torch.bfloat16, HOPPER) == sum(parts.values(), Cost())
+
+
+def test_splitting_costs_the_result_written_and_read_again():
+    shape = (8192, 2048, 4096)
+    with config.using(strategy="fused"):
+        fused = config.plan(8192, 4096, 2048, torch.bfloat16, HOPPER)
+    split = config.plan(8192, 4096, 2048, torch.bfloat16, HOPPER, aligned=False)
+    assert split.strategy == "split"
+    more = cost.encode(*shape, 2, split).bytes - cost.encode(*shape, 2, fused).bytes
+    assert more == 2 * 2 * 8192 * 4096
+
+
+def test_the_slower_of_memory_and_arithmetic_takes_the_time():
+    work = Cost(bytes=600, flops=2000, elementwise=10**9)
+    assert work.seconds(100.0, 1000.0) == 6.0 and work.seconds(1000.0, 1000.0) == 2.0
+    assert work.intensity == pytest.approx(2000 / 600) and Cost().intensity == 0.0
+    assert work + work == work * 2 == Cost(1200, 4000, 2 * 10**9)
+
+
+def test_a_bare_product():
+    a, b = normal(5, 7).float(), normal(7, 3).float()
+    with FlopCounterMode(display=False) as counter:
+        out = a @ b
+    assert product(5, 3, 7, 4) == Cost(a.nbytes + b.nbytes + out.nbytes, counter.get_total_flops())
