@@ -1,0 +1,210 @@
+"""``fastae plot``: the pictures of a run, as files and as one page."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from .plots.page import Table
+    from .train.checkpoint import Checkpoint
+    from .train.data import Dataset
+
+_PAGE = "report.html"
+_PAGE_BYTES = 2_200_000  # of pictures in the page; a third more in base64
+_COARSER = (110, 75)  # dots an inch, for pictures that would take more
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw a trained stack: learning curves, filters, reconstructions, codes, contraction, errors.
+
+    Writes each picture as files and all of them, with the figures and the configuration, into one
+    report.html that needs no other file. What a run lacks (a log, labels) is left out.
+
+    Attributes:
+        run: a run's folder, or one checkpoint's; training may still go on.
+        out: the folder to write to; by default plots in the run's folder.
+        data: a data set's name or a path; by default the one the run was trained on.
+        formats: of the pictures' files.
+        rows: how many rows of the test part (or the only one) to draw and to measure Jacobians on.
+        projection: how codes are drawn in two dimensions.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    out: str | None = None
+    data: str | None = None
+    formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg")
+    rows: int = 1000
+    projection: Literal["tsne", "pca"] = "tsne"
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows: must be a whole number >= 1, got {self.rows!r}")
+
+
+def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[Path]:
+    """Draw a checkpoint on a data set's test part, or its only part; returns the files, the page last.
+
+    Each file appears whole or not at all. The same checkpoint and log give the same bytes.
+
+    Raises:
+        ValueError: ``out`` cannot be written to, before anything is drawn.
+        DataError: a package of the extra ``train`` is missing.
+    """
+    from .train.sources import require
+
+    for package in ("matplotlib", "sklearn.manifold"):
+        require(package, "plot")
+    out = _writable(Path(config.run) / "plots" if config.out is None else Path(config.out))
+
+    import torch
+
+    from .plots import render, spread
+    from .plots.page import Picture, render_page
+    from .plots.run import Subject, draw
+    from .train.evaluation import evaluate
+
+    stack, classifier = checkpoint.stack.eval(), checkpoint.classifier
+    if classifier is not None:
+        classifier.eval()
+    rows, part = (dataset.test, "test part") if dataset.test is not None else (dataset.train, "only part")
+    figures = evaluate(stack, rows, classifier=classifier)
+    index = spread(len(rows), config.rows)
+    subject = Subject(
+        stack,
+        torch.from_numpy(rows.read(index)).to(next(stack.parameters()).detach()),
+        None if rows.labels is None else rows.labels[index],
+        checkpoint.feature_shape,
+        read_log(checkpoint.path),
+        config.projection,
+    )
+    drawings = list(draw(subject))
+    pngs = [render(drawing.figure) for drawing in drawings]
+    written = []
+    for drawing, png in zip(drawings, pngs, strict=True):
+        for format in dict.fromkeys(config.formats):
+            content = png if format == "png" else render(drawing.figure, format)
+            written.append(_write(out / f"{drawing.name}.{format}", content))
+    for dpi in _COARSER:
+        if sum(map(len, pngs)) > _PAGE_BYTES:
+            pngs = [render(drawing.figure, dpi=dpi) for drawing in drawings]
+    pictures = [Picture(*drawing[:4], png) for drawing, png in zip(drawings, pngs, strict=True)]
+    page = render_page(
+        f"Autoencoder {' → '.join(map(str, stack.sizes))} on {dataset.name}",
+        f"Figures of {len(rows)} rows, the {part} of {dataset.name}, and pictures of {len(index)} of them; "
+        f"{checkpoint.path.name}.",
+        pictures,
+        _tables(checkpoint, figures),
+    )
+    return [*written, _write(out / _PAGE, page.encode())]
+
+
+def read_log(checkpoint: Path) -> list[dict[str, str]]:
+    """The rows of log.csv of the run that a checkpoint belongs to; none where there is no such file."""
+    path = checkpoint.resolve().parent / "log.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        # a kill may have cut off the last row
+        return [
+            row for row in csv.DictReader(file) if row.get("stage") and (row.get("epoch") or "").isdigit()
+        ]
+
+
+# --- tables ---------------------------------------------------------------------------------------------
+
+
+def _tables(checkpoint: Checkpoint, figures: dict[str, Any]) -> list[Table]:
+    """Figures of the whole and of each layer, and the configuration: what was chosen, and all of it."""
+    from .plots.page import Table
+    from .train.config import TrainConfig
+
+    loss = f"reconstruction ({figures['loss']}, sum over features, mean over rows)"
+    whole = [
+        (loss, f"{figures['reconstruction']:.4f}"),
+        ("mean squared error of a feature", f"{figures['mse']:.6f}"),
+        ("contractive penalty ‖∂h/∂x‖², mean over rows", f"{figures['contractive_penalty']:.4f}"),
+    ]
+    if "classifier_error" in figures:
+        whole.append(("classifier's error", f"{100 * figures['classifier_error']:.2f} %"))
+    header = (
+        "layer",
+        "units",
+        "activation",
+        "loss",
+        "penalty",
+        "slope²",
+        "norm²",
+        "mean code",
+        "sparsity",
+        "saturated",
+    )
+    layers = [
+        (
+            str(number),
+            str(layer["units"]),
+            autoencoder.options.activation,
+            f"{layer['reconstruction']:.2f} {layer['loss']}",
+            f"{layer['contractive_penalty']:.3f}",
+            f"{layer['mean_squared_slope']:.4f}",
+            f"{layer['mean_squared_norm']:.3f}",
+            f"{layer['mean_activation']:.3f}",
+            f"{layer['mean_sparsity']:.3f}",
+            f"{100 * layer['saturated_share']:.1f} %",
+            str(layer["dead_units"]),
+        )
+        for number, (autoencoder, layer) in enumerate(
+            zip(checkpoint.stack.autoencoders, figures["layers"], strict=True), 1
+        )
+    ]
+    options, defaults = _flat(checkpoint.config), _flat(TrainConfig().to_dict())
+    chosen = [(name, value) for name, value in options.items() if defaults.get(name) != value]
+    tables = [
+        Table("Figures", ("", "value"), whole),
+        Table("Layers, each on its own input", (*header, "dead"), layers),
+        Table("The whole configuration", ("option", "value"), [*options.items()], numbers=False, folded=True),
+    ]
+    if chosen:
+        changed = "Configuration, where it differs from the defaults"
+        tables.append(Table(changed, ("option", "value"), chosen, numbers=False))
+    return tables
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"pretrain.epochs": "15"} from nested options, as they are typed on the command line."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return flat
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def _writable(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return out
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be written to ({error.strerror})") from error
+
+
+def _write(path: Path, content: bytes) -> Path:
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,419 @@
+"""Every picture on normal and on degenerate input; what it shows is what it was given."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import same_color
+from matplotlib.quiver import Quiver
+
+from fastae import nn, plots
+from fastae.plots.style import COLOURS, WIDTH
+
+pytest.importorskip("sklearn")
+pytestmark = pytest.mark.filterwarnings("error")
+
+SHAPES = [
+    (16, (4, 4)),
+    (15, (3, 5)),
+    (49, None),
+    (48, (4, 4, 3)),
+    (48, (3, 4, 4)),
+    (16, None),
+    (15, (15,)),
+    (1, None),
+]
+"""Widths of a row and its shape: images in grey and colour, then rows that are none."""
+
+ROOT = Path(__file__).parents[2]
+
+
+def images(axes) -> list[np.ndarray]:
+    return [np.asarray(np.ma.filled(image.get_array(), np.nan)) for image in axes.images]
+
+
+def lines(axes) -> dict[str, np.ndarray]:
+    return {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
+
+
+# Filters ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "shape"), SHAPES)
+@pytest.mark.parametrize("units", [1, 7])
+def test_filters_of_any_width(check, random, width, shape, units):
+    figure = check(plots.filters(random.normal(size=(units, width)), shape=shape))
+    assert len(figure.axes) == (1 if width == 48 else 2)  # colours need no colour bar
+
+
+def test_filters_are_tiles_by_norm_on_a_symmetric_scale(random):
+    weight = random.normal(size=(3, 6)) * [[1.0], [3.0], [2.0]]
+    figure = plots.filters(weight, shape=(2, 3))
+    (canvas,) = images(figure.axes[0])
+    corners = canvas[1::3, 1::4]  # of tiles of 2 x 3 with gaps of 1
+    np.testing.assert_allclose(corners[~np.isnan(corners)], weight[[1, 2, 0], 0])
+    np.testing.assert_allclose(canvas[1:3, 1:4], weight[1].reshape(2, 3))
+    low, high = figure.axes[0].images[0].get_clim()
+    assert low == -high < 0
+
+
+def test_the_most_used_filters_come_first_and_are_counted(random):
+    weight = random.normal(size=(5, 9))
+    figure = plots.filters(weight, shape=(3, 3), usage=np.array([0.0, 5.0, 1.0, 4.0, 2.0]), limit=2)
+    assert figure.axes[0].get_title("left") == "2 of 5 units, most used first"
+    (canvas,) = images(figure.axes[0])
+    np.testing.assert_allclose(canvas[1:4, 1:4], weight[1].reshape(3, 3))
+
+
+def test_wide_rows_that_are_no_images_are_subsampled(check, random):
+    figure = check(plots.filters(random.normal(size=(300, 5000)), shape=(5000,)))
+    (strips,) = images(figure.axes[0])
+    assert strips.shape == (112, 240)
+    assert "240 of 5000" in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("weight", [np.zeros((4, 16)), np.full((4, 16), 3.0), np.eye(4, 16) * 1e-30])
+def test_filters_that_are_all_equal(check, weight):
+    check(plots.filters(weight, shape=(4, 4)))
+
+
+def test_large_images_are_subsampled(random):
+    (canvas,) = images(plots.filters(random.normal(size=(1, 200 * 100)), shape=(200, 100)).axes[0])
+    assert canvas.shape[0] < 64
+
+
+# Reconstructions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "shape"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 30])
+@pytest.mark.parametrize("corrupted", [False, True])
+def test_reconstructions_of_any_width(check, random, width, shape, rows, corrupted):
+    x = random.uniform(size=(rows, width))
+    check(plots.reconstructions(x, 0.9 * x, x * (x > 0.3) if corrupted else None, shape=shape))
+
+
+def test_reconstructions_are_below_their_rows(random):
+    x = random.uniform(size=(2, 9))
+    figure = plots.reconstructions(x, x / 2, x / 4, shape=(3, 3))
+    (canvas,) = images(figure.axes[0])
+    for row, factor in enumerate((1.0, 0.25, 0.5)):
+        tile = canvas[1 + 4 * row : 4 + 4 * row, 1:4]
+        np.testing.assert_allclose(tile, factor * x[0].reshape(3, 3))
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["clean", "corrupted", "reconstructed"]
+
+
+def test_lines_of_rows_that_are_no_images(random):
+    x = random.uniform(size=(1, 6))
+    (axes,) = plots.reconstructions(x, x / 2, x / 4, shape=(6,)).axes
+    drawn = lines(axes)
+    np.testing.assert_allclose(drawn["clean"], x[0])
+    np.testing.assert_allclose(drawn["corrupted"], x[0] / 4)
+    np.testing.assert_allclose(drawn["reconstructed"], x[0] / 2)
+
+
+def test_constant_rows(check):
+    check(plots.reconstructions(np.ones((3, 16)), np.ones((3, 16)), shape=(4, 4)))
+
+
+# Tangents and errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "shape"), SHAPES)
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (9, 3)])
+def test_tangents_of_any_width(check, random, width, shape, rows, count):
+    check(
+        plots.tangent_tiles(
+            random.uniform(size=(rows, width)), random.normal(size=(rows, count, width)), shape=shape
+        )
+    )
+
+
+@pytest.mark.parametrize(("width", "shape"), SHAPES)
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_errors_of_any_width(check, random, width, shape, rows):
+    x = random.uniform(size=(rows, width))
+    check(plots.errors(np.square(x).sum(1), x, 0 * x, shape=shape))
+
+
+def test_errors_show_the_best_and_the_worst(random):
+    x = random.uniform(size=(6, 9))
+    figure = plots.errors(np.array([3.0, 0.5, 9.0, 2.0, 4.0, 5.0]), x, x / 2, shape=(3, 3), count=1)
+    histogram, best, worst = figure.axes
+    assert sum(patch.get_height() for patch in histogram.patches) == pytest.approx(1.0)
+    np.testing.assert_allclose(images(best)[0][1:4, 1:4], x[1].reshape(3, 3))
+    np.testing.assert_allclose(images(worst)[0][1:4, 1:4], x[2].reshape(3, 3))
+    assert "error 9 to 9" in worst.get_title("left")
+
+
+def test_equal_errors(check):
+    check(plots.errors(np.zeros(5), np.zeros((5, 16)), np.zeros((5, 16)), shape=(4, 4)))
+
+
+# Codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "relu", "linear", "elu", "gelu", "softsign"])
+@pytest.mark.parametrize("shape", [(1, 1), (50, 8)])
+def test_histogram_of_any_activation(check, activation, shape):
+    torch.manual_seed(0)
+    layer = nn.EncoderLayer(4, shape[1], activation)
+    check(plots.code_histogram([layer(torch.randn(shape[0], 4))], [activation]))
+
+
+def test_histogram_counts_every_code_once_and_saturated_ones_apart():
+    code = torch.tensor([[0.0, 0.01, 0.5, 1.0, 1.0 + 1e-9]], dtype=torch.float64)
+    (axes,) = plots.code_histogram([code], ["sigmoid"]).axes
+    by_colour = {
+        colour: sum(bar.get_height() for bar in axes.patches if same_color(bar.get_facecolor(), colour))
+        for colour in COLOURS[:2]
+    }
+    assert list(by_colour.values()) == pytest.approx([0.2, 0.8])
+    assert axes.get_legend().get_title().get_text() == "saturated: 80.0 %"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+def test_histogram_of_constant_codes(check, value):
+    check(plots.code_histogram([np.full((5, 3), value)] * 3, ["sigmoid", "relu", "linear"]))
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+@pytest.mark.parametrize("units", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 3, 12])
+def test_map_of_any_codes(check, random, method, units, rows):
+    check(plots.code_map(random.normal(size=(rows, units)), method=method))
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_map_of_equal_codes(check, method):
+    figure = check(plots.code_map(np.ones((20, 4)), np.arange(20) % 2, method=method))
+    assert "all codes are equal" in figure.axes[0].get_xlabel()
+
+
+def test_map_by_label(check, random):
+    codes = np.concatenate([random.normal(size=(20, 4)), 20 + random.normal(size=(10, 4))])
+    figure = check(plots.code_map(codes, np.repeat([3, 7], [20, 10])))
+    (axes,) = figure.axes
+    sizes = {str(points.get_label()): len(points.get_offsets()) for points in axes.collections}
+    assert sizes == {"3": 20, "7": 10}
+    assert [text.get_text() for text in axes.texts] == ["3", "7"]
+    assert axes.get_xlabel().startswith("PCA 1 (9")  # nearly all of the variance lies between the groups
+
+
+def test_map_of_many_classes(check, random):
+    figure = check(plots.code_map(random.normal(size=(90, 4)), np.arange(90) % 30))
+    assert "others" in [points.get_label() for points in figure.axes[0].collections]
+
+
+def test_tsne_says_so(random):
+    (axes,) = plots.code_map(random.normal(size=(13, 4)), method="tsne").axes
+    assert "t-SNE 1 (perplexity 4" in axes.get_xlabel()
+
+
+# Curves -----------------------------------------------------------------------------------------------------
+
+
+def history(
+    stages=("layer 1",), epochs=3, terms=("reconstruction",), validation=True
+) -> list[dict[str, object]]:
+    parts = ["train", "validation"] if validation else ["train"]
+    names = [f"{part}_{term}" for part in parts for term in ("total", *terms)]
+    return [
+        {"stage": stage, "epoch": epoch} | {name: 1.0 / epoch + n for n, name in enumerate(names)}
+        for stage in stages
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+TERMS = ("reconstruction", "contractive", "higher_order", "l1", "kl")
+
+
+@pytest.mark.parametrize("stages", [("layer 1",), ("layer 1", "layer 2", "fine-tuning")])
+@pytest.mark.parametrize("terms", [("reconstruction",), TERMS])
+@pytest.mark.parametrize("epochs", [1, 40])
+def test_learning_curves_of_any_run(check, stages, terms, epochs):
+    figure = check(plots.learning_curves(history(stages, epochs, terms)))
+    panels = 1 if len(terms) == 1 else 1 + len(terms)  # a total that is its only term is left out
+    assert len(figure.axes) == len(stages) * panels
+
+
+def test_learning_curves_show_the_log_as_it_is_written():
+    rows = [
+        {
+            "stage": "classifier",
+            "epoch": "1",
+            "train_total": "2.5",
+            "train_error": "0.5",
+            "validation_error": "",
+        },
+        {
+            "stage": "classifier",
+            "epoch": "2",
+            "train_total": "1.5",
+            "train_error": "0.25",
+            "validation_error": "nan",
+        },
+        {"stage": "classifier", "epoch": "3", "train_total": None, "train_error": "0.1x"},
+    ]
+    total, error = plots.learning_curves(rows).axes
+    np.testing.assert_allclose(lines(total)["training"], [2.5, 1.5])
+    assert total.get_ylabel().startswith("cross-entropy")
+    np.testing.assert_allclose(lines(error)["training"], [50.0, 25.0])
+    assert "validation" not in lines(error)
+
+
+@pytest.mark.parametrize("rows", [[], [{"stage": "layer 1", "epoch": 1, "train_total": "nan"}]])
+def test_no_learning_curves_without_values(rows):
+    with pytest.raises(ValueError, match=r"^history: no finite value in \d rows"):
+        plots.learning_curves(rows)
+
+
+@pytest.mark.parametrize(
+    "values", [[2.0], [3.0, 1.0, 0.0], [0.0, 0.0], np.geomspace(1e-9, 1, 100)[::-1], np.ones(5)]
+)
+def test_any_spectrum(check, values):
+    check(plots.spectrum(values))
+    check(plots.spectrum({"one": values, "another": values}))
+
+
+def test_a_spectrum_shows_its_values():
+    (axes,) = plots.spectrum({"a": [3.0, 1.0, 1e-12]}).axes
+    np.testing.assert_allclose(lines(axes)["a"], [3.0, 1.0, np.nan])  # rounding is not shown
+    assert axes.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("ratios", [[0.5, 0.4], [0.0, 0.0]])
+def test_any_contraction(check, ratios):
+    check(plots.contraction([0.1, 10.0], ratios))
+    check(plots.contraction(torch.tensor([0.1, 0.2]), {"plain": torch.tensor(ratios), "contractive": ratios}))
+    check(plots.contraction([1.0], ratios[:1]))
+
+
+# Fields -----------------------------------------------------------------------------------------------------
+
+
+def test_a_field_points_where_the_reconstruction_goes(check, random):
+    data = random.normal(size=(40, 2))
+    figure = check(plots.vector_field_2d(data, lambda x: -0.5 * x, grid=9))
+    (quiver,) = [artist for artist in figure.axes[0].collections if isinstance(artist, Quiver)]
+    places, arrows = quiver.get_offsets(), np.stack([quiver.U, quiver.V], 1)
+    cosine = (places * arrows).sum(1) / np.linalg.norm(places, axis=1) / np.linalg.norm(arrows, axis=1)
+    np.testing.assert_allclose(cosine, -1.0)
+    np.testing.assert_allclose(quiver.get_array(), 0.5 * np.linalg.norm(places, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("data", [np.zeros((1, 2)), np.array([[0.0, 1.0], [5.0, 1.0]]), np.ones((3, 2))])
+def test_fields_over_points_and_lines(check, data):
+    check(plots.vector_field_2d(data, lambda x: torch.zeros_like(x)))
+    torch.manual_seed(0)
+    check(plots.vector_field_2d(data, nn.Autoencoder(2, 3, loss="mse")))
+
+
+# All of them ------------------------------------------------------------------------------------------------
+
+EVERY = {
+    "filters": lambda: plots.filters(np.eye(3, 16), shape=(4, 4)),
+    "reconstructions": lambda: plots.reconstructions(np.eye(3, 15), np.ones((3, 15))),
+    "tangent_tiles": lambda: plots.tangent_tiles(np.eye(3, 16), np.ones((3, 2, 16)), shape=(4, 4)),
+    "errors": lambda: plots.errors(np.arange(3.0), np.eye(3, 16), np.ones((3, 16)), shape=(4, 4)),
+    "code_histogram": lambda: plots.code_histogram([np.eye(3)], ["sigmoid"]),
+    "code_map": lambda: plots.code_map(np.eye(12, 4), np.arange(12) % 3, method="tsne"),
+    "learning_curves": lambda: plots.learning_curves(history()),
+    "spectrum": lambda: plots.spectrum([2.0, 1.0]),
+    "contraction": lambda: plots.contraction([1.0, 2.0], [0.5, 0.4]),
+    "vector_field_2d": lambda: plots.vector_field_2d(np.eye(2), lambda x: -x),
+}  # fmt: skip
+
+
+def test_every_picture_is_here():
+    assert set(EVERY) == set(plots.__all__) - {"render", "spread"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("format", ["png", "svg", "pdf"])
+def test_the_same_picture_has_the_same_bytes(name, format):
+    assert len({plots.render(EVERY[name](), format) for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_callers_settings_neither_show_nor_change(name):
+    expected = plots.render(EVERY[name]())
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "figure.facecolor": "red"}):
+        before = dict(matplotlib.rcParams)
+        assert plots.render(EVERY[name]()) == expected
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_long_titles_are_wrapped(check):
+    check(plots.filters(np.eye(3, 16), shape=(4, 4), title="a title of several words " * 9))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_all_axes_are_named_and_titled(name):
+    figure = EVERY[name]()
+    assert figure.get_suptitle()
+    assert figure.get_figwidth() == WIDTH
+    for axes in figure.axes:
+        labelled = axes.get_ylabel() or axes.get_xlabel()
+        assert labelled or axes.images  # pictures have titles or named rows
+
+
+def test_pyplot_is_never_imported():
+    code = "from fastae import plots; plots.render(plots.spectrum([1.0]))"
+    check = "import sys; assert 'matplotlib.pyplot' not in sys.modules"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep)}
+    subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True, timeout=60, env=environment)
+
+
+def test_tensors_with_gradients_and_low_precision_are_taken(check):
+    weight = torch.randn(4, 16, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(plots.filters(weight, shape=(4, 4)))
+        check(plots.filters(weight.bfloat16(), shape=(4, 4)))
+
+
+X = np.ones((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.filters(np.ones(3)), r"weight: expected 2 dimensions.* got shape \[3\]"),
+        (lambda: plots.filters(np.ones((0, 3))), r"weight: expected .* got shape \[0, 3\]"),
+        (lambda: plots.filters(np.full((2, 3), np.nan)), "weight: 6 entries are NaN or infinite"),
+        (lambda: plots.filters(X, usage=[1.0]), r"usage: expected shape \[3\] of the units, got \[1\]"),
+        (lambda: plots.filters(X, limit=0), "limit: must be a whole number >= 1, got 0"),
+        (lambda: plots.filters(X, shape=(3, 3)), r"shape: \[3, 3\] does not hold the 4 values"),
+        (lambda: plots.reconstructions(X, X[:2]), r"reconstructed: expected shape \[3, 4\] of clean"),
+        (lambda: plots.reconstructions(X, X, X.T), r"corrupted: expected shape \[3, 4\] of clean"),
+        (lambda: plots.tangent_tiles(X, np.ones((3, 2, 5))), r"directions: expected shape \[3, 4\]"),
+        (lambda: plots.errors([1.0], X, X), r"values: expected shape \[3\] of rows, one for each, got \[1\]"),
+        (lambda: plots.errors([1.0] * 3, X, X[:1]), "reconstructed: expected shape"),
+        (lambda: plots.code_histogram([], []), "codes: 0 layers for 0 activations"),
+        (lambda: plots.code_histogram([X], ["sigmoid", "relu"]), "codes: 1 layers for 2 activations"),
+        (lambda: plots.code_histogram([X], ["sigmoidal"]), "activation: 'sigmoidal' is not one of"),
+        (lambda: plots.code_map(X, [1, 2]), r"labels: expected 3 whole numbers, got shape \[2\]"),
+        (lambda: plots.code_map(X, [1.0, 2.0, 3.5]), "labels: expected 3 whole numbers"),
+        (lambda: plots.code_map(X, method="umap"), "method: 'umap' is not one of pca, tsne"),
+        (lambda: plots.spectrum([1.0, -1.0]), "values: singular values are >= 0, got -1"),
+        (lambda: plots.spectrum({}), "values: expected at least one curve"),
+        (lambda: plots.spectrum({"a": [np.inf]}), "values a: 1 entries are NaN or infinite"),
+        (lambda: plots.contraction([0.0, 1.0], [1.0, 1.0]), "radii: must be positive, got 0"),
+        (lambda: plots.contraction([1.0], [1.0, 1.0]), "ratios: 2 values for 1 radii"),
+        (lambda: plots.vector_field_2d(X, lambda x: x), "data: expected two features, got 4"),
+        (lambda: plots.vector_field_2d(X[:, :2], lambda x: x[:1]), "field: expected shape"),
+        (lambda: plots.render(plots.spectrum([1.0]), "gif"), "format: 'gif' is not one of png, svg, pdf"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
