@@ -1,0 +1,198 @@
+"""``fastae tune``: measure which plans are fastest on this machine's GPU, once, before training."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .ops.backend import backend_of
+
+if TYPE_CHECKING:
+    import torch
+    from fastae_kernels.tune import Outcome
+
+Shape = tuple[int, int, int]
+Operator = Literal["encode", "decode_loss", "code_grad", "weight_grad", "corrupt"]
+Precision = Literal["float32", "tf32", "float16", "bfloat16"]
+
+_INTERPRETED_WORK = 1 << 22  # M D H beyond which the interpreter takes minutes
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Measure the operators' plans on this machine's GPU and keep the fastest in the user's cache.
+
+    Attributes:
+        shapes: rows, features and units of each layer to tune for, one triple after another.
+        dtypes: of the products; tf32 is float32 under torch.set_float32_matmul_precision("high").
+        operators: which to tune; by default all that a training step runs on.
+        device: auto takes the first GPU.
+        again: measure what was measured before with these versions, too.
+        json: print JSON instead of a table.
+    """
+
+    shapes: tuple[Shape, ...] = ((256, 784, 1000), (1024, 2048, 4096), (8192, 4096, 16384))
+    dtypes: tuple[Precision, ...] = ("bfloat16",)
+    operators: tuple[Operator, ...] = ("encode", "decode_loss", "code_grad", "weight_grad", "corrupt")
+    device: str = "auto"
+    again: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("shapes", "dtypes", "operators"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one, got none")
+        for shape in self.shapes:
+            if len(shape) != 3 or min(shape) < 1:
+                raise ValueError(f"shapes: expected M D H, each at least 1, got {' '.join(map(str, shape))}")
+
+
+def tune(config: TuneConfig, console: Console) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError: there is no device that kernels can run on, or no place to keep what is found.
+    """
+    device = _device(config.device)
+    from fastae_kernels import choices
+    from fastae_kernels import tune as measuring
+    from fastae_kernels.launch import INTERPRETED, target_of
+
+    if INTERPRETED and any(m * d * h > _INTERPRETED_WORK for m, d, h in config.shapes):
+        raise ValueError(
+            f"shapes: under TRITON_INTERPRET=1 M x D x H must be at most {_INTERPRETED_WORK}: "
+            "the interpreter is for tests, and its times say nothing of a GPU"
+        )
+    if "bfloat16" in config.dtypes and INTERPRETED:
+        raise ValueError("dtypes: bfloat16 is wrong in Triton's interpreter; take float32 or float16")
+    name = target_of(device).device
+    path = choices.paths(name)["cache"]
+    _check_writable(path.parent)
+    cases = measuring.cases(config.shapes, config.dtypes, config.operators)
+    outcomes: list[Outcome] = []
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task(f"tuning on {name}", total=len(cases))
+        for outcome in measuring.tune(cases, device, again=config.again):
+            outcomes.append(outcome)
+            progress.update(task, advance=1, description=f"{outcome.case.operator} {outcome.case.dtype}")
+    if config.json:
+        rows = [_row(outcome) for outcome in outcomes]
+        json.dump({"device": name, "path": str(path), "results": rows}, sys.stdout, indent=2)
+        print()
+    else:
+        _print(console, outcomes, name)
+        console.print(f"Choices: {path}", highlight=False, soft_wrap=True)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("device: Triton is not installed, and tuning measures its kernels")
+    from fastae_kernels.launch import INTERPRETED, problem
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and not INTERPRETED:
+            raise ValueError(
+                "device: no GPU was found (torch.cuda.is_available() is False in torch "
+                f"{torch.__version__}); kernels are tuned on a CUDA GPU of compute capability 8.0 or more, "
+                "or a ROCm GPU"
+            )
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    reason = problem(device)
+    if reason is not None:
+        raise ValueError(f"device: kernels cannot be tuned on {name!r}: {reason}")
+    return device
+
+
+def _check_writable(folder: Path) -> None:
+    """Before anything is measured, which would be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"FASTAE_CACHE: cannot write to {folder}: {error.strerror}") from error
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.skipped:
+        return "kept from before"
+    if outcome.chosen is None:
+        return "none ran"
+    if outcome.chosen == outcome.default:
+        return "as by default"
+    return "chosen"
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON."""
+    from fastae_kernels.tune import describe
+
+    case, key = outcome.case, outcome.key
+    return {
+        "operator": case.operator,
+        "dtype": case.dtype,
+        "shape": [case.M, case.D, case.H],
+        "product": [key.M, key.N, key.K],
+        "default": describe(outcome.default),
+        "chosen": None if outcome.chosen is None else describe(outcome.chosen),
+        "verdict": _verdict(outcome),
+        "seconds": outcome.seconds,
+        "default_seconds": outcome.default_seconds,
+        "gain": outcome.gain,
+        "tried": outcome.tried,
+        "dropped": [[describe(plan), reason] for plan, reason in outcome.dropped],
+    }
+
+
+def _print(console: Console, outcomes: list[Outcome], device: str) -> None:
+    table = Table("operator", "M, N, K", "plan", box=SIMPLE, title=f"plans on {device}", title_justify="left")
+    table.add_column("µs", justify="right")
+    table.add_column("gain", justify="right")
+    for outcome, row in zip(outcomes, map(_row, outcomes), strict=True):
+        seconds, chosen = outcome.seconds, outcome.chosen
+        plan = row["verdict"] if chosen in (None, outcome.default) else row["chosen"]
+        table.add_row(
+            f"{row['operator']} {row['dtype']}",
+            ", ".join(map(str, row["product"])),
+            plan,
+            "" if seconds is None else f"{1e6 * seconds:.1f}",
+            f"{100 * outcome.gain:.1f} %" if outcome.gain else "",
+        )
+    console.print(table, highlight=False)
+    for row in map(_row, outcomes):
+        for plan, reason in row["dropped"]:
+            where = f"{row['operator']} {row['dtype']} {', '.join(map(str, row['product']))}"
+            console.print(f"dropped: {where}, {plan}: {reason}", highlight=False, markup=False)
+
+
+def measured_choices(devices: list[torch.device]) -> dict[str, dict[str, Any]]:
+    """By device that runs on kernels: which tables of measured choices there are, how many entries hold."""
+    report: dict[str, dict[str, Any]] = {}
+    for device in devices:
+        try:
+            if backend_of("encode", device)[0] != "triton":
+                continue
+        except ValueError:  # asked for, and cannot run there
+            continue
+        from fastae_kernels import choices
+        from fastae_kernels.launch import target_of
+
+        report[str(device)] = choices.counts(target_of(device).device)
+    return report
