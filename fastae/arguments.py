@@ -149,3 +149,21 @@ def check_objective(
         )
     if kl and not 0.0 < kl_target < 1.0:
         raise ValueError(f"kl_target: must be in (0, 1), got {kl_target!r}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """A device that tensors can be made on; ``"auto"`` takes an accelerator where there is one.
+
+    Raises:
+        ValueError: there is no such device, or it cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("meta"):
+        raise ValueError(f"device: {name!r} has no memory to train in")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
+    return device

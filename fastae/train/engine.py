@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arguments import resolve_device
 from ..errors import CheckpointError, TrainingError
 from ..nn import StackedAutoencoder
 from .batches import Resident, Streamed, free_memory, open_rows
@@ -142,7 +143,7 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.config, self.dataset, self.run, self.progress = config, dataset, run, progress
-        self.device = _device(config.device)
+        self.device = resolve_device(config.device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         try:
             self.rows, self.validation = split(dataset.train, config.validation, config.seed)
@@ -486,19 +487,6 @@ class _Run:
     def _autocast(self) -> torch.autocast:
         dtype = self._autocast_dtype
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("meta"):
-        raise ValueError(f"device: {name!r} has no memory to train in")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
-    return device
 
 
 def _objective(module: nn.Module) -> Callable[[Tensor, Tensor | None], Terms]:
