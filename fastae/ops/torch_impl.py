@@ -220,8 +220,12 @@ def _scaled_product(a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor,
     """a b, scaled where that is free: by a scalar that the host knows; and the scale still to apply."""
     if scale is None or scale.dim() or scale.device.type != "cpu":
         return torch.mm(a, b), scale
-    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype)
-    return torch.addmm(out, a, b, beta=0, alpha=float(scale), out=out), None
+    return _scaled_mm(a, b, float(scale)), None
+
+
+def _scaled_mm(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    out = torch.empty(a.shape[0], b.shape[1], dtype=a.dtype, device=a.device)
+    return torch.addmm(out, a, b, beta=0, alpha=alpha, out=out)
 
 
 @outside_autocast
@@ -263,15 +267,15 @@ def code_grad(
             d.addcmul_(h.sign(), _rows_of(l1_scale, block).to(wide))
         if column_grad is not None:
             d.add_(column_grad)
-        s = f.derivative(h, z)
         if penalty_scale is not None and sq_norms is not None:
+            s = f.derivative(h, z)
             twice = 2.0 * _rows_of(penalty_scale, block)
             if f.second is not None:
                 d.addcmul_(f.second(h, s, z), twice * sq_norms)
             d.mul_(s)
             u += (s.square_() * twice if twice.dim() else s.square_()).sum(0)
-        else:
-            d.mul_(s)
+        elif activation != "linear":  # whose slope is 1
+            d.mul_(f.derivative(h, z))
         if extra is not None:
             d.add_(extra[block])
         db += d.sum(0)
@@ -298,9 +302,7 @@ def weight_grad(
         torch.mul(weight, u[:, None].to(weight.dtype), out=out)
         out.addmm_(a.t(), b, alpha=alpha)
     else:
-        out = torch.mm(a.t(), b)
-        if alpha != 1.0:
-            out.mul_(alpha)
+        out = _scaled_mm(a.t(), b, alpha)
     if a2 is not None and b2 is not None:
         a2, alpha = _scaled(a2, scale2)
         out.addmm_(a2.t(), b2, alpha=alpha)
