@@ -1,4 +1,4 @@
-"""The command line: ``fastae train | encode | evaluate | info``.
+"""The command line: ``fastae train | encode | evaluate | plot | bench | tune | info``.
 
 Exit codes: 0; 2 for a bad argument or file; 1 for everything else.
 """
@@ -19,8 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ._version import __version__
+from .bench.command import BenchConfig, bench
 from .ops.backend import backend_of, requested_backend
+from .plot_command import PlotConfig, plot
 from .train.config import TrainConfig
+from .tuning import TuneConfig, measured_choices, tune
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +83,9 @@ _Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train", description="Train a stack of autoencoders.")]
     | Annotated[EncodeConfig, tyro.conf.subcommand("encode")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[PlotConfig, tyro.conf.subcommand("plot")]
+    | Annotated[BenchConfig, tyro.conf.subcommand("bench"), tyro.conf.FlagCreatePairsOff]
+    | Annotated[TuneConfig, tyro.conf.subcommand("tune")]
     | Annotated[InfoConfig, tyro.conf.subcommand("info")]
 )
 
@@ -185,10 +191,18 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
         _print_figures(console, figures, f"{dataset.name}, {part} part")
 
 
+def _plot(config: PlotConfig, console: Console) -> None:
+    checkpoint, dataset = _load(config.run, config.data)
+    *files, page = plot(config, checkpoint, dataset)
+    message = f"{page}: one page with all of it; {len(files)} files of pictures"
+    console.print(message, highlight=False, soft_wrap=True)
+
+
 def _info(config: InfoConfig, console: Console) -> None:
     import torch
 
     from . import ops
+    from .train.graph import capture_on
 
     devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
     names = {
@@ -209,7 +223,9 @@ def _info(config: InfoConfig, console: Console) -> None:
         "threads": torch.get_num_threads(),
         "devices": names,
         "FASTAE_BACKEND": requested_backend(),
+        "training_step": {str(d): capture_on(d)[1] for d in devices},
         "operators": {str(d): {op: _backend(op, d) for op in ops.NAMES} for d in devices},
+        "measured_choices": measured_choices(devices),
     }
     if config.json:
         print(json.dumps(info, indent=2))
@@ -221,6 +237,10 @@ def _info(config: InfoConfig, console: Console) -> None:
     table.add_row("FASTAE_BACKEND", info["FASTAE_BACKEND"])
     for device, name in names.items():
         table.add_row(device, name)
+        table.add_row("  training step", info["training_step"][device])
+    for device, tables in info["measured_choices"].items():
+        hold = ", ".join(f"{t['hold']} {place}" for place, t in tables.items())
+        table.add_row(f"measured choices, {device}", hold)
     console.print(table, highlight=False)
     for device, operators in info["operators"].items():
         table = Table(
@@ -238,7 +258,15 @@ def _backend(op: str, device: torch.device) -> list[str]:
         return ["none", str(error)]
 
 
-_COMMANDS = {TrainConfig: _train, EncodeConfig: _encode, EvaluateConfig: _evaluate, InfoConfig: _info}
+_COMMANDS = {
+    TrainConfig: _train,
+    EncodeConfig: _encode,
+    EvaluateConfig: _evaluate,
+    PlotConfig: _plot,
+    BenchConfig: bench,
+    TuneConfig: tune,
+    InfoConfig: _info,
+}
 
 
 # --- helpers --------------------------------------------------------------------------------------------

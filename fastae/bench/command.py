@@ -1,0 +1,178 @@
+"""``fastae bench``: measure, or show, or compare what was measured."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from ..arguments import resolve_device
+from ..train.data import load_dataset
+from . import report
+from .problems import Shape
+from .providers import FLOOR
+from .results import CaseResult, Results, describe, open_results
+from .runs import Run
+from .suite import NAMES, SHAPES, Case, Suite
+
+GroupName = Literal[
+    "step", "stack", "operators", "encode", "reconstruction_loss", "corruption", "inference", "sweep"
+]  # fmt: skip
+DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
+
+_SECONDS = {"quick": 140.0, "full": 3600.0}
+
+
+class MeasurementError(RuntimeError):
+    """A provider computed something wrong, or failed."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure fastae beside the bare matrix products, PyTorch, torch.compile and a plain training script.
+
+    Every case is written as soon as it is measured; the same command again skips those. Beside the file of
+    results come a Markdown page and pictures.
+
+    Attributes:
+        quick: few shapes, in at most three minutes on two cores; this is the default.
+        full: more shapes, and torch.compile at each of them.
+        groups: what to measure; by default all of it.
+        shapes: rows x features x units, as in 256x784x1000; sweeps start from the first.
+        dtype: of every tensor; bfloat16 is mixed in whole runs.
+        device: auto takes an accelerator where there is one.
+        data: a data set's name or a path for whole runs; 784-1000-1000-1000 where its rows are 784 wide.
+        seconds: no case starts after this time; by default 140, and 3600 with full.
+        out: the file of results; by default runs/bench/<device>.json.
+        compile: whether to measure torch.compile.
+        compare: two files of results: show how B differs from A, and measure nothing.
+        report: a file of results: write its page and pictures again, and measure nothing.
+    """
+
+    quick: bool = False
+    full: bool = False
+    groups: tuple[GroupName, ...] = NAMES  # pyright: ignore[reportAssignmentType]
+    shapes: tuple[str, ...] = ()
+    dtype: tuple[DtypeName, ...] = ("float32",)
+    device: str = "auto"
+    data: str = "digits"
+    seconds: float | None = None
+    out: str | None = None
+    compile: bool = True
+    compare: tuple[str, str] | None = None
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quick and self.full:
+            raise ValueError("quick: cannot be asked for together with full")
+        for name in self.groups:
+            if name not in NAMES:
+                raise ValueError(f"groups: {name!r} is not one of {', '.join(NAMES)}")
+        for text in self.shapes:
+            Shape.parse(text)
+        if self.seconds is not None and not self.seconds > 0.0:
+            raise ValueError(f"seconds: must be > 0, got {self.seconds!r}")
+        if self.compare is not None and self.report is not None:
+            raise ValueError("compare: cannot be asked for together with report")
+
+
+def bench(config: BenchConfig, console: Console) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: a wrong argument or file.
+        MeasurementError: when all is measured and written, but a provider was wrong or failed.
+    """
+    if config.compare is not None:
+        a, b = (Results.load(Path(name)) for name in config.compare)
+        report.print_sheets(console, [report.compare(a, b)])
+        return
+    if config.report is not None:
+        path = Path(config.report)
+        publish(Results.load(path), path, console)
+        return
+    device = resolve_device(config.device)
+    suite = Suite(device)
+    effort = "full" if config.full else "quick"
+    shapes = tuple(map(Shape.parse, config.shapes)) or SHAPES[device.type][effort]
+    run = training_run(config.data, effort)
+    cases = suite.cases(
+        config.groups, shapes, config.dtype, run, compiled=config.compile, all_compiled=config.full
+    )
+    head = describe(device)
+    slug = re.sub(r"[^a-z0-9]+", "-", str(head["device"]).lower()).strip("-")
+    path = Path(config.out or f"runs/bench/{slug}.json")
+    results, remark = open_results(path, head)
+    if remark:
+        console.print(remark, highlight=False)
+    results.save(path)  # what cannot be written should show before anything is measured
+    left_out = suite.run(
+        cases,
+        results,
+        config.seconds or _SECONDS[effort],
+        save=lambda current: current.save(path),
+        listener=ConsoleListener(console, len(cases)),
+        run=run,
+    )
+    publish(results, path, console)
+    if left_out:
+        keys = ", ".join(case.key for case in left_out)
+        console.print(f"Out of time before: {keys}. The same command again goes on.", highlight=False)
+    bad = [f"{case.key}: {name} {how}" for case in results.cases.values() for name, how in case.bad.items()]
+    if bad:
+        raise MeasurementError("; ".join(bad))
+
+
+def training_run(data: str, effort: str) -> Run:
+    """The whole run that is measured on a data set."""
+    dataset = load_dataset(data)
+    if dataset.width == 784:
+        return Run(dataset, (784, 1000, 1000, 1000), 5 if effort == "full" else 1)
+    return Run(dataset, (dataset.width, 4 * dataset.width, 2 * dataset.width), 20)
+
+
+def publish(results: Results, path: Path, console: Console) -> None:
+    """Tables to the console, a Markdown page and pictures beside the file of results."""
+    from . import pictures  # matplotlib takes a while, and whoever only asks for help need not wait
+
+    drawn = []
+    for name, (caption, image) in pictures.draw(results).items():
+        file = path.with_name(f"{path.stem}-{name}.png")
+        _write(file, image)
+        drawn.append((caption, file))
+    page = path.with_suffix(".md")
+    _write(page, report.markdown(results, drawn).encode())
+    report.print_sheets(console, report.sheets(results))
+    console.print(f"{path}, {page.name} and {len(drawn)} pictures", highlight=False)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+class ConsoleListener:
+    """One line a case."""
+
+    def __init__(self, console: Console, count: int) -> None:
+        self.console, self.count, self.number = console, count, 0
+
+    def begin(self, case: Case) -> None:
+        self.number += 1
+        self.console.print(f"[{self.number}/{self.count}] {case.key}", end=" ", markup=False, highlight=False)
+
+    def end(self, result: CaseResult) -> None:
+        mode = next(reversed(result.times), None)
+        ratios = {name: result.ratio(mode, name) for name in result.asked if name != FLOOR} if mode else {}
+        said = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio is not None]
+        said += [f"{name} {how}" for name, how in result.bad.items()]
+        self.console.print(", ".join(said), markup=False, highlight=False)
+
+    def skip(self, case: Case, why: str) -> None:
+        self.number += 1
+        self.console.print(f"[{self.number}/{self.count}] {case.key}: {why}", markup=False, highlight=False)
