@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ PEAKS = {"float32": {"bytes_per_second": 1e10, "flops_per_second": 1e11}}
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch) -> None:
     """Budgets of time in tests are generous, so that a busy machine changes nothing."""
+    # of the heap that pytest has it takes half a second, at every case
+    monkeypatch.setattr(suite, "gc", SimpleNamespace(collect=lambda: 0))
     monkeypatch.setattr(measure, "MOST_ROUNDS", 20)
     monkeypatch.setattr(suite, "RUN_ROUNDS", 1)
 
