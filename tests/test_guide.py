@@ -45,7 +45,9 @@ def test_links_and_pictures_exist():
         re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)", GUIDE, re.M)
     }
     assert set(re.findall(r"\]\(#(.*?)\)", GUIDE)) == headings - {"a-guide-to-the-autoencoders"}
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     images = set(re.findall(r"\]\((images/.*?)\)", GUIDE))
+    images |= set(re.findall(r"\]\(docs/(images/.*?)\)", readme))
     assert images == {f"images/{path.name}" for path in (DOCS / "images").iterdir()}
     sizes = [(DOCS / image).stat().st_size for image in images]
     assert max(sizes) < 120_000 and sum(sizes) < 600_000

@@ -17,4 +17,4 @@ def test_example_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_there_is_an_example_for_each_kind_of_user():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4

@@ -129,11 +129,12 @@ def test_pytest_benchmark_runs_the_same_cases(here):
     command = [
         sys.executable, "-m", "pytest", str(ROOT / "benchmarks"), "--benchmark-only", "-q",
         "-k", "test_group and (products or fastae or jacobian)", "--shapes", "8x12x16",
-        "--benchmark-json", "out.json", "-p", "no:cacheprovider",
+        "--benchmark-json", "out.json", "-p", "no:cacheprovider", "-p", "no:xdist",
         "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"),
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 0, result.stdout[-3000:]
     found = json.loads((here / "out.json").read_text())["benchmarks"]
