@@ -1,8 +1,9 @@
 """Verify fastae on a GPU, then measure it: ``python benchmarks/gpu_check.py``, within ten minutes.
 
-First every test of the kernels, then NVIDIA's memory checker where it is installed, then the benchmark suite,
-``fastae bench``, which writes a file, a page and pictures of its own. Each part is written as soon as it is
-done; run again, what succeeded is skipped, and what failed or did not fit into the time is done.
+First every test of the kernels and of captured steps, then NVIDIA's memory checker where it is installed,
+then the benchmark suite, ``fastae bench``, which writes a file, a page and pictures of its own. Each part is
+written as soon as it is done; run again, what succeeded is skipped, and what failed or did not fit into the
+time is done.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,52 +36,79 @@ from fastae.bench.problems import Problem, Shape
 from fastae.bench.results import describe
 
 ROOT = Path(__file__).resolve().parent.parent
+TRAINING_TESTS = ["tests/train/test_graph.py", "tests/train/test_step.py"]
+
+
+def run_for(seconds: float, command: list[str], **options: Any) -> int | None:
+    """A command's exit code; ``None`` where it took too long: all of it is ended then."""
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)  # pytest writes down what it has
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(15.0)
+            return None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}
 
 
 def part_tests(seconds: float) -> dict[str, Any]:
-    """Counts of the kernels' tests; names of those that fail."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
+    """Counts of the tests of the kernels and of captured steps; names of those that fail."""
+    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernels/test_*.py"))
+    files = [name for name in files if not name.endswith("test_aot.py")] + TRAINING_TESTS
+    workers = max(1, (os.cpu_count() or 1) * 3 // 4)  # most of the time is compiling kernels
+    # without xdist a process a file
+    spread = importlib.util.find_spec("xdist") is not None
+    groups = [files] if spread else [[name] for name in files]
+    began = time.monotonic()
+
+    def run(number: int, report: Path) -> int | None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
-                   "tests/kernels", "--ignore=tests/kernels/test_aot.py"]  # fmt: skip
-        if importlib.util.find_spec("xdist") is not None:  # most of the time is compiling kernels
-            command += ["-n", str(max(1, (os.cpu_count() or 1) * 3 // 4))]
-        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds, check=False)
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-    assert suite is not None
-    bad = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-    problems = dict.fromkeys(bad[:100], "failed")
-    return {**counts, "problems": problems, "duration": float(suite.get("time", 0))}
+                   *(["-n", str(workers)] if spread else []), *groups[number]]  # fmt: skip
+        left = max(1.0, seconds - (time.monotonic() - began))
+        return run_for(left, command, env=environment())
+
+    counts: Counter[str] = Counter()
+    problems: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1 if spread else workers) as pool:
+        reports = [Path(folder) / f"{number}.xml" for number in range(len(groups))]
+        codes = list(pool.map(run, range(len(groups)), reports))
+        for group, report, code in zip(groups, reports, codes, strict=True):
+            if code is None:
+                problems[" ".join(group)] = "not finished in time"
+            elif not report.exists():
+                problems[" ".join(group)] = f"no report, exit code {code}"
+            if not report.exists():
+                continue
+            suite = ElementTree.parse(report).getroot().find("testsuite")
+            assert suite is not None
+            counts.update({k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")})
+            for case in suite.iter("testcase"):
+                if case.find("failure") is not None or case.find("error") is not None:
+                    problems[f"{case.get('classname')}::{case.get('name')}"] = "failed"
+    return {**counts, "problems": problems, "duration": time.monotonic() - began}
 
 
 def part_sanitizer(seconds: float) -> dict[str, Any]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"skipped": "compute-sanitizer is not installed"}
-    command = [
-        tool,
-        "--tool",
-        "memcheck",
-        "--error-exitcode",
-        "9",
-        sys.executable,
-        __file__,
-        "--every-operator",
-    ]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds, check=False, env=environment
-    )
-    output = (result.stdout + result.stderr)[-2000:]
-    problems = {"memcheck": output} if result.returncode else {}
-    return {"returncode": result.returncode, "output": output, "problems": problems}
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, __file__,
+               "--every-operator"]  # fmt: skip
+    with tempfile.TemporaryFile("w+") as said:
+        changes = environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        code = run_for(seconds, command, env=changes, stdout=said, stderr=subprocess.STDOUT)
+        said.seek(0)
+        output = said.read()[-2000:]
+    problems = {} if code == 0 else {"memcheck": output if code else f"not finished in {seconds:.0f} s"}
+    return {"returncode": code, "output": output, "problems": problems}
 
 
 def every_operator(device: str) -> None:

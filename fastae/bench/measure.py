@@ -60,13 +60,13 @@ class Clock:
         """One mode of some work, warmed up and, where it can be, captured."""
         run = getattr(work, mode)
         before = work.forward if mode == "backward" else None
-        for _ in range(2):
-            if before is not None:
-                before()
-            run()
-        if not (self.on_gpu and work.capturable):
+        capture = CudaCapture(self.device) if self.on_gpu and work.capturable else None
+        for action in (before, run, before, run):
+            if action is not None:  # where it will be captured: autograd remembers the stream
+                action() if capture is None else capture.warm_up(action)
+        if capture is None:
             return Task(run, before)
-        capture = CudaCapture(self.device)  # whose graphs share their memory
+        # both graphs share their memory
         first = None if before is None else capture.record(before)[0]
         return Task(capture.record(run)[0], first)
 

@@ -83,6 +83,11 @@ class Problem:
         code = self.code.detach()[:rows].requires_grad_()
         return replace(self, x=self.x[:rows], code=code, code_grad=self.code_grad[:rows])
 
+    def apart(self) -> Problem:
+        """The same memory, with leaves of its own."""
+        named = {name: t.detach().requires_grad_(t.requires_grad) for name, t in vars(self).items()}
+        return Problem(**named)
+
     def wide(self) -> Problem:
         """A copy in float64."""
         named = {name: t.detach().double() for name, t in vars(self).items()}

@@ -26,7 +26,7 @@ ABOUT = {
     "eager": "PyTorch, the penalty in closed form",
     "compile": "the same by torch.compile",
     "max-autotune": "the same by torch.compile, mode max-autotune-no-cudagraphs",
-    "reduce-overhead": "the same by torch.compile, mode reduce-overhead",
+    "reduce-overhead": "the same by torch.compile, mode reduce-overhead, launches included",
     "jacobian": "PyTorch, the penalty by the true Jacobian, vmap(jacrev); of few rows, the time scaled",
     "script": "a plain training script: Dataset, DataLoader, nn.Module, Adam",
 }
@@ -60,6 +60,7 @@ class Provider:
         problem: Problem,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
+        problem = problem.apart()  # or a graph that another provider holds would bind leaves to its stream
         self.function, self.context, self.rows = function, context, len(problem.x)
         self.inputs, self.leaves = group.inputs(problem), group.leaves(problem)
         self._seeds = group.seeds(problem)
@@ -67,6 +68,7 @@ class Provider:
         self._outputs: tuple[Tensor, ...] = ()
 
     def forward(self) -> tuple[Tensor, ...]:
+        self._outputs = ()  # and their graph, whose memory is not this pass's
         with self.context(), torch.set_grad_enabled(bool(self.leaves)):
             self._outputs = self.function(*self.inputs)
         return self._outputs
@@ -167,8 +169,8 @@ def kernels_run(device: torch.device) -> bool:
 
 
 def modes_of(name: str, group: Group) -> tuple[str, ...]:
-    """A graph holds the whole step; everything else has every mode of its group."""
-    return ("full",) if name == "graph" else group.modes
+    """Graphs hold the whole step, torch's only where a backward pass follows; all else has every mode."""
+    return ("full",) if name in ("graph", "reduce-overhead") else group.modes
 
 
 def make_provider(name: str, group: Group, problem: Problem) -> Provider:
@@ -182,7 +184,7 @@ def make_provider(name: str, group: Group, problem: Problem) -> Provider:
     if name == "eager":
         return Provider(group.eager, group, problem)
     if name in _COMPILE_MODES:
-        if reason := compile_problem():
+        if reason := compile_problem(problem.x.device.type):
             raise Unavailable(reason)
         function = torch.compile(group.eager, mode=_COMPILE_MODES[name], dynamic=False)
         provider = Provider(function, group, problem)
@@ -209,10 +211,10 @@ def _jacobian_rows(problem: Problem) -> int:
 
 
 @functools.cache
-def compile_problem() -> str | None:
+def compile_problem(device: str) -> str | None:
     """Why torch.compile cannot run here, found by compiling something small; None where it can."""
     try:
-        torch.compile(lambda x: x.sin() + 1.0, dynamic=False)(torch.rand(8))
+        torch.compile(lambda x: x.sin() + 1.0, dynamic=False)(torch.rand(8, device=device))
     except Exception as error:  # a missing compiler has many faces
         return f"torch.compile does not run here: {one_line(error)}"
     return None

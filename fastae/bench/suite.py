@@ -209,13 +209,14 @@ class Suite:
             result = CaseResult(
                 case.group, case.dtype, case.shape, _tolerance(case), list(case.providers), asked
             )
-            if case.group == STACK:
-                assert run is not None
-                self._measure_run(run, result, deadline)
-            elif case.group == operators.GROUP:
-                self._measure_operators(result, share, deadline, results.peaks[case.dtype])
-            else:
-                self._measure(case, result, share, deadline)
+            with _noting(result, case.group):
+                if case.group == STACK:
+                    assert run is not None
+                    self._measure_run(run, result, deadline)
+                elif case.group == operators.GROUP:
+                    self._measure_operators(result, share, deadline, results.peaks[case.dtype])
+                else:
+                    self._measure(case, result, share, deadline)
             results.cases[case.key] = result
             save(results)
             listener.end(result)
@@ -258,7 +259,8 @@ class Suite:
                 name: summary(values, shape.rows / ready[name].rows) for name, values in times.items()
             }
             if self.clock.on_gpu and mode != "backward":
-                result.called[mode] = {name: self.clock.called(getattr(ready[name], mode)) for name in tasks}
+                whole = [name for name in tasks if ready[name].rows == shape.rows]
+                result.called[mode] = {n: self.clock.called(getattr(ready[n], mode)) for n in whole}
         for name in case.peaks:
             if name in ready:
                 with _noting(result, name):

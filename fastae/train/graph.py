@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -43,13 +44,32 @@ class CudaCapture:
 
     def record(self, run: Callable[[], R]) -> tuple[Callable[[], None], R]:
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on allocating: a reader that pins the next batches, say
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            result = run()
+        try:
+            # other threads may go on allocating: a reader that pins the next batches, say. The outer stream
+            # brings the current one back, which the graph does not where ending the capture fails
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                result = run()
+        except Exception:
+            self._recover()
+            raise
         return graph.replay, result
+
+    def _recover(self) -> None:
+        """A capture that ends well, after which torch's generator draws outside of captures again."""
+        stream = torch.cuda.Stream(self._device)
+        with (
+            suppress(RuntimeError),
+            torch.cuda.device(self._device),
+            torch.cuda.stream(stream),
+            torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"),
+        ):
+            torch.zeros(1, device=self._device)
 
 
 def capture_on(device: torch.device) -> tuple[Capture | None, str]:
@@ -96,7 +116,8 @@ class Graphed:
             calls = self._calls.get(key, 0)
             if calls < self._warm_up:
                 self._calls[key] = calls + 1
-                return self._capture.warm_up(partial(self._function, *inputs))
+                # copies, as in the recording: kernels are compiled for how their operands are aligned
+                return self._capture.warm_up(partial(self._function, *_copies(inputs)))
             recorded = self._record(inputs)
             if recorded is None:
                 return self._function(*inputs)
@@ -108,7 +129,7 @@ class Graphed:
         return recorded.outputs
 
     def _record(self, inputs: tuple[Tensor | None, ...]) -> _Recorded | None:
-        own = [None if t is None else t.clone() for t in inputs]
+        own = _copies(inputs)
         try:
             replay, outputs = self._capture.record(partial(self._function, *own))
         except Exception as error:  # whatever cannot be captured can still be run
@@ -116,3 +137,7 @@ class Graphed:
             self._recorded.clear()
             return None
         return _Recorded(own, replay, outputs)
+
+
+def _copies(inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    return [None if t is None else t.clone() for t in inputs]

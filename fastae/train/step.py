@@ -84,9 +84,8 @@ class TrainingStep:
             if "capturable" in group:
                 group["capturable"] = True
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self._device)
-        for state in self.optimizer.state.values():
-            if isinstance(state.get("step"), Tensor):
-                state["step"] = state["step"].to(self._device)
+        for state in self.optimizer.state.values():  # of steps before, whose counts may be on the host
+            state.update({n: v.to(self._device) for n, v in state.items() if isinstance(v, Tensor)})
         self._graphed = Graphed(self._run, capture)
 
     def _release(self, problem: str) -> None:
@@ -133,6 +132,7 @@ class TrainingStep:
         return terms
 
     def _step(self, rate: float | Tensor | None, batch: tuple[Tensor | None, ...]) -> Any:
+        torch.clear_autocast_cache()  # an autocast around the calls would keep the parameters as they were
         if self._autocast is None:
             terms = self._loss(*batch)
         else:
@@ -149,6 +149,7 @@ class TrainingStep:
         if self._clip_norm:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
+        torch.clear_autocast_cache()
         self._accumulate(named, next(len(t) for t in batch if t is not None))
         return _detached(terms)
 
@@ -163,7 +164,7 @@ class TrainingStep:
         if self._sums is None:
             self._names = list(named)
             self._sums = torch.zeros(len(named), dtype=torch.float64, device=self._device)
-        values = torch.stack([term.detach() for term in named.values()])
+        values = torch.stack([named[name].detach() for name in self._names])
         self._sums.add_(values.to(torch.float64), alpha=rows)
 
     def sums(self) -> dict[str, float]:

@@ -253,22 +253,23 @@ class _Reference(NamedTuple):
 def gpu_timer(device: torch.device, rounds: int = 25) -> Timer:
     """Medians of graph replays, the runs of a round one after another, the second-level cache flushed."""
     flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)
-    pool = torch.cuda.graph_pool_handle()  # one for all: graphs take turns, and nobody reads their results
+    side = torch.cuda.Stream(device)
 
-    def captured(run: Run) -> Run:
-        side = torch.cuda.Stream(device)
+    def captured(run: Run, pool: Any) -> Run:
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             run()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=side):
             run()
         return graph.replay
 
     def seconds(runs: list[Run]) -> list[float]:
         with torch.cuda.device(device):
-            graphs = [captured(run) for run in runs]
+            # one for all: graphs take turns, and nobody reads their results. It dies with the last of them
+            pool = torch.cuda.graph_pool_handle()
+            graphs = [captured(run, pool) for run in runs]
             times: list[list[float]] = [[] for _ in runs]
             for _ in range(rounds):
                 for graph, own in zip(graphs, times, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 
@@ -54,12 +55,12 @@ def batches(device: torch.device, number: int = 9, rows: int = 6) -> list[torch.
 
 
 def both(module: nn.Module, **options) -> list[tuple[nn.Module, TrainingStep]]:
-    """The plain step and the captured one, each on a copy."""
+    """The plain step and the captured one, each on a copy; their rate is the same in float32."""
     pairs = []
     for graph in (False, True):
         own = copy.deepcopy(module)
         name = options.get("optimizer", "Adam")
-        optimizer = getattr(torch.optim, name)(own.parameters(), lr=0.05, **OPTIMIZERS[name])
+        optimizer = getattr(torch.optim, name)(own.parameters(), lr=0.0625, **OPTIMIZERS[name])
         settings = {key: value for key, value in options.items() if key != "optimizer"}
         pairs.append((own, TrainingStep(own, optimizer, graph=graph, **settings)))
     assert not pairs[0][1].captured and pairs[1][1].captured
@@ -98,7 +99,7 @@ def test_the_learning_rate_may_change_at_any_time(device):
             schedule.step()
     for (name, a), (_, b) in zip(plain.named_parameters(), captured.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
-    assert float(graphed.optimizer.param_groups[0]["lr"]) == pytest.approx(0.05 * 0.5**4)
+    assert float(graphed.optimizer.param_groups[0]["lr"]) == pytest.approx(0.0625 * 0.5**4)
 
 
 def test_rates_of_several_steps_in_one_call(device):
@@ -203,7 +204,7 @@ def test_an_optimizer_with_state_can_be_captured(device):
         for x in batches(device, 2):
             torch.manual_seed(0)
             call(x)
-        optimizer = torch.optim.Adam(module.parameters(), lr=0.05, fused=True)
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.0625, fused=True)
         optimizer.load_state_dict(call.optimizer.state_dict())
         more.append(TrainingStep(module, optimizer, graph=call.captured))
     for x in batches(device):
@@ -255,6 +256,34 @@ def test_losses_may_be_mappings_with_the_total_anywhere():
     terms = step(torch.eye(3))
     assert list(step.sums()) == ["total", "part"] and terms["none"] is None
     assert torch.allclose(weight.detach(), torch.full((3,), 1.0 - 0.1 * 2.0 / 3.0))
+
+
+@pytest.mark.parametrize("inner", [None, torch.bfloat16])
+def test_an_autocast_around_the_calls_sees_every_update(device, inner):
+    torch.manual_seed(0)
+    net = nn.Linear(7, 7).to(device)
+    losses = []
+    for graph, outer in ((False, False), (False, True), (True, True)):
+        own = copy.deepcopy(net)
+        optimizer = torch.optim.SGD(own.parameters(), lr=0.5, fused=True)
+        step = TrainingStep(
+            lambda x, own=own: nn.functional.mse_loss(own(x).float(), x), optimizer, graph=graph,
+            autocast=inner if outer else torch.bfloat16,
+        )  # fmt: skip
+        with torch.autocast(device.type, torch.bfloat16) if outer else contextlib.nullcontext():
+            losses.append([float(step(x)) for x in batches(device)])
+    assert losses[0] == losses[1] == losses[2] and losses[0][-1] < losses[0][0]
+
+
+def test_sums_go_on_by_name():
+    module = model_on(torch.device("cpu"), corruption=None)
+    x = batches(torch.device("cpu"), 1)[0]
+    step = TrainingStep(module, torch.optim.SGD(module.parameters(), lr=0.0))
+    step(x)
+    once = step.sums()
+    step.reset(dict(reversed(once.items())))
+    step(x)
+    assert step.sums() == {name: 2.0 * value for name, value in once.items()}
 
 
 def test_small_steps_go_together():
