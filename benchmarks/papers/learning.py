@@ -1,0 +1,190 @@
+"""What the recipes share: training without labels, and classifiers on top, of codes tuned or frozen."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastae import Masking, functional
+from fastae.nn import StackedAutoencoder
+from fastae.train import Dataset, Stage, TrainConfig, TrainingError, train
+from fastae.train.batches import Resident
+from fastae.train.data import Rows
+from fastae.train.evaluation import evaluate
+
+from .protocol import Measure
+
+NONE = Stage(epochs=0)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a classifier is trained on top of a stack, all layers together, on the cross-entropy.
+
+    Attributes:
+        stage: epochs, optimizer and schedule.
+        input_dropout: share of the input's entries dropped.
+        dropout: share of every code dropped.
+        max_norm: the largest norm of the weights into one unit (Srivastava et al. 2014); 0 sets no bound.
+    """
+
+    stage: Stage = field(default_factory=Stage)
+    input_dropout: float = 0.0
+    dropout: float = 0.0
+    max_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class StackSettings:
+    """A stack and its classifier.
+
+    Attributes:
+        layers: widths of the codes.
+        autoencoder: options of the layers, as ``TrainConfig`` takes them.
+        pretrain: how each layer is trained, on the clean codes of those below.
+        supervised: how the classifier is trained.
+    """
+
+    layers: tuple[int, ...]
+    autoencoder: Mapping[str, Any]
+    pretrain: Stage
+    supervised: FineTuning
+
+    def shrink(self) -> StackSettings:
+        """For a smoke test on small data."""
+        return replace(
+            self,
+            layers=tuple(min(width, 100) for width in self.layers),
+            pretrain=short(self.pretrain, 10),
+            supervised=replace(self.supervised, stage=short(self.supervised.stage, 20)),
+        )
+
+
+def short(stage: Stage, epochs: int) -> Stage:
+    """A stage of at most ``epochs`` epochs, in batches that suit small data."""
+    return replace(stage, epochs=min(stage.epochs, epochs), batch_size=0)
+
+
+def learn(
+    data: Dataset,
+    layers: tuple[int, ...],
+    autoencoder: Mapping[str, Any],
+    seed: int,
+    pretrain: Stage,
+    finetune: Stage = NONE,
+) -> StackedAutoencoder:
+    """A stack trained without labels on all rows of ``data``, layer by layer and then as a whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            sizes=(data.width, *layers), pretrain=pretrain, finetune=finetune, validation=0.0, seed=seed,
+            out=str(Path(folder) / "run"), checkpoint_seconds=1e9, tensorboard=False, **autoencoder,
+        )  # fmt: skip
+        return train(config, dataset=data).stack
+
+
+def fine_tune(
+    encoders: Iterable[nn.Module], rows: Rows, settings: FineTuning, seed: int, *, frozen: bool = False
+) -> nn.Sequential:
+    """A classifier that starts from copies of ``encoders``, with a new linear layer on top.
+
+    Args:
+        encoders: linear layers with their activations; none gives a classifier of the rows themselves.
+        rows: labelled rows, all of which are trained on.
+        settings: how.
+        seed: of the order and the dropout.
+        frozen: leave the encoders as they are: logistic regression on their codes.
+
+    Raises:
+        TrainingError: the loss stopped being finite.
+    """
+    assert rows.labels is not None
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [Dropout(settings.input_dropout)]
+    weights: list[nn.Parameter] = []
+    for encoder in encoders:
+        layers += [copy.deepcopy(encoder).requires_grad_(not frozen), Dropout(settings.dropout)]
+        weights.append(layers[-2].get_parameter("weight"))
+    width = weights[-1].shape[0] if weights else rows.width
+    device = weights[-1].device if weights else torch.device("cpu")
+    head = nn.Linear(width, 1 + int(rows.labels.max()), device=device)
+    for parameter in head.parameters():  # so that the first steps do not destroy what was pretrained
+        nn.init.zeros_(parameter)
+    classifier = nn.Sequential(*layers, head).train()
+    stage, trained = settings.stage, [p for p in classifier.parameters() if p.requires_grad]
+    source = Resident(torch.from_numpy(rows.read()).to(device), torch.from_numpy(rows.labels).to(device))
+    size = stage.rows_a_step(len(rows))
+    optimizer = stage.make_optimizer(trained)
+    schedule = stage.make_schedule(optimizer, max(1, stage.epochs * -(-len(rows) // size)))
+    loss = torch.zeros(())
+    for _ in range(stage.epochs):
+        for x, labels in source.batches(torch.randperm(len(rows)), size):
+            assert labels is not None
+            loss = F.cross_entropy(classifier(x), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            if settings.max_norm:
+                for weight in weights:
+                    limit_norms(weight, settings.max_norm)
+        if not loss.isfinite():
+            raise TrainingError(f"supervised: the loss is {loss.item()}; try a lower learning rate")
+    return classifier.eval()
+
+
+class Dropout(nn.Module):
+    """``nn.Dropout`` with noise that no mask is stored for, which takes half the time on a CPU."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p):
+            return x
+        return functional.corrupt(x, Masking(self.p)) / (1.0 - self.p)
+
+
+@torch.no_grad()
+def limit_norms(weight: Tensor, largest: float) -> None:
+    """Scale down, in place, the rows of a weight [H, D] that are longer than ``largest``."""
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    weight.mul_((largest / norms).clamp_(max=1.0))
+
+
+def fit_stack(settings: StackSettings, data: Dataset, seed: int) -> Measure:
+    """Pretrain a stack, fine-tune a classifier; figures of the first layer are those before fine-tuning.
+
+    ``error``: of the classifier, in %. ``saturated``: codes of the first layer below .05 or above .95, in %.
+    ``jacobian``: ||dh/dx||_F^2 of the first layer, summed over all entries, mean over rows.
+    """
+    stack = learn(data, settings.layers, settings.autoencoder, seed, settings.pretrain)
+    classifier = fine_tune(stack.encoder(), data.train, settings.supervised, seed)
+
+    def measure(rows: Rows) -> dict[str, float]:
+        figures = evaluate(stack, rows, classifier=classifier)
+        first = figures["layers"][0]
+        return {
+            "error": 100 * figures["classifier_error"],
+            "saturated": 100 * first["saturated_share"],
+            "jacobian": first["contractive_penalty"],
+        }
+
+    return measure
+
+
+@torch.no_grad()
+def percent_wrong(classifier: nn.Module, x: Tensor, labels: np.ndarray) -> float:
+    """The share of rows x [N, D] that a classifier gives a wrong label, in %."""
+    predicted = classifier(x.to(next(classifier.parameters()))).argmax(1)
+    return 100 * float(np.mean(predicted.cpu().numpy() != labels))

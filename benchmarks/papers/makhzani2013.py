@@ -1,0 +1,109 @@
+"""Makhzani and Frey (2013), k-sparse autoencoders: logistic regression on frozen features.
+
+The settings were chosen with seed 0 on 10,000 held-out training rows. Plain denoising left 3.0 % of them
+wrong, whether the regression was trained as here or by L-BFGS with the best of three penalties; relu units
+with dropout 2.8 %; longer training and more noise changed little. A sparsity penalty on the denoising
+autoencoder gave 2.5 %, which is why it has a row of its own. Raw pixels were not tried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastae.train import Dataset, Stage
+from fastae.train.data import Rows
+
+from .learning import FineTuning, fine_tune, learn, percent_wrong, short
+from .protocol import Figure, Measure, Recipe, Row
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Features and the classifier on them.
+
+    Attributes:
+        units: width of the code; 0 takes the pixels themselves.
+        autoencoder: its options, as ``TrainConfig`` takes them.
+        pretrain: how it is trained.
+        regression: how the logistic regression is trained.
+    """
+
+    units: int
+    autoencoder: Mapping[str, Any]
+    pretrain: Stage
+    regression: FineTuning
+
+    def shrink(self) -> FeatureSettings:
+        """For a smoke test on small data."""
+        return replace(
+            self,
+            units=min(self.units, 100),
+            pretrain=short(self.pretrain, 10),
+            regression=replace(self.regression, stage=short(self.regression.stage, 20)),
+        )
+
+
+def fit(settings: FeatureSettings, data: Dataset, seed: int) -> Measure:
+    """``error``: of the logistic regression on features that were learnt without labels, in %."""
+    encoders: Iterable[nn.Module] = ()
+    if settings.units:
+        encoders = learn(data, (settings.units,), settings.autoencoder, seed, settings.pretrain).encoder()
+    classifier = fine_tune(encoders, data.train, settings.regression, seed, frozen=True)
+
+    def measure(rows: Rows) -> dict[str, float]:
+        assert rows.labels is not None
+        return {"error": percent_wrong(classifier, torch.from_numpy(rows.read()), rows.labels)}
+
+    return measure
+
+
+def _settings(epochs: int, lr: float, regression_lr: float, **autoencoder: Any) -> FeatureSettings:
+    return FeatureSettings(
+        1000,
+        autoencoder,
+        Stage(epochs=epochs, batch_size=128, lr=lr, schedule="CosineAnnealingLR"),
+        FineTuning(
+            Stage(epochs=20, batch_size=256, lr=regression_lr, schedule="CosineAnnealingLR"),
+            input_dropout=0.2,
+        ),
+    )
+
+
+def _decayed(settings: FeatureSettings, decay: float) -> FeatureSettings:
+    stage = replace(settings.pretrain, optimizer_options=(f"weight_decay={decay}",))
+    return replace(settings, pretrain=stage)
+
+
+_DROPOUT: dict[str, Any] = {"activation": ("relu",), "dropout": (0.5,)}
+_SPARSE: dict[str, Any] = {"corruption": ("masking:0.4",), "kl": (3.0,), "kl_target": (0.05,)}
+
+TABLE = Recipe(
+    title="Makhzani and Frey 2013, table 2: MNIST, logistic regression on frozen features of 1000 units",
+    source="Makhzani, Frey (2013): k-Sparse autoencoders, arXiv 1312.5663",
+    rows=(
+        Row("DAE", _settings(25, 5e-3, 1e-2, corruption=("masking:0.4",)), {"error": 1.95}),
+        Row(
+            "dropout + DAE",
+            _settings(20, 1e-3, 3e-3, corruption=("masking:0.3",), **_DROPOUT),
+            {"error": 1.60},
+        ),
+        Row("sparse DAE", _decayed(_settings(20, 4e-3, 1e-2, **_SPARSE), 3e-4)),
+        Row("dropout AE", _settings(20, 1e-3, 3e-3, **_DROPOUT), {"error": 1.80}),
+        Row("raw pixels", replace(_settings(0, 0.0, 1e-2), units=0), {"error": 7.20}),
+    ),
+    figures=(Figure("error", "error %"),),
+    fit=fit,
+    shrink=FeatureSettings.shrink,
+    differences=(
+        "The paper drops 50 % of the units and 20 % of the input; here more of the input. Rates, epochs and "
+        "noise were chosen on a sixth of the training rows, and the models then trained on all 60,000.",
+        "Adam, where the paper used gradient descent with momentum, and far fewer epochs. The regression "
+        "drops 20 % of the pixels in training, and has no other penalty.",
+        "The sparse row is ours, not the paper's k-sparse one: sigmoid units kept near a mean of .05.",
+    ),
+)
