@@ -199,7 +199,9 @@ def test_a_second_run_trains_only_what_is_missing(toy: Toy, data: str, tmp_path:
     out = tmp_path / "out.json"
     first = run(toy.recipe, data, out, seeds=[0])
     second = run(toy.recipe, data, out, seeds=[0, 1])
+    run(toy.recipe, data, out, seeds=[0], rows=["other"])
     assert toy.asked == [(0.1, 0), (0.2, 0), (0.1, 1), (0.2, 1)]
+    assert set(json.loads(out.read_text())["summary"]) == {"best", "other"}
     assert second.results[:2] == first.results
     assert [r["figures"] for r in results(out)] == [r.figures for r in second.results]
 
@@ -288,7 +290,7 @@ def text(report: protocol.Report) -> str:
 def test_ours_stand_beside_theirs(toy: Toy, data: str, tmp_path: Path):
     report = run(toy.recipe, data, tmp_path / "o.json", seeds=[0, 1, 2], rows=["best"])
     line = next(line for line in text(report).splitlines() if line.strip().startswith("best"))
-    assert line.split() == ["best", "2.00", "±", "1.00", "1.50", "30", "±", "0", "0", "1", "2", "0.0"]
+    assert line.split() == ["best", "2.00", "±", "1.00", "1.50", "30", "±", "0", "3", "0.0"]
     shown = text(report)
     assert "Only a toy." in shown and "90 rows to train on" in shown and "30 rows of the test part" in shown
     assert "other" not in shown

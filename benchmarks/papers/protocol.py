@@ -142,7 +142,7 @@ class Report:
         summary = {
             row.name: {figure.key: mean_and_deviation(self.values(row.name, figure.key))
                        for figure in self.recipe.figures}
-            for row in self.rows if self.values(row.name, self.recipe.figures[0].key)
+            for row in self.recipe.rows if self.values(row.name, self.recipe.figures[0].key)
         }  # fmt: skip
         return {
             "recipe": self.recipe.title,
@@ -234,6 +234,8 @@ def run(
             report.results.append(result)
             write_json(out, report.to_dict())
             finished(result)
+    if report.results:  # what the file says besides may be newer than its results
+        write_json(out, report.to_dict())
     return report
 
 

@@ -101,7 +101,7 @@ TABLE = Recipe(
         Row("DAE, noise 1.25", _settings(corruption=("gaussian:1.25", "none"))),
         Row("AE", _settings()),
     ),
-    figures=tuple(Figure(f"cosine {d}", f"at {d}", "{:.3f}") for d in DISTANCES),
+    figures=tuple(Figure(f"cosine {d}", f"at {d}", "{:.2f}") for d in DISTANCES),
     fit=fit,
     shrink=lambda settings: replace(settings, training=replace(settings.training, epochs=5)),
     differences=(

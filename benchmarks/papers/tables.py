@@ -16,13 +16,13 @@ def show(console: Console, report: Report) -> None:
     """Print the table, the protocol's differences and what was left out."""
     recipe, problem = report.recipe, report.problem
     table = Table(box=SIMPLE, title=recipe.title, title_justify="left", title_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for figure in recipe.figures:
         table.add_column(figure.title, justify="right", no_wrap=True)
         if published(report, figure):
             table.add_column("theirs", justify="right", style="dim", no_wrap=True)
-    for name in ("seeds", "minutes"):
-        table.add_column(name, justify="right")
+    for name in ("seeds", "min"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         cells = [row.name]
         for figure in recipe.figures:
@@ -31,12 +31,12 @@ def show(console: Console, report: Report) -> None:
                 cells.append(figure.format.format(row.theirs[figure.key]) if figure.key in row.theirs else "")
         results = [result for result in report.results if result.row == row.name]
         minutes = f"{statistics.fmean(r.seconds for r in results) / 60:.1f}" if results else ""
-        table.add_row(*cells, " ".join(str(result.seed) for result in results), minutes)
+        table.add_row(*cells, str(len(results)), minutes)
     console.print(table)
     measured = "held-out training rows" if report.validate else "rows of the test part"
     notes = [
         f"{problem.name}: {len(problem.train.train):,} rows to train on, measured on "
-        f"{len(problem.held_out):,} {measured}; mean ± standard deviation over seeds; minutes are a seed's.",
+        f"{len(problem.held_out):,} {measured}; mean ± standard deviation over seeds; min: minutes of wall clock a seed.",
         *recipe.differences,
     ]
     if not problem.published:

@@ -37,11 +37,6 @@ from .step import TrainingStep, steps_a_call
 Terms = dict[str, Tensor]
 _REPORT_SECONDS = 0.25
 _EVALUATION_ROWS = 1024
-_OF_THE_DEVICE = (
-    "fused",
-    "foreach",
-    "capturable",
-)  # an optimizer's options that a resumed run has of its own
 
 
 @dataclass
@@ -300,6 +295,7 @@ class _Run:
         state.update(stage=number + 1, epoch=0, step=0)
         for name in ("sums", "best", "stale"):
             del state[name]
+        self.optimizer.zero_grad(set_to_none=True)  # gradients of a graph would keep its memory
         self.best, self.optimizer = {}, None
         if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
             self._save()

@@ -133,7 +133,8 @@ class Graphed:
         try:
             replay, outputs = self._capture.record(partial(self._function, *own))
         except Exception as error:  # whatever cannot be captured can still be run
-            self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error!r}"
+            cause = error.__context__ or error  # ending a broken capture raises once more
+            self.problem = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else cause!r}"
             self._recorded.clear()
             return None
         return _Recorded(own, replay, outputs)

@@ -29,9 +29,10 @@ class TrainingStep:
             step(x)
 
     Capture keeps memory addresses and everything the host decides: load checkpoints, choose ``train()`` or
-    ``eval()`` and make schedulers before the first call, and draw noise from torch's default generator, which
-    may be seeded anew between calls. Learning rates may change at any time (they become tensors on the
-    device; torch's schedulers fill those in place). The step owns the parameters' ``.grad``.
+    ``eval()``, make schedulers and drop the losses of earlier forward passes before the first call, and draw
+    noise from torch's default generator, which may be seeded anew between calls. Learning rates may change at
+    any time (they become tensors on the device; torch's schedulers fill those in place). The step owns the
+    parameters' ``.grad``.
 
     Args:
         loss: of a batch's tensors: a scalar tensor, or a NamedTuple or dict of scalar tensors and ``None``
