@@ -36,7 +36,8 @@ def show(console: Console, report: Report) -> None:
     measured = "held-out training rows" if report.validate else "rows of the test part"
     notes = [
         f"{problem.name}: {len(problem.train.train):,} rows to train on, measured on "
-        f"{len(problem.held_out):,} {measured}; mean ± standard deviation over seeds; min: minutes of wall clock a seed.",
+        f"{len(problem.held_out):,} {measured}; mean ± standard deviation over seeds; "
+        "min: minutes of wall clock a seed.",
         *recipe.differences,
     ]
     if not problem.published:
