@@ -20,6 +20,7 @@ from rich.table import Table
 
 from ._version import __version__
 from .bench.command import BenchConfig, bench
+from .files import write_whole
 from .ops.backend import backend_of, requested_backend
 from .plot_command import PlotConfig, plot
 from .train.config import TrainConfig
@@ -136,7 +137,7 @@ def _train(config: TrainConfig, console: Console) -> None:
     rows, part = (test, "test") if test is not None else (result.dataset.train, "only")
     probe = result.dataset.train if test is not None else None
     figures = evaluate(result.stack, rows, classifier=result.classifier, probe_rows=probe)
-    _write_atomically(result.path / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    write_whole(result.path / "evaluation.json", json.dumps(figures, indent=2) + "\n")
     _print_figures(console, figures, f"{result.dataset.name}, {part} part")
     console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)", highlight=False)
 
@@ -317,12 +318,6 @@ def _print_figures(console: Console, figures: dict[str, Any], title: str) -> Non
             str(layer["dead_units"]),
         )
     console.print(layers, highlight=False)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _version_of(package: str) -> str:

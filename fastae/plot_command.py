@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+from .files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from .plots.page import Table
@@ -62,7 +62,11 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
 
     for package in ("matplotlib", "sklearn.manifold"):
         require(package, "plot")
-    out = _writable(Path(config.run) / "plots" if config.out is None else Path(config.out))
+    out = Path(config.run) / "plots" if config.out is None else Path(config.out)
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be written to ({error.strerror})") from error
 
     import torch
 
@@ -91,7 +95,7 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
     for drawing, png in zip(drawings, pngs, strict=True):
         for format in dict.fromkeys(config.formats):
             content = png if format == "png" else render(drawing.figure, format)
-            written.append(_write(out / f"{drawing.name}.{format}", content))
+            written.append(write_whole(out / f"{drawing.name}.{format}", content))
     for dpi in _COARSER:
         if sum(map(len, pngs)) > _PAGE_BYTES:
             pngs = [render(drawing.figure, dpi=dpi) for drawing in drawings]
@@ -103,7 +107,7 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
         pictures,
         _tables(checkpoint, figures),
     )
-    return [*written, _write(out / _PAGE, page.encode())]
+    return [*written, write_whole(out / _PAGE, page)]
 
 
 def read_log(checkpoint: Path) -> list[dict[str, str]]:
@@ -186,25 +190,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return flat
-
-
-# --- files ----------------------------------------------------------------------------------------------
-
-
-def _writable(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return out
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be written to ({error.strerror})") from error
-
-
-def _write(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

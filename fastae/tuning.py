@@ -7,7 +7,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.box import SIMPLE
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from .files import check_writable
 from .ops.backend import backend_of
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def _device(name: str) -> torch.device:
 def _check_writable(folder: Path) -> None:
     """Before anything is measured, which would be lost."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise ValueError(f"FASTAE_CACHE: cannot write to {folder}: {error.strerror}") from error
 

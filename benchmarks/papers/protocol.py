@@ -8,7 +8,6 @@ returns what measures a trained model, which is then called once, on the test pa
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from fastae import __version__
+from fastae.files import write_whole
 from fastae.train import Dataset, load_dataset
 from fastae.train.data import Rows, split
 
@@ -310,6 +310,4 @@ def read_results(path: Path, report: Report) -> list[Result]:
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")

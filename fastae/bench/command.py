@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 from rich.console import Console
 
 from ..arguments import resolve_device
+from ..files import write_whole
 from ..train.data import load_dataset
 from . import report
 from .problems import Shape
@@ -142,18 +142,12 @@ def publish(results: Results, path: Path, console: Console) -> None:
     drawn = []
     for name, (caption, image) in pictures.draw(results).items():
         file = path.with_name(f"{path.stem}-{name}.png")
-        _write(file, image)
+        write_whole(file, image)
         drawn.append((caption, file))
     page = path.with_suffix(".md")
-    _write(page, report.markdown(results, drawn).encode())
+    write_whole(page, report.markdown(results, drawn))
     report.print_sheets(console, report.sheets(results))
     console.print(f"{path}, {page.name} and {len(drawn)} pictures", highlight=False)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 class ConsoleListener:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .._version import __version__
+from ..files import write_whole
 from .providers import FLOOR
 
 FORMAT = 1
@@ -121,10 +122,8 @@ class Results:
     def save(self, path: Path) -> None:
         """Atomically: a kill leaves the file as it was or as it is."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{path.name}")
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Results:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from ..files import write_whole
 
 COLUMNS = (
     "stage", "epoch", "step", "seconds", "rows_per_second", "lr",
@@ -113,9 +114,7 @@ class Log:
         writer = csv.DictWriter(buffer, COLUMNS)
         writer.writeheader()
         writer.writerows(history)
-        temporary = self._path.with_name(f".tmp-{self._path.name}")
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_whole(self._path, buffer.getvalue())
         self._stage, self._steps_before, self._last_step = "", 0, 0
         self._board = _summary_writer(folder / "tensorboard") if tensorboard else None
         for row in history:
