@@ -438,5 +438,5 @@ def test_dropout_keeps_the_mean_and_only_trains():
 
 def test_norms_are_limited_from_above():
     weight = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    limit_norms(weight, 1.0)
+    limit_norms([weight], 1.0)
     assert torch.allclose(weight, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))

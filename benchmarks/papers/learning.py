@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from fastae import Masking, functional
 from fastae.nn import StackedAutoencoder
-from fastae.train import Dataset, Stage, TrainConfig, TrainingError, train
+from fastae.train import Dataset, Stage, TrainConfig, TrainingError, TrainingStep, train
 from fastae.train.batches import Resident
 from fastae.train.data import Rows
 from fastae.train.evaluation import evaluate
+from fastae.train.rates import Rates
 
 from .protocol import Measure
 
@@ -122,23 +124,24 @@ def fine_tune(
     stage, trained = settings.stage, [p for p in classifier.parameters() if p.requires_grad]
     source = Resident(torch.from_numpy(rows.read()).to(device), torch.from_numpy(rows.labels).to(device))
     size = stage.rows_a_step(len(rows))
+    rates = Rates(stage, stage.epochs * -(-len(rows) // size))
     optimizer = stage.make_optimizer(trained)
-    schedule = stage.make_schedule(optimizer, max(1, stage.epochs * -(-len(rows) // size)))
-    loss = torch.zeros(())
+    if settings.max_norm:
+        optimizer.register_step_post_hook(lambda *_: limit_norms(weights, settings.max_norm))
+    step = TrainingStep(
+        lambda x, labels: F.cross_entropy(classifier(x), labels), optimizer, data=source.data,
+        clip_norm=stage.clip_norm, graph=not rates.cycles,
+    )  # fmt: skip
     for _ in range(stage.epochs):
-        for x, labels in source.batches(torch.randperm(len(rows)), size):
-            assert labels is not None
-            loss = F.cross_entropy(classifier(x), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            if settings.max_norm:
-                for weight in weights:
-                    limit_norms(weight, settings.max_norm)
-        if not loss.isfinite():
-            raise TrainingError(f"supervised: the loss is {loss.item()}; try a lower learning rate")
+        step.reset()
+        try:
+            for batch, steps, _ in source.calls(torch.randperm(len(rows)), size, 1):
+                rates.set_momenta(optimizer)
+                step(*batch, rates=rates.take(steps))
+            if not math.isfinite(step.sums()["total"]):
+                raise FloatingPointError("the loss is not finite")
+        except FloatingPointError as error:
+            raise TrainingError(f"supervised: {error}; try a lower learning rate") from None
     return classifier.eval()
 
 
@@ -156,10 +159,11 @@ class Dropout(nn.Module):
 
 
 @torch.no_grad()
-def limit_norms(weight: Tensor, largest: float) -> None:
-    """Scale down, in place, the rows of a weight [H, D] that are longer than ``largest``."""
-    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-    weight.mul_((largest / norms).clamp_(max=1.0))
+def limit_norms(weights: Iterable[Tensor], largest: float) -> None:
+    """Scale down, in place, the rows of weights [H, D] that are longer than ``largest``."""
+    for weight in weights:
+        norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+        weight.mul_((largest / norms).clamp_(max=1.0))
 
 
 def fit_stack(settings: StackSettings, data: Dataset, seed: int) -> Measure:

@@ -343,8 +343,7 @@ class _Run:
         for batch, steps, taken in training.calls(order[seen:], size, together):
             # one seed a call: those of a graph's steps follow from it
             self._seed(number, done + state["step"])
-            for group in step.optimizer.param_groups:
-                group.update(rates.momenta())
+            rates.set_momenta(step.optimizer)
             try:
                 step(*batch, rates=rates.take(steps))
             except FloatingPointError as error:

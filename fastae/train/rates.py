@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from .config import Stage
 
@@ -33,10 +33,12 @@ class Rates:
     def current(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
 
-    def momenta(self) -> dict[str, Any]:
-        """What the next step takes besides the rate, where the schedule changes it."""
-        group = self._optimizer.param_groups[0]
-        return {name: group[name] for name in _MOMENTA if name in group and self.cycles}
+    def set_momenta(self, optimizer: Optimizer) -> None:
+        """Give an optimizer what its next step takes besides the rate, where the schedule changes it."""
+        if self.cycles:
+            momenta = self._optimizer.param_groups[0]
+            for group in optimizer.param_groups:
+                group.update({name: momenta[name] for name in _MOMENTA if name in group})
 
     def take(self, steps: int) -> list[float] | None:
         """The rates of the next ``steps`` steps; ``None`` without a schedule."""
