@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -34,3 +34,12 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def float32_products(device: str) -> str:
+    """How PyTorch multiplies float32 on a type of device, in the words of ``set_float32_matmul_precision``.
+
+    Its own getter raises where newer settings differ from each other.
+    """
+    backend: Any = torch.backends.mkldnn if device == "cpu" else torch.backends.cuda
+    return {"tf32": "high", "bf16": "medium"}.get(backend.matmul.fp32_precision, "highest")

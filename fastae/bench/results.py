@@ -18,6 +18,7 @@ import torch
 
 from .._version import __version__
 from ..files import write_whole
+from ..precision import float32_products
 from .providers import FLOOR
 
 FORMAT = 1
@@ -192,7 +193,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "triton": _version_of("triton"),
         "fastae": __version__,
         "commit": _commit(),
-        "float32_products": torch.get_float32_matmul_precision(),
+        "float32_products": float32_products(device.type),
     }
 
 

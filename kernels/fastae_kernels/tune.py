@@ -153,14 +153,15 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
 
 
 @contextmanager
-def _precision(precision: str) -> Iterator[None]:
-    """How float32 products are computed inside."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
+def _float32_products(precision: str) -> Iterator[None]:
+    """How float32 products are computed inside: ``ieee`` or ``tf32``."""
+    matmul = torch.backends.cuda.matmul  # torch.get_float32_matmul_precision raises where settings differ
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before
 
 
 # --- candidates -------------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ class _Reference(NamedTuple):
     ) -> _Reference:
         """Of the ``number``-th call, whose results are sums of up to ``terms`` terms."""
         with config.using(strategy="split", elementwise=PassConfig()):
-            with _precision("highest"):
+            with _float32_products("ieee"):
                 exact = _results(calls(torch.float32)[number])
             own = _results(calls(dtype)[number])
         # rounding of a result, and of the sum that makes it
@@ -357,7 +358,7 @@ def choose(case: Case, device: torch.device, timer: Timer) -> Outcome:
     it is beaten by more than ``NOISE``.
     """
     target, dtype = target_of(device), DTYPES[case.dtype]
-    with _precision("high" if case.dtype == "tf32" else "highest"):
+    with _float32_products("tf32" if case.dtype == "tf32" else "ieee"):
         key = case.key(target)
         default = config.heuristic(key, dtype, target)
         calls = _variants(case, device)
@@ -423,7 +424,7 @@ def tune(
     timer = timer or (gpu_timer(device) if device.type == "cuda" else wall_timer())
     done: set[Key] = set()
     for case in given:
-        with _precision("high" if case.dtype == "tf32" else "highest"):
+        with _float32_products("tf32" if case.dtype == "tf32" else "ieee"):
             key = case.key(target)
         if key.bucket in done or (not again and choices.lookup(target.device, key) is not None):
             yield Outcome(case, key, config.heuristic(key, DTYPES[case.dtype], target))

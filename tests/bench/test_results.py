@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fastae.bench.results import CaseResult, Results, describe, open_results
 
@@ -64,9 +65,27 @@ def test_what_covers_a_new_measurement():
     assert not replace(case, errors={"fastae": 1.0}).covers(["fastae"], 2.0)
 
 
-def test_the_machine_is_described():
-    import torch
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+def test_the_setting_of_float32_products_is_told(setting: str):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        assert describe(torch.device("cpu"))["float32_products"] == setting
+    finally:
+        torch.set_float32_matmul_precision(before)
 
+
+def test_settings_that_differ_from_each_other_are_told():
+    """torch.get_float32_matmul_precision raises there."""
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        assert describe(torch.device("cpu"))["float32_products"] == "medium"
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_the_machine_is_described():
     head = describe(torch.device("cpu"))
     assert json.loads(json.dumps(head)) == head
     assert head["threads"] == torch.get_num_threads() and head["torch"] == torch.__version__

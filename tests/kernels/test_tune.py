@@ -242,7 +242,7 @@ def test_an_interruption_keeps_what_is_done():
     with pytest.raises(KeyboardInterrupt):
         done += tune.tune(cases, DEVICE, interrupted)
     assert [raw["key"]["N"] for raw in entries()] == [24, 48]
-    assert config._override == config._Override() and torch.get_float32_matmul_precision() == "highest"
+    assert config._override == config._Override()
     rest = run(clock, *cases)
     assert [outcome.skipped for outcome in rest] == [True, True, False]
 
@@ -314,3 +314,16 @@ def test_the_clock_on_the_wall_times_every_run():
     called: list[int] = []
     times = tune.wall_timer(rounds=3)([lambda: called.append(0), lambda: called.append(1)])
     assert called == [0, 1] * 3 and all(0.0 <= seconds < 1.0 for seconds in times)
+
+
+@pytest.mark.parametrize("before", ["none", "ieee", "tf32"])
+def test_the_setting_of_float32_products_comes_back(before: str):
+    matmul = torch.backends.cuda.matmul
+    kept, matmul.fp32_precision = matmul.fp32_precision, before
+    try:
+        with pytest.raises(KeyboardInterrupt), tune._float32_products("tf32" if before == "ieee" else "ieee"):
+            assert matmul.fp32_precision != before
+            raise KeyboardInterrupt
+        assert matmul.fp32_precision == before
+    finally:
+        matmul.fp32_precision = kept
