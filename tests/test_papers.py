@@ -17,7 +17,15 @@ from torch import nn
 
 from benchmarks.papers import __main__ as command
 from benchmarks.papers import protocol, spiral
-from benchmarks.papers.learning import Dropout, FineTuning, fine_tune, learn, limit_norms, percent_wrong
+from benchmarks.papers.learning import (
+    Dropout,
+    FineTuning,
+    fine_tune,
+    learn,
+    limit_norms,
+    percent_wrong,
+    standardize,
+)
 from benchmarks.papers.protocol import Figure, Problem, Recipe, Row, changed, mean_and_deviation, run
 from benchmarks.papers.tables import show
 from fastae.train import Stage, TrainingError, dataset_from_arrays
@@ -410,6 +418,23 @@ def test_a_frozen_encoder_stays_and_only_the_last_layer_learns(dataset):
         assert head.in_features == width
         x = torch.from_numpy(dataset.train.read())
         assert percent_wrong(classifier, x, dataset.train.labels) < 10
+
+
+def test_codes_are_standardised_for_a_frozen_encoder(dataset):
+    stack = learn(dataset, (8,), {}, 0, Stage(epochs=2, batch_size=15))
+    encoder = nn.Sequential(*stack.encoder())
+    rows = dataset.train
+    codes = standardize(encoder, rows)(encoder(torch.from_numpy(rows.read()))).detach()
+    assert codes.mean(0).abs().max() < 1e-4
+    expected = encoder(torch.from_numpy(rows.read())).detach().std(0, correction=0)
+    assert torch.allclose(codes.std(0, correction=0), expected / (expected + 0.01), atol=1e-4)
+
+
+def test_features_that_never_change_are_standardised_to_zero(dataset):
+    features = nn.Linear(WIDTH, 2)
+    nn.init.zeros_(features.weight)
+    codes = features(torch.from_numpy(dataset.train.read()))
+    assert standardize(features, dataset.train)(codes).abs().max() < 1e-4
 
 
 def test_learning_goes_layer_by_layer_and_then_as_a_whole(dataset):

@@ -103,7 +103,7 @@ def fine_tune(
         rows: labelled rows, all of which are trained on.
         settings: how.
         seed: of the order and the dropout.
-        frozen: leave the encoders as they are: logistic regression on their codes.
+        frozen: leave the encoders as they are: logistic regression on their standardised codes.
 
     Raises:
         TrainingError: the loss stopped being finite.
@@ -115,6 +115,8 @@ def fine_tune(
     for encoder in encoders:
         layers += [copy.deepcopy(encoder).requires_grad_(not frozen), Dropout(settings.dropout)]
         weights.append(layers[-2].get_parameter("weight"))
+    if frozen:
+        layers.append(standardize(nn.Sequential(*layers).eval(), rows))
     width = weights[-1].shape[0] if weights else rows.width
     device = weights[-1].device if weights else torch.device("cpu")
     head = nn.Linear(width, 1 + int(rows.labels.max()), device=device)
@@ -143,6 +145,35 @@ def fine_tune(
         except FloatingPointError as error:
             raise TrainingError(f"supervised: {error}; try a lower learning rate") from None
     return classifier.eval()
+
+
+class Standardize(nn.Module):
+    """(x - mean) / deviation, with fixed numbers a feature."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+@torch.no_grad()
+def standardize(features: nn.Module, rows: Rows) -> Standardize:
+    """What standardises ``features(x)`` over rows; hardly blows up features that hardly change."""
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    device = next((p.device for p in features.parameters()), torch.device("cpu"))
+    for _, values in rows.chunks(4096):
+        codes = features(torch.from_numpy(values).to(device)).double()
+        count += len(codes)
+        mean, squares = mean.to(codes) + codes.sum(0), squares.to(codes) + codes.square().sum(0)
+    mean, squares = mean / count, squares / count
+    deviation = (squares - mean.square()).clamp_(min=0.0).sqrt()
+    return Standardize(mean.float(), deviation.float() + 0.01)
 
 
 class Dropout(nn.Module):
