@@ -1,10 +1,17 @@
 """Rifai, Vincent, Muller, Glorot and Bengio (2011): contractive autoencoders, tables 1 and 2.
 
-The settings were chosen with ``--validate`` and seed 0, on 10,000 held-out training rows, for the contractive
-row alone; the other rows share all of them but the corruption, the penalty and the decay, which are first
-guesses. In fine-tuning of 30 epochs, a rate of 1e-3 left 1.9 % of the rows wrong, 4e-3 to 5e-3 1.4 to 1.5 %
-and 1e-2 1.7 %; no dropout of the input gave 1.55 %, Gaussian noise in its place 1.9 %. In pretraining, 5e-3
-instead of 1e-3 leaves more units saturated.
+The settings were chosen on 10,000 held-out training rows with seed 0, for the contractive and the plain row;
+the others share all of them but the corruption, the penalty and the decay. Held-out error in %, contractive
+(weight 1) and plain, after fine-tuning with
+
+- no dropout, rates 1e-3 and 3e-3: 1.52 and 1.40; plain 1.81 (1e-3)
+- dropout of 20 % of the input, 2e-3: 1.27 to 1.33; plain 1.46
+- dropout of half the code, 2e-3: 1.31; plain 1.47
+- both, 4e-3: 1.24 to 1.30; plain 1.33
+
+so dropout does part of what the penalty does, and the input's alone, which costs little, is taken. Gaussian
+denoising of 0.7 gains most from both (1.10 instead of 1.35). Before fine-tuning, logistic regression on the
+codes left 3.8 % wrong without penalty, 2.3 with a weight of 0.1, 2.1 with 0.3, 2.0 with 1 and with 3.
 """
 
 from __future__ import annotations
@@ -62,7 +69,8 @@ TABLE_1 = Recipe(
         "of the training rows and the models then trained on all 60,000.",
         "The paper gives no rates, epochs or weights of the penalties; here Adam, and one schedule for all, "
         "chosen for the contractive row.",
-        "Fine-tuning uses dropout, which is younger than the paper: it narrows the gap between the rows.",
+        "Fine-tuning drops 20 % of the input, which is younger than the paper: it narrows the gap between "
+        "the rows.",
         "Saturated units (h < .05 or > .95) and the Jacobian J = dh/dx before fine-tuning. ||J||^2 is "
         "the sum of the squares of all 784 x 1000 entries, mean over rows; the paper's column is scaled "
         "otherwise and is not compared.",
@@ -84,7 +92,7 @@ TABLE_2 = Recipe(
     differences=(
         "Published on MNIST basic: 10,000 rows to train on, 2,000 for validation and 50,000 to test on, out "
         "of all of MNIST; here the first 10,000 training rows of MNIST and its 10,000 test rows.",
-        "Adam, dropout in fine-tuning, and one schedule for all rows.",
+        "Adam, dropout of the input in fine-tuning, and one schedule for all rows.",
     ),
     train_rows=10_000,
 )

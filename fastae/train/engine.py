@@ -338,7 +338,8 @@ class _Run:
         together = 1
         if step.captured:
             together = steps_a_call(sum(p.numel() for p in plan.module.parameters()), size)
-        began, began_at, reported_at = time.monotonic(), seen, time.monotonic()
+        began_at = seen
+        began = counted = reported_at = time.monotonic()
 
         for batch, steps, taken in training.calls(order[seen:], size, together):
             # one seed a call: those of a graph's steps follow from it
@@ -363,10 +364,12 @@ class _Run:
                 self.progress.update(done + state["step"], means, rate)
                 self.rate, reported_at = rate, now
                 if due:
+                    state["seconds"] += now - counted
+                    counted = now
                     self._save()
                     if self.interruption.requested:
                         raise KeyboardInterrupt(str(self.run))
-        state["seconds"] += time.monotonic() - began
+        state["seconds"] += time.monotonic() - counted
 
     def _close_epoch(
         self, number: int, plan: _Plan, validation: Resident | Streamed | None, per_epoch: int, rate: float

@@ -51,6 +51,17 @@ def test_a_run_interrupted_after_any_step_ends_as_if_it_was_not(
         ]
 
 
+def test_the_seconds_before_an_interruption_count(tiny, make_config, interrupt, resume):
+    """Of an epoch that it cut in two, as of one that was whole."""
+    config = make_config()
+    kept = []
+    for done in range(4):
+        interrupt(replace(config, resume=done > 0), 1)
+        kept.append(load_checkpoint(config.out, with_state=True).state.values["seconds"])
+    assert 0.0 < kept[0] < kept[1] < kept[2] < kept[3]
+    assert resume(config).history[0]["seconds"] >= round(kept[2], 3)
+
+
 @pytest.mark.parametrize("share", [0.06, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
 def test_early_stopping_and_schedules_survive_an_interruption(
     tiny, make_config, uninterrupted, updates, interrupt, resume, assert_same_run, share
