@@ -304,6 +304,16 @@ def test_ours_stand_beside_theirs(toy: Toy, data: str, tmp_path: Path):
     assert "other" not in shown
 
 
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_no_figure_is_cut_off_on_a_narrow_terminal(width: int, toy: Toy, data: str, tmp_path: Path):
+    report = run(toy.recipe, data, tmp_path / "o.json", seeds=[0, 1, 2])
+    console = Console(width=width, record=True, file=io.StringIO())
+    show(console, report)
+    shown = console.export_text()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert "2.00 ± 1.00" in shown and "30 ± 0" in shown
+
+
 def test_means_and_deviations_stand_in_the_file(toy: Toy, data: str, tmp_path: Path):
     out = tmp_path / "o.json"
     run(toy.recipe, data, out, seeds=[0, 1], rows=["best"])

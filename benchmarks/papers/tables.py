@@ -15,7 +15,9 @@ from .protocol import Figure, Report, Result, mean_and_deviation
 def show(console: Console, report: Report) -> None:
     """Print the table, the protocol's differences and what was left out."""
     recipe, problem = report.recipe, report.problem
-    table = Table(box=SIMPLE, title=recipe.title, title_justify="left", title_style="bold")
+    table = Table(
+        box=SIMPLE, title=recipe.title, title_justify="left", title_style="bold", padding=(0, 1, 0, 0)
+    )
     table.add_column("", no_wrap=True)
     for figure in recipe.figures:
         table.add_column(figure.title, justify="right", no_wrap=True)
@@ -32,7 +34,9 @@ def show(console: Console, report: Report) -> None:
         results = [result for result in report.results if result.row == row.name]
         minutes = f"{statistics.fmean(r.seconds for r in results) / 60:.1f}" if results else ""
         table.add_row(*cells, str(len(results)), minutes)
-    console.print(table)
+    # whole on a narrow terminal, too: a figure that is cut off is none
+    table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table, crop=False)
     measured = "held-out training rows" if report.validate else "rows of the test part"
     notes = [
         f"{problem.name}: {len(problem.train.train):,} rows to train on, measured on "
