@@ -28,7 +28,7 @@ _SOFTMAX = FineTuning(Stage(epochs=15, batch_size=256, lr=1e-2, schedule="Cosine
 
 
 def fit(settings: StackSettings, data: Dataset, seed: int) -> Measure:
-    """``before``: accuracy in % of a softmax regression on the frozen codes; ``after``: fine-tuned."""
+    """``before``: accuracy in % of a regression on frozen, standardised codes; ``after``: fine-tuned."""
     assert data.train.labels is not None
     stack = learn(data, settings.layers, settings.autoencoder, seed, settings.pretrain)
     softmax = fine_tune(stack.encoder(), data.train, _SOFTMAX, seed, frozen=True)
@@ -56,7 +56,8 @@ TABLE = Recipe(
     fit=fit,
     shrink=StackSettings.shrink,
     differences=(
-        "Accuracy of a softmax regression on the frozen codes (before) and of the fine-tuned net (after).",
+        "Accuracy of a softmax regression on the frozen codes, standardised (before), and of the fine-tuned "
+        "net (after).",
         "The tutorial runs 400 iterations of L-BFGS on all rows; here Adam on batches, whose mean "
         "activations the sparsity penalty sees.",
         "Fine-tuning starts from a new last layer and has no weight decay.",
