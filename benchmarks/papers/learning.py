@@ -36,13 +36,11 @@ class FineTuning:
         stage: epochs, optimizer and schedule.
         input_dropout: share of the input's entries dropped.
         dropout: share of every code dropped.
-        max_norm: the largest norm of the weights into one unit (Srivastava et al. 2014); 0 sets no bound.
     """
 
     stage: Stage = field(default_factory=Stage)
     input_dropout: float = 0.0
     dropout: float = 0.0
-    max_norm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,14 +109,13 @@ def fine_tune(
     assert rows.labels is not None
     torch.manual_seed(seed)
     layers: list[nn.Module] = [Dropout(settings.input_dropout)]
-    weights: list[nn.Parameter] = []
+    width, device = rows.width, torch.device("cpu")
     for encoder in encoders:
         layers += [copy.deepcopy(encoder).requires_grad_(not frozen), Dropout(settings.dropout)]
-        weights.append(layers[-2].get_parameter("weight"))
+        weight = layers[-2].get_parameter("weight")
+        width, device = weight.shape[0], weight.device
     if frozen:
         layers.append(standardize(nn.Sequential(*layers).eval(), rows))
-    width = weights[-1].shape[0] if weights else rows.width
-    device = weights[-1].device if weights else torch.device("cpu")
     head = nn.Linear(width, 1 + int(rows.labels.max()), device=device)
     for parameter in head.parameters():  # so that the first steps do not destroy what was pretrained
         nn.init.zeros_(parameter)
@@ -128,8 +125,6 @@ def fine_tune(
     size = stage.rows_a_step(len(rows))
     rates = Rates(stage, stage.epochs * -(-len(rows) // size))
     optimizer = stage.make_optimizer(trained)
-    if settings.max_norm:
-        optimizer.register_step_post_hook(lambda *_: limit_norms(weights, settings.max_norm))
     step = TrainingStep(
         lambda x, labels: F.cross_entropy(classifier(x), labels), optimizer, data=source.data,
         clip_norm=stage.clip_norm, graph=not rates.cycles,
@@ -187,14 +182,6 @@ class Dropout(nn.Module):
         if not (self.training and self.p):
             return x
         return functional.corrupt(x, Masking(self.p)) / (1.0 - self.p)
-
-
-@torch.no_grad()
-def limit_norms(weights: Iterable[Tensor], largest: float) -> None:
-    """Scale down, in place, the rows of weights [H, D] that are longer than ``largest``."""
-    for weight in weights:
-        norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-        weight.mul_((largest / norms).clamp_(max=1.0))
 
 
 def fit_stack(settings: StackSettings, data: Dataset, seed: int) -> Measure:
