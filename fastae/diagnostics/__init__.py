@@ -2,7 +2,8 @@
 
 Everywhere: x is [*, D] in the model's dtype and on its device, and all leading dimensions are the rows. Noise
 is off, the model's mode is left alone, and nothing keeps gradients. Arithmetic and results are float32, or
-float64 where the model is. Rows go in chunks of a fixed workspace: only the results grow with their number.
+float64 where the model is. Rows go through a model in chunks of a fixed workspace: only the results grow with
+their number. What is not a number gives no number, or an error where a decomposition needs finite ones.
 """
 
 from .jacobian import contraction_curve, jacobian_norm, jacobian_spectrum, tangents

@@ -15,6 +15,7 @@ from ..deep import Layer
 from .networks import (
     Network,
     apply_layers,
+    check_finite,
     chunks,
     encoder_layers,
     measurement,
@@ -148,10 +149,11 @@ def jacobian_spectrum(model: Network, x: Tensor, k: int | None = None) -> Tensor
             differ from 0.
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument that does not fit or is not finite, named.
     """
     layers = widened(encoder_layers(model), x, rows=1)
     k = _check_k(k, layers)
+    _check_finite(layers, x)
     jacobian = _Jacobian(layers)
     total = x.new_zeros(k, dtype=layers[0][0].dtype)
     for _, rows in chunks(x, jacobian.seeds * jacobian.width):
@@ -174,10 +176,11 @@ def tangents(model: Network, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         of equal singular values are any basis of the space they span.
 
     Raises:
-        ValueError: an argument that does not fit, named.
+        ValueError: an argument that does not fit or is not finite, named.
     """
     layers = widened(encoder_layers(model), x)
     k = _check_k(k, layers)
+    _check_finite(layers, x)
     jacobian = _Jacobian(layers)
     leading, features = x.shape[:-1], x.shape[-1]
     directions = x.new_empty(math.prod(leading), k, features, dtype=layers[0][0].dtype)
@@ -210,9 +213,12 @@ def contraction_curve(
         ValueError: an argument that does not fit, named.
     """
     layers = widened(encoder_layers(model), x, rows=1)
-    lengths = [float(radius) for radius in radii]
+    try:
+        lengths = [float(radius) for radius in radii]
+    except (TypeError, ValueError):
+        lengths = []
     if not lengths or not all(radius > 0.0 and math.isfinite(radius) for radius in lengths):
-        raise ValueError(f"radii: expected positive finite distances, got {lengths}")
+        raise ValueError(f"radii: expected positive finite distances, got {radii!r}")
     total = x.new_zeros(len(lengths), dtype=layers[0][0].dtype)
     for _, rows in chunks(x, widest(layers)):
         directions = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device).normal_(
@@ -224,6 +230,12 @@ def contraction_curve(
             moved = apply_layers(layers, rows + radius * directions) - code
             total[number] += torch.linalg.vector_norm(moved, dim=1).sum() / radius
     return total / math.prod(x.shape[:-1])
+
+
+def _check_finite(layers: Sequence[Layer], x: Tensor) -> None:
+    check_finite("x", x)
+    for weight, _, _ in layers:
+        check_finite("model's weights", weight)
 
 
 def _check_k(k: int | None, layers: Sequence[Layer]) -> int:

@@ -17,9 +17,11 @@ from ..deep import Layer
 from ..nn import Autoencoder, EncoderLayer, StackedAutoencoder
 from ..precision import autocast_enabled, sum_dtype
 
-Network: TypeAlias = "Autoencoder | StackedAutoencoder | EncoderLayer | nn.Sequential | Sequence[Layer]"
-"""Whatever encodes: a module of :mod:`fastae.nn`, an ``nn.Sequential`` of encoder layers, or layers (weight
-[out, in], bias [out] or ``None``, activation) from the input on."""
+Network: TypeAlias = (
+    Autoencoder | StackedAutoencoder | EncoderLayer | nn.Sequential | Sequence[EncoderLayer] | Sequence[Layer]
+)
+"""Whatever encodes: a module of :mod:`fastae.nn`, encoder layers in an ``nn.Sequential`` or a sequence, or
+layers (weight [out, in], bias [out] or ``None``, activation), from the input on."""
 
 WORKSPACE = 1 << 22
 """Entries of a temporary tensor, at most, unless a single row needs more."""
@@ -55,21 +57,23 @@ def autoencoders(model: Autoencoder | StackedAutoencoder) -> list[Autoencoder]:
 def encoder_layers(model: Network) -> list[Layer]:
     """The encoder of a network, from the input on."""
     if isinstance(model, Autoencoder | StackedAutoencoder):
-        model = nn.Sequential(*(layer.encoder for layer in autoencoders(model)))
+        model = [layer.encoder for layer in autoencoders(model)]
     elif isinstance(model, EncoderLayer):
-        model = nn.Sequential(model)
-    if isinstance(model, nn.Sequential) and all(isinstance(module, EncoderLayer) for module in model):
-        layers = [(module.weight, module.bias, module.activation) for module in model]
-    elif isinstance(model, Sequence) and all(isinstance(layer, tuple) and len(layer) == 3 for layer in model):
-        layers = list(model)
-    else:
-        raise TypeError(
-            "model: expected an Autoencoder, a StackedAutoencoder, EncoderLayers or a sequence of "
-            f"(weight, bias, activation), got {type(model).__name__}"
-        )
+        model = [model]
+    layers: list[Layer] = []
+    for layer in model if isinstance(model, nn.Sequential | Sequence) else [model]:
+        if isinstance(layer, EncoderLayer):
+            layers.append((layer.weight, layer.bias, layer.activation))
+        elif isinstance(layer, tuple) and len(layer) == 3:
+            layers.append(layer)
+        else:
+            raise TypeError(
+                "model: expected an Autoencoder, a StackedAutoencoder, EncoderLayers or a sequence of "
+                f"(weight, bias, activation), got {type(model).__name__} with {type(layer).__name__}"
+            )
     if not layers:
         raise ValueError("model: needs at least one layer")
-    return layers  # pyright: ignore[reportReturnType]
+    return layers
 
 
 def reconstruction_layers(model: Autoencoder | StackedAutoencoder) -> list[Layer]:
@@ -104,6 +108,13 @@ def check_rows(name: str, x: Tensor, rows: int = 1) -> None:
         raise ValueError(f"{name}: expected at least one dimension [*, D], got a scalar")
     if math.prod(x.shape[:-1]) < rows:
         raise ValueError(f"{name}: needs at least {rows} row{'s' * (rows > 1)}, got shape {list(x.shape)}")
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises unless all of ``x`` is finite: a decomposition's own error names no argument."""
+    wrong = sum(int((~rows.isfinite()).sum()) for _, rows in chunks(x, x.shape[-1]))
+    if wrong:
+        raise ValueError(f"{name}: {wrong} entries are NaN or infinite")
 
 
 def chunks(x: Tensor, entries: int) -> Iterator[tuple[slice, Tensor]]:

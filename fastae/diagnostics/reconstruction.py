@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,14 +43,23 @@ def score(model: Autoencoder | StackedAutoencoder, x: Tensor, std: float) -> Ten
     Raises:
         ValueError: x does not fit the model, or ``std`` is not a finite number > 0.
     """
-    if not (std > 0.0 and math.isfinite(std)):
+    if not (isinstance(std, int | float) and std > 0.0 and math.isfinite(std)):
         raise ValueError(f"std: must be a finite number > 0, got {std!r}")
     return vector_field(model, x).div_(std**2)
 
 
 @measurement
-def reconstruction_errors(model: Autoencoder | StackedAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+def reconstruction_errors(
+    model: Autoencoder | StackedAutoencoder, x: Tensor, *, excess: bool = False
+) -> tuple[Tensor, Tensor]:
     """The model's own loss on x [*, D], clean: of each row (an anomaly score), and of each feature.
+
+    Args:
+        model: what reconstructs.
+        x: with rows.
+        excess: take from bce its least value, the entropy of x's entries, which no reconstruction avoids:
+            what is left is the divergence of r(x) from x, 0 where they are equal, as mse is. Without, rows of
+            values between 0 and 1 look anomalous however well they are reconstructed.
 
     Returns:
         Sums over features, [*], and means over rows, [D].
@@ -66,6 +76,9 @@ def reconstruction_errors(model: Autoencoder | StackedAutoencoder, x: Tensor) ->
         code = apply_layers(layers[:-1], rows)
         a = F.linear(code, *layers[-1][:2])
         entries = reference.reconstruction_entries(a, rows, options.loss, options.output_activation)
+        if excess and options.loss == "bce":
+            x_01 = rows.clamp(0.0, 1.0)
+            entries += torch.xlogy(x_01, x_01) + torch.xlogy(1.0 - x_01, 1.0 - x_01)
         row_errors[place] = entries.sum(1)
         features += entries.sum(0) / count
     return row_errors.view(x.shape[:-1]), features

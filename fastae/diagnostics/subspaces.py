@@ -10,7 +10,7 @@ from torch import Tensor
 from ..arguments import check_floating
 from ..nn import Autoencoder, StackedAutoencoder
 from ..precision import sum_dtype
-from .networks import autoencoders, check_rows, chunks, measurement
+from .networks import autoencoders, check_finite, check_rows, chunks, measurement
 
 
 @measurement
@@ -21,12 +21,13 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
     Golub 1973).
 
     Raises:
-        ValueError: matrices of other shapes, dtypes or devices, or with dependent columns.
+        ValueError: matrices of other shapes, dtypes or devices, not finite, or with dependent columns.
     """
     for name, matrix in (("a", a), ("b", b)):
         check_floating(name, matrix)
         if matrix.dim() != 2:
             raise ValueError(f"{name}: expected two dimensions [D, k], got shape {list(matrix.shape)}")
+        check_finite(name, matrix)
     if b.shape[0] != a.shape[0] or b.dtype != a.dtype or b.device != a.device:
         raise ValueError(
             f"b: expected [{a.shape[0]}, k] in {a.dtype} on {a.device} as a is, got {list(b.shape)} in "
@@ -45,7 +46,7 @@ def _orthonormal(name: str, matrix: Tensor) -> Tensor:
     """An orthonormal basis [D, k] of the column space of a matrix [D, k]."""
     basis, values, _ = torch.linalg.svd(matrix.to(sum_dtype(matrix.dtype)), full_matrices=False)
     columns = matrix.shape[1]
-    floor = torch.finfo(matrix.dtype).eps * max(matrix.shape)
+    floor = torch.finfo(basis.dtype).eps * max(matrix.shape)
     rank = int((values > floor * values[:1]).sum())
     if rank < columns:
         raise ValueError(f"{name}: its {columns} columns span only {rank} dimensions")
@@ -59,9 +60,10 @@ def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
     Variances are means of squares over rows.
 
     Raises:
-        ValueError: no rows, or not a floating-point tensor.
+        ValueError: no rows, not a floating-point tensor, or not finite.
     """
     check_rows("x", x)
+    check_finite("x", x)
     rows, features = math.prod(x.shape[:-1]), x.shape[-1]
     mean = x.new_zeros(features, dtype=sum_dtype(x.dtype))
     for _, chunk in chunks(x, features):
@@ -84,10 +86,12 @@ def pca_angles(model: Autoencoder | StackedAutoencoder | Tensor, x: Tensor) -> T
     Args:
         model: a module that decodes, or a decoder's weight [D, k], as in its ``nn.Linear``. A stack's decoder
             must be linear but for its output activation: its span is that of its weights' product.
-        x: the data, [*, D], with rows.
+        x: the data, [*, D], with rows. Where its k-th and next variance are equal, the principal subspace is
+            any one of several.
 
     Raises:
-        ValueError: an argument that does not fit, named: at least as many units as features, too.
+        ValueError: an argument that does not fit, named; as many units as features or more; data that vary in
+            fewer than k dimensions.
     """
     weight = model if isinstance(model, Tensor) else _decoder_map(model)
     check_floating("model", weight)
@@ -100,9 +104,14 @@ def pca_angles(model: Autoencoder | StackedAutoencoder | Tensor, x: Tensor) -> T
         raise ValueError(f"x: expected shape [*, {weight.shape[0]}] for the decoder, got {list(x.shape)}")
     if x.device != weight.device:
         raise ValueError(f"x: is on {x.device}, but the decoder on {weight.device}")
-    _, components = principal_components(x)
+    variances, components = principal_components(x)
+    units, eps = weight.shape[1], torch.finfo(variances.dtype).eps
+    # of the eigenvalues, and of centring
+    rounding = max(8 * eps * float(variances[0]), (8 * eps * float(x.abs().max())) ** 2)
+    if (varied := int((variances > rounding).sum())) < units:
+        raise ValueError(f"x: varies in {varied} dimensions only, which have no {units} principal components")
     dtype = torch.promote_types(components.dtype, sum_dtype(weight.dtype))
-    return principal_angles(weight.to(dtype), components[:, : weight.shape[1]].to(dtype))
+    return principal_angles(weight.to(dtype), components[:, :units].to(dtype))
 
 
 def _decoder_map(model: Autoencoder | StackedAutoencoder) -> Tensor:

@@ -60,7 +60,8 @@ class _LayerFigures:
         self.squared_norm = float(norms.mean())
         self.penalty += _total(squared @ norms)
         self.squared_slope += _total(squared)
-        self.saturated += float(is_flat(slope, options.activation).sum())
+        # NaN is not flat, but no number either
+        self.saturated += float(is_flat(slope, options.activation).sum() + 0.0 * slope.sum())
         self.sparsity += _total(code_sparsity(code))
         self.activation += _total(code)
         low, high = code.amin(0), code.amax(0)

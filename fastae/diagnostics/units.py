@@ -41,6 +41,8 @@ def saturated(code: Tensor, activation: str = "sigmoid", *, preactivation: Tenso
             raise ValueError(
                 f"preactivation: expected shape {list(code.shape)}, got {list(preactivation.shape)}"
             )
+        if preactivation.device != code.device:
+            raise ValueError(f"preactivation: is on {preactivation.device}, but the code on {code.device}")
     elif f.needs_preactivation:
         raise ValueError(f"preactivation: needed, the slope of {activation} does not follow from the code")
     z = code if preactivation is None else preactivation  # not read where it is not needed
@@ -59,14 +61,17 @@ def is_flat(slope: Tensor, activation: str) -> Tensor:
 def saturated_share(
     code: Tensor, activation: str = "sigmoid", *, preactivation: Tensor | None = None
 ) -> Tensor:
-    """The share of rows in which each unit is :func:`saturated`, [H], for codes [*, H] with rows."""
+    """The share of rows in which each unit is :func:`saturated`, [H], for codes [*, H] with rows.
+
+    NaN for units with a code that is NaN.
+    """
     check_rows("code", code)
     return _share(saturated(code, activation, preactivation=preactivation), code)
 
 
 @measurement
 def active_share(code: Tensor, threshold: float = 0.0) -> Tensor:
-    """The share of rows in which |h| > ``threshold``, [H], for codes [*, H].
+    """The share of rows in which |h| > ``threshold``, [H], for codes [*, H]; NaN for units with one.
 
     Raises:
         ValueError: no rows, or a threshold that is not >= 0.
@@ -80,12 +85,13 @@ def active_share(code: Tensor, threshold: float = 0.0) -> Tensor:
 def _share(chosen: Tensor, code: Tensor) -> Tensor:
     rows = math.prod(chosen.shape[:-1])
     # counted in whole numbers: float32 stops at 2^24
-    return chosen.reshape(rows, -1).sum(0).to(sum_dtype(code.dtype)) / rows
+    share = chosen.reshape(rows, -1).sum(0).to(sum_dtype(code.dtype)) / rows
+    return share.masked_fill(code.reshape(rows, -1).isnan().any(0), math.nan)
 
 
 @measurement
 def dead_units(code: Tensor, tolerance: float = DEAD_RANGE) -> Tensor:
-    """Units whose codes [*, H] lie less than ``tolerance`` apart in all rows; bool [H].
+    """Units whose codes [*, H] lie less than ``tolerance`` apart in all rows; bool [H]; none with a NaN.
 
     Raises:
         ValueError: no rows, or a tolerance that is not > 0.
@@ -101,14 +107,13 @@ def dead_units(code: Tensor, tolerance: float = DEAD_RANGE) -> Tensor:
 def code_sparsity(code: Tensor) -> Tensor:
     """(sqrt(H) - ||h||_1 / ||h||_2) / (sqrt(H) - 1) of each row, [*], for codes [*, H] (Hoyer 2004).
 
-    0 where all units are equally far from 0; 1 where at most one is not 0.
+    0 where all units are equally far from 0; 1 where at most one is not 0; NaN where a code is not finite.
     """
     check_rows("code", code, 0)
     wide = code.to(sum_dtype(code.dtype))
     root = math.sqrt(code.shape[-1])
     largest = wide.abs().amax(-1, keepdim=True)
-    scaled = wide / torch.where(largest > 0.0, largest, 1.0)  # squares must not vanish or overflow
+    scaled = wide / torch.where(largest == 0.0, 1.0, largest)  # squares must not vanish or overflow
     l1, l2 = scaled.abs().sum(-1), torch.linalg.vector_norm(scaled, dim=-1)
-    if root <= 1.0:
-        return torch.ones_like(l1)
-    return torch.where(l2 > 0.0, (root - l1 / l2) / (root - 1.0), 1.0).clamp(0.0, 1.0)
+    only = largest[..., 0] == 0.0 if root > 1.0 else l2.isfinite()
+    return torch.where(only, 1.0, (root - l1 / l2) / (root - 1.0 or math.nan)).clamp(0.0, 1.0)

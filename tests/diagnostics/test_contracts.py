@@ -187,7 +187,7 @@ def test_an_input_that_does_not_fit_is_named(measure, sizes, make_model, rows):
         (lambda m, x: tangents(m, x, 5), r"k: must be in 1..4, the narrowest .*, got 5"),
         (lambda m, x: tangents(m, x, 1.0), r"k: must be in 1..4, the narrowest .*, got 1.0"),
         (lambda m, x: contraction_curve(m, x, []), r"radii: expected positive finite distances, got \[\]"),
-        (lambda m, x: contraction_curve(m, x, [1, 0]), r"radii: expected positive .*, got \[1.0, 0.0\]"),
+        (lambda m, x: contraction_curve(m, x, [1, 0]), r"radii: expected positive .*, got \[1, 0\]"),
         (lambda m, x: contraction_curve(m, x, [math.nan]), r"radii: expected positive .*, got \[nan\]"),
         (lambda m, x: contraction_curve(m, x, [math.inf]), r"radii: expected positive .*, got \[inf\]"),
     ],
@@ -195,6 +195,24 @@ def test_an_input_that_does_not_fit_is_named(measure, sizes, make_model, rows):
 def test_an_argument_that_does_not_fit_is_named(call, message, make_model, rows):
     with pytest.raises(ValueError, match=f"^{message}"):
         call(make_model((6, 5, 4)), rows(3, 6))
+
+
+@pytest.mark.parametrize("call", [lambda m, x: jacobian_spectrum(m, x), lambda m, x: tangents(m, x, 2)])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_decompositions_name_what_is_not_finite(call, value, make_model, rows):
+    model, x = make_model((6, 5, 4)), rows(3, 6)
+    x[1, 2:4] = value
+    with pytest.raises(ValueError, match=r"^x: 2 entries are NaN or infinite"):
+        call(model, x)
+    with torch.no_grad():
+        model.autoencoders[1].encoder.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"^model's weights: 1 entries are NaN or infinite"):
+        call(model, rows(3, 6))
+
+
+def test_encoder_layers_may_come_in_a_list(make_model, rows):
+    model, x = make_model((6, 5, 4)), rows(3, 6)
+    assert torch.equal(jacobian_norm([a.encoder for a in model.autoencoders], x), jacobian_norm(model, x))
 
 
 def test_a_model_that_does_not_fit_is_named(make_layers, rows):

@@ -49,6 +49,25 @@ def test_errors_are_the_models_own_loss(model, rows, workspace):
     torch.testing.assert_close(features.sum(), total)
 
 
+@pytest.mark.parametrize("loss", ["bce", "mse"])
+def test_what_exceeds_the_least_loss_is_0_for_a_perfect_reconstruction(loss, make_model):
+    torch.manual_seed(0)
+    x = torch.rand(5, 6, dtype=torch.float64)
+    x[0, 0], x[1, 1] = 0.0, 1.0
+    model = Autoencoder(6, 3, loss=loss).double()
+    plain, excess = (reconstruction_errors(model, x, excess=flag) for flag in (False, True))
+    entropy = torch.special.entr(x) + torch.special.entr(1 - x) if loss == "bce" else 0 * x
+    torch.testing.assert_close(excess[0], plain[0] - entropy.sum(1))
+    torch.testing.assert_close(excess[1], plain[1] - entropy.mean(0))
+    with torch.no_grad():
+        model.decoder.bias.fill_(0.0)
+        model.encoder.weight.zero_()
+        half = torch.full((2, 6), 0.5, dtype=torch.float64)
+        expected = 0.0 if loss == "bce" else 6 * 0.25
+        rows_errors = reconstruction_errors(model, half, excess=True)[0]
+    torch.testing.assert_close(rows_errors, torch.full((2,), expected, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_output_activation(activation, make_model, rows, plain):
     model = make_model((5, 3), activation="tanh", loss="mse", output_activation=activation)

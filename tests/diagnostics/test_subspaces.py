@@ -121,6 +121,27 @@ def test_what_does_not_fit_is_named(data, make_model):
         pca_angles(make_model((8, 3)).encoder, data)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_columns_keep_their_rank(dtype):
+    a, b = torch.randn(2, 784, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = principal_angles(a, b)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, principal_angles(a.float(), b.float()))
+
+
+def test_data_without_a_principal_subspace_are_named():
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 4, generator=g)
+    for x, varied in ((torch.full((50, 8), 3.7), 0), (torch.randn(2, 8, generator=g), 1)):
+        with pytest.raises(ValueError, match=f"^x: varies in {varied} dimensions only"):
+            pca_angles(weight, x)
+    line = torch.randn(50, 1, generator=g) * torch.randn(1, 8, generator=g) + 100.0
+    assert pca_angles(weight[:, :1], line).shape == (1,)
+    for matrix in (weight, weight.T):
+        with pytest.raises(ValueError, match=r"^b: 32 entries are NaN or infinite"):
+            principal_angles(matrix, matrix * math.nan)
+
+
 def test_half_precision_is_measured_in_float32(data):
     weight = normal(8, 3, seed=4).bfloat16()
     angles = pca_angles(weight, data.bfloat16())

@@ -62,6 +62,17 @@ def test_sparsity_of_codes():
     assert code_sparsity(code.view(5, 1, 4)).shape == (5, 1)
 
 
+def test_no_number_is_no_figure():
+    code = torch.tensor([[0.5, math.nan, 0.0], [0.5, 0.5, 0.0], [0.5, 0.5, math.inf]])
+    for share in (active_share(code), saturated_share(code)):
+        assert share.isnan().tolist() == [False, True, False]
+    assert code_sparsity(code).isnan().tolist() == [True, False, True]
+    assert code_sparsity(torch.tensor([[math.nan], [math.inf], [0.0], [2.0]])).isnan().tolist() == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert dead_units(code).tolist() == [True, False, False]
+
+
 def test_counts_go_beyond_what_float32_counts_one_by_one():
     code = torch.ones(1, 1).expand(2**24 + 3, 1)
     assert active_share(code).item() == 1.0
