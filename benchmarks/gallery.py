@@ -138,9 +138,11 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The pictures of the documentation.")
-    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], default=[], metavar="NAME")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default all of {', '.join(PICTURES)}")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
     arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(PICTURES):
+        parser.error(f"names: {min(unknown)!r} is not one of {', '.join(PICTURES)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or PICTURES:
         content = plots.render(PICTURES[name](), dpi=DPI)

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from ._version import __version__
 from .bench.command import BenchConfig, bench
+from .figures import as_json, layer_cells, summary_cells
 from .files import write_whole
 from .ops.backend import backend_of, requested_backend
 from .plot_command import PlotConfig, plot
@@ -137,7 +138,7 @@ def _train(config: TrainConfig, console: Console) -> None:
     rows, part = (test, "test") if test is not None else (result.dataset.train, "only")
     probe = result.dataset.train if test is not None else None
     figures = evaluate(result.stack, rows, classifier=result.classifier, probe_rows=probe)
-    write_whole(result.path / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    write_whole(result.path / "evaluation.json", as_json(figures) + "\n")
     _print_figures(console, figures, f"{result.dataset.name}, {part} part")
     console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)", highlight=False)
 
@@ -181,13 +182,10 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
 
     checkpoint, dataset = _load(config.run, config.data)
     rows, part = (dataset.test, "test") if dataset.test is not None else (dataset.train, "only")
-    classifier = checkpoint.classifier
-    if classifier is not None:
-        classifier.eval()
     probe = dataset.train if config.probe and dataset.test is not None else None
-    figures = evaluate(checkpoint.stack, rows, classifier=classifier, probe_rows=probe)
+    figures = evaluate(checkpoint.stack, rows, classifier=checkpoint.classifier, probe_rows=probe)
     if config.json:
-        print(json.dumps(figures, indent=2))
+        print(as_json(figures))
     else:
         _print_figures(console, figures, f"{dataset.name}, {part} part")
 
@@ -296,27 +294,13 @@ def _print_figures(console: Console, figures: dict[str, Any], title: str) -> Non
     summary = Table(
         "", "", show_header=False, box=SIMPLE, title=f"{title}: {figures['rows']} rows", title_justify="left"
     )
-    summary.add_row(
-        f"reconstruction ({figures['loss']}, sum over features)", f"{figures['reconstruction']:.4f}"
-    )
-    summary.add_row("mean squared error a feature", f"{figures['mse']:.6f}")
-    summary.add_row("contractive penalty of the encoder", f"{figures['contractive_penalty']:.4f}")
-    for name in ("probe_error", "classifier_error"):
-        if name in figures:
-            summary.add_row(name.replace("_", " "), f"{100 * figures[name]:.2f} %")
+    for cells in summary_cells(figures):
+        summary.add_row(*cells)
     console.print(summary, highlight=False)
-    layers = Table("layer", "units", "loss", "penalty", "slope²", "norm²", "saturated", "dead", box=SIMPLE)
-    for number, layer in enumerate(figures["layers"], 1):
-        layers.add_row(
-            str(number),
-            str(layer["units"]),
-            f"{layer['reconstruction']:.2f} {layer['loss']}",
-            f"{layer['contractive_penalty']:.3f}",
-            f"{layer['mean_squared_slope']:.4f}",
-            f"{layer['mean_squared_norm']:.3f}",
-            f"{100 * layer['saturated_share']:.1f} %",
-            str(layer["dead_units"]),
-        )
+    columns = ("layer", "units", "loss", "penalty", "slope²", "norm²", "saturated", "dead")
+    layers = Table(*columns, box=SIMPLE)
+    for cells in layer_cells(figures["layers"]):
+        layers.add_row(*(cells[column] for column in columns))
     console.print(layers, highlight=False)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from .figures import layer_cells, summary_cells
 from .files import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class PlotConfig:
         formats: of the pictures' files.
         rows: how many rows of the test part (or the only one) to draw and to measure Jacobians on.
         projection: how codes are drawn in two dimensions.
+        shape: of a row as an image, as in 28 28; with 1 and its width, rows are drawn as lines and strips. By
+            default that of the data; a flat row whose width is a square is taken for a square image.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -43,10 +46,15 @@ class PlotConfig:
     formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg")
     rows: int = 1000
     projection: Literal["tsne", "pca"] = "tsne"
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows: must be a whole number >= 1, got {self.rows!r}")
+        if self.shape and (len(self.shape) not in (2, 3) or min(self.shape) < 1):
+            raise ValueError(
+                f"shape: expected height and width, and perhaps channels, got {list(self.shape)}"
+            )
 
 
 def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[Path]:
@@ -55,7 +63,7 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
     Each file appears whole or not at all. The same checkpoint and log give the same bytes.
 
     Raises:
-        ValueError: ``out`` cannot be written to, before anything is drawn.
+        ValueError: ``out`` cannot be written to or ``shape`` is not that of a row, before anything is drawn.
         DataError: a package of the extra ``train`` is missing.
     """
     from .train.sources import require
@@ -71,21 +79,22 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
     import torch
 
     from .plots import render, spread
+    from .plots.arrays import image_shape
     from .plots.page import Picture, render_page
     from .plots.run import Subject, draw
     from .train.evaluation import evaluate
 
-    stack, classifier = checkpoint.stack.eval(), checkpoint.classifier
-    if classifier is not None:
-        classifier.eval()
+    stack = checkpoint.stack.eval()
+    shape = config.shape or checkpoint.feature_shape
+    image_shape(stack.sizes[0], shape)
     rows, part = (dataset.test, "test part") if dataset.test is not None else (dataset.train, "only part")
-    figures = evaluate(stack, rows, classifier=classifier)
+    figures = evaluate(stack, rows, classifier=checkpoint.classifier)
     index = spread(len(rows), config.rows)
     subject = Subject(
         stack,
         torch.from_numpy(rows.read(index)).to(next(stack.parameters()).detach()),
         None if rows.labels is None else rows.labels[index],
-        checkpoint.feature_shape,
+        shape,
         read_log(checkpoint.path),
         config.projection,
     )
@@ -130,49 +139,15 @@ def _tables(checkpoint: Checkpoint, figures: dict[str, Any]) -> list[Table]:
     from .plots.page import Table
     from .train.config import TrainConfig
 
-    loss = f"reconstruction ({figures['loss']}, sum over features, mean over rows)"
-    whole = [
-        (loss, f"{figures['reconstruction']:.4f}"),
-        ("mean squared error of a feature", f"{figures['mse']:.6f}"),
-        ("contractive penalty ‖∂h/∂x‖², mean over rows", f"{figures['contractive_penalty']:.4f}"),
-    ]
-    if "classifier_error" in figures:
-        whole.append(("classifier's error", f"{100 * figures['classifier_error']:.2f} %"))
-    header = (
-        "layer",
-        "units",
-        "activation",
-        "loss",
-        "penalty",
-        "slope²",
-        "norm²",
-        "mean code",
-        "sparsity",
-        "saturated",
-    )
     layers = [
-        (
-            str(number),
-            str(layer["units"]),
-            autoencoder.options.activation,
-            f"{layer['reconstruction']:.2f} {layer['loss']}",
-            f"{layer['contractive_penalty']:.3f}",
-            f"{layer['mean_squared_slope']:.4f}",
-            f"{layer['mean_squared_norm']:.3f}",
-            f"{layer['mean_activation']:.3f}",
-            f"{layer['mean_sparsity']:.3f}",
-            f"{100 * layer['saturated_share']:.1f} %",
-            str(layer["dead_units"]),
-        )
-        for number, (autoencoder, layer) in enumerate(
-            zip(checkpoint.stack.autoencoders, figures["layers"], strict=True), 1
-        )
+        {"layer": "", "units": "", "activation": layer.options.activation, **cells}  # in this order
+        for layer, cells in zip(checkpoint.stack.autoencoders, layer_cells(figures["layers"]), strict=True)
     ]
     options, defaults = _flat(checkpoint.config), _flat(TrainConfig().to_dict())
     chosen = [(name, value) for name, value in options.items() if defaults.get(name) != value]
     tables = [
-        Table("Figures", ("", "value"), whole),
-        Table("Layers, each on its own input", (*header, "dead"), layers),
+        Table("Figures, means over rows", ("", "value"), summary_cells(figures)),
+        Table("Layers, each on its own input", tuple(layers[0]), [tuple(cells.values()) for cells in layers]),
         Table("The whole configuration", ("option", "value"), [*options.items()], numbers=False, folded=True),
     ]
     if chosen:

@@ -22,7 +22,10 @@ def as_array(name: str, values: Values, ndim: int) -> np.ndarray:
     """
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array of numbers ({error})") from None
     if array.ndim != ndim or not array.size:
         raise ValueError(
             f"{name}: expected {ndim} dimensions and entries in them, got shape {list(array.shape)}"
@@ -59,10 +62,24 @@ def same_shape(name: str, array: np.ndarray, like: np.ndarray, other: str) -> No
         raise ValueError(f"{name}: expected shape {list(like.shape)} of {other}, got {list(array.shape)}")
 
 
+def check_count(name: str, value: int, least: int = 1) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: must be a whole number >= {least}, got {value!r}")
+
+
+def extent(values: np.ndarray) -> tuple[float, float]:
+    """The least and the largest value, or a range about them where they are equal but for rounding."""
+    low, high = float(values.min()), float(values.max())
+    magnitude = max(abs(low), abs(high))
+    if high - low > 1e-9 * magnitude:
+        return low, high
+    half = max(0.5, 1e-3 * magnitude)
+    return low - half, high + half
+
+
 def spread(size: int, limit: int) -> np.ndarray:
     """At most ``limit`` indices below ``size``, evenly spread and in order."""
-    if limit < 1:
-        raise ValueError(f"limit: must be a whole number >= 1, got {limit!r}")
+    check_count("limit", limit)
     return np.arange(size) if size <= limit else np.linspace(0, size - 1, limit).round().astype(np.intp)
 
 
@@ -96,8 +113,9 @@ def image_shape(width: int, shape: Sequence[int] | None = None) -> ImageShape | 
     Raises:
         ValueError: ``shape`` does not hold ``width`` values.
     """
-    if shape is not None and math.prod(shape) != width:
-        raise ValueError(f"shape: {list(shape)} does not hold the {width} values of a row")
+    if isinstance(shape, int) or (shape is not None and math.prod(shape) != width):
+        given = shape if isinstance(shape, int) else list(shape)
+        raise ValueError(f"shape: {given} does not hold the {width} values of a row")
     match tuple(shape or ()):
         case (height, columns) if min(height, columns) > 1:
             return ImageShape(height, columns)

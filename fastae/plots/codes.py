@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..activations import get_activation
 from ..diagnostics import saturated
-from .arrays import Values, as_array, as_labels, spread
+from .arrays import Values, as_array, as_labels, extent, spread
 from .style import CLASS_COLOURS, COLOURS, GAP, INK, new_figure, percent, styled
 
 _BINS = 40
@@ -47,12 +47,8 @@ def code_histogram(
         values = as_array(f"codes {number}", code, 2)
         low, high = (
             bound if math.isfinite(bound) else extreme
-            for bound, extreme in zip(
-                get_activation(activation).bounds, (values.min(), values.max()), strict=True
-            )
+            for bound, extreme in zip(get_activation(activation).bounds, extent(values), strict=True)
         )
-        if not high > low:
-            low, high = low - 0.5, high + 0.5
         edges = np.linspace(low, high, _BINS + 1)
         flat = _saturated(values, activation)
         axes = figure.add_subplot(rows, columns, number)
@@ -74,11 +70,11 @@ def code_histogram(
                 below = below + shares
         axes.set_title(f"layer {number}: {values.shape[1]} {activation.replace('_', '-')} units")
         axes.set(xlabel="code h", ylabel="share of all codes", xlim=(low, high))
-        axes.set_ylim(0.0, 1.1 * below.max())
+        axes.set_ylim(0.0, 1.5 * below.max())  # room for the legend above the bars
         axes.yaxis.set_major_locator(MaxNLocator(6))
         percent(axes.yaxis)
         if not get_activation(activation).needs_preactivation:
-            axes.legend(title=f"saturated: {100 * flat.mean():.1f} %", loc="best")
+            axes.legend(title=f"saturated: {100 * flat.mean():.1f} %", loc="upper center", ncols=2)
     return figure
 
 
@@ -170,7 +166,10 @@ def _draw_classes(axes, places: np.ndarray, classes: np.ndarray, size: float) ->
     for number, label in enumerate(named):
         members = places[classes == label]
         colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
-        axes.scatter(*members.T, s=size, color=colour, alpha=0.75, linewidths=0, label=str(label))
+        marker = "o^"[number // len(CLASS_COLOURS)]
+        axes.scatter(
+            *members.T, s=size, color=colour, marker=marker, alpha=0.75, linewidths=0, label=str(label)
+        )
     for label in named:
         members = places[classes == label]
         middle = np.median(members, axis=0)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .arrays import Values, as_array, as_curves
-from .style import COLOURS, new_figure, styled
+from .style import COLOURS, INK, new_figure, plain, styled, whole
 
 _PARTS = {"train": "training", "validation": "validation"}
 _UNITS = {
@@ -32,28 +32,31 @@ _MARKERS = "os^Dv<>"
 def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learning curves") -> Figure:
     """One panel for each stage and term, over epochs: training and, where there is one, validation.
 
-    Terms come without their weights, the total with them; a total that is its only term is left out.
+    Terms come without their weights, the total with them; a total that is its only term is left out. Curves
+    are broken, and crosses below them, where values are not finite.
 
     Args:
         history: rows of a run's ``history`` or of its log.csv (numbers may be text; empty is missing).
 
     Raises:
-        ValueError: there is no finite value of any term.
+        ValueError: there is no finite value of any term, or a row without stage or epoch.
     """
     panels: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for row in history:
+    for index, row in enumerate(history):
+        epoch = _number(row.get("epoch"))
+        if epoch is None or "stage" not in row:
+            raise ValueError(f"history: row {index} needs a stage and an epoch, got {dict(row)}")
         for term in _UNITS:
             for part in _PARTS:
-                value = _number(row.get(f"{part}_{term}"))
-                if math.isfinite(value):
+                if (value := _number(row.get(f"{part}_{term}"))) is not None:
                     curves = panels.setdefault((str(row["stage"]), term), {})
-                    curves.setdefault(part, []).append((float(row["epoch"]), value))
+                    curves.setdefault(part, []).append((epoch, value))
     stages = {stage: [term for name, term in panels if name == stage] for stage, _ in panels}
     shown = [
         (stage, term) for stage, terms in stages.items() for term in _UNITS
         if term in terms and not (term == "total" and set(terms) == {"total", "reconstruction"})
     ]  # fmt: skip
-    if not shown:
+    if not any(math.isfinite(y) for curves in panels.values() for curve in curves.values() for _, y in curve):
         raise ValueError(f"history: no finite value in {len(history)} rows")
     columns = 2 if len(shown) == 4 else min(_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -64,13 +67,25 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learn
             if part in panels[stage, term]:
                 epochs, values = np.array(panels[stage, term][part]).T
                 values = 100 * values if term == "error" else values
-                marker = "o" if len(values) < 8 else ""
-                axes.plot(epochs, values, line, color=colour, marker=marker, label=_PARTS[part])
+                lost = ~np.isfinite(values)
+                if not lost.all():
+                    # a value between two breaks has no line to be seen by
+                    marker = "o" if len(values) < 8 or lost.any() else ""
+                    values = np.where(lost, np.nan, values)
+                    axes.plot(epochs, values, line, color=colour, marker=marker, label=_PARTS[part])
+                if lost.any():
+                    axes.plot(
+                        epochs[lost], np.full(lost.sum(), 0.06), "x", color=INK, markersize=6,
+                        transform=axes.get_xaxis_transform(), label="not finite",
+                    )  # fmt: skip
         axes.set_title(f"{stage}: {term.replace('_', '-')}")
         supervised = "error" in stages[stage] and term == "total"
         axes.set(xlabel="epoch", ylabel="cross-entropy,\nmean over rows" if supervised else _UNITS[term])
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        whole(axes.xaxis, 5, steps=[1, 2, 5, 10])
+        if any(line.get_label() in _PARTS.values() for line in axes.lines):
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        else:  # crosses only, which have no height
+            axes.set_yticks([])
     _legend_of_all(figure)
     return figure
 
@@ -96,15 +111,17 @@ def spectrum(
             raise ValueError(f"values {name}".strip() + f": singular values are >= 0, got {curve.min():g}")
     figure = new_figure(title, 3.4)
     axes = figure.add_subplot()
-    largest = max(curve.max() for curve in curves.values())
-    floor = largest * 1e-6  # what is below is rounding, or a dead unit
+    positive = any(curve.max() > 0.0 for curve in curves.values())
     for (name, curve), colour, marker in _looks(curves):
-        kept = np.where(curve > floor, curve, np.nan) if largest > 0.0 else curve
+        if positive and not curve.any():
+            name = f"{name} (all are 0)"  # nowhere on a logarithmic scale
+        floor = curve.max() * 1e-6  # what is below is rounding, or a dead unit
+        kept = np.where(curve > floor, curve, np.nan) if positive else curve
         _line(axes, np.arange(1, len(curve) + 1), kept, name, colour, marker)
-    if largest > 0.0:
+    if positive:
         axes.set_yscale("log")
     axes.set(xlabel="number, largest first", ylabel="singular value of ∂h/∂x,\nmean over rows")
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    whole(axes.xaxis, 10)
     _legend(axes, curves)
     return figure
 
@@ -125,16 +142,17 @@ def contraction(
     distances = as_array("radii", radii, 1)
     if distances.min() <= 0.0:
         raise ValueError(f"radii: must be positive, got {distances.min():g}")
+    order = np.argsort(distances, kind="stable")
     curves = as_curves("ratios", ratios)
     figure = new_figure(title, 3.4)
     axes = figure.add_subplot()
     for (name, curve), colour, marker in _looks(curves):
         if len(curve) != len(distances):
             raise ValueError(f"ratios {name}".strip() + f": {len(curve)} values for {len(distances)} radii")
-        _line(axes, distances, curve, name, colour, marker)
+        _line(axes, distances[order], curve[order], name, colour, marker)
     if distances.max() > 8 * distances.min():
         axes.set_xscale("log")
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, 1.15 * max(curve.max() for curve in curves.values()) or 1.0)
     axes.set(xlabel="distance ‖e‖ in the input's units", ylabel="‖h(x + e) - h(x)‖ / ‖e‖,\nmean over rows")
     _legend(axes, curves)
     return figure
@@ -148,7 +166,7 @@ def _looks(curves: Mapping[str, np.ndarray]):
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, name: str, colour: str, marker: str) -> None:
     every = max(1, len(x) // 12)
-    axes.plot(x, y, color=colour, marker=marker, markevery=every, label=name or None)
+    axes.plot(x, y, color=colour, marker=marker, markevery=every, label=plain(name) or None)
 
 
 def _legend(axes: Axes, curves: Mapping[str, np.ndarray]) -> None:
@@ -165,8 +183,8 @@ def _legend_of_all(figure: Figure) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):  # empty cells, and what a kill cut off
-        return math.nan
+        return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import diagnostics
 from ..nn import Autoencoder, StackedAutoencoder
-from .arrays import Values, as_array, same_shape, spread
+from .arrays import Values, as_array, check_count, same_shape, spread
 from .style import COLOURS, MAGNITUDE, new_figure, styled
 
 
@@ -35,18 +35,23 @@ def vector_field_2d(
     Args:
         data: [N, 2].
         field: an autoencoder of two features, or the map from points [G, 2] to displacements [G, 2].
-        grid: arrows along the longer side.
-        margin: around the data, as a share of their extent.
+        grid: arrows along the longer side, at least 2.
+        margin: around the data, as a share of their extent, above 0.
         limit: of the data drawn.
 
     Raises:
-        ValueError: ``data`` or the displacements are not [N, 2] and finite.
+        ValueError: ``data`` or the displacements are not [N, 2] and finite, or another argument, named.
     """
     points = as_array("data", data, 2)
     if points.shape[1] != 2:
         raise ValueError(f"data: expected two features, got {points.shape[1]}")
+    check_count("grid", grid, 2)
+    if not 0.0 < margin < np.inf:
+        raise ValueError(f"margin: must be a finite number > 0, got {margin!r}")
     low, high = points.min(0), points.max(0)
-    extent = max(float((high - low).max()), 1e-9)
+    extent, magnitude = float((high - low).max()), float(np.abs(points).max())
+    if extent <= 1e-9 * magnitude or not extent:  # a single point
+        extent = max(1.0, 0.1 * magnitude)
     low, high = low - margin * extent, high + margin * extent
     counts = np.maximum(2, np.rint(grid * (high - low) / (high - low).max())).astype(int)
     sides = [np.linspace(*side) for side in zip(low, high, counts, strict=True)]

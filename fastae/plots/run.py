@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from .. import diagnostics, functional
 from ..nn import StackedAutoencoder
-from .arrays import spread
+from .arrays import image_shape, spread
 from .codes import code_histogram, code_map
 from .curves import contraction, learning_curves, spectrum
 from .field import vector_field_2d
 from .tiles import errors, filters, reconstructions, tangent_tiles
 
 _JACOBIAN_ROWS = 64  # at most, that a spectrum averages over
-_JACOBIAN_EFFORT = 1 << 32  # of their decompositions: a few seconds
+_JACOBIAN_EFFORT = 1 << 32  # of the decompositions of a picture: a few seconds, unless one row needs more
 _TILES, _POINTS, _DIRECTIONS = 14, 6, 8
 
 
@@ -116,15 +116,18 @@ def _reconstructions(subject: Subject) -> Drawing:
         "reconstructions",
         "Reconstructions",
         f"Rows{noise} and what all layers together make of them.",
-        f"{len(x)} rows{noise} and their reconstructions.",
+        f"{_rows(len(x))}{noise} and their reconstructions.",
         reconstructions(x, reconstructed, None if corruption is None else seen, shape=subject.shape),
     )
 
 
 def _filters(subject: Subject) -> Iterator[Drawing]:
-    seen = torch.eye(subject.x.shape[1]).to(subject.x)
+    form = image_shape(subject.x.shape[1], subject.shape)
+    colour = " (red) or inactive (blue)" if form is None or form.channels == 1 else ""
+    seen = None
     for number, (layer, code) in enumerate(zip(subject.stack.autoencoders, subject.codes, strict=True), 1):
-        seen = layer.encoder.weight.detach() @ seen  # what the units would see if those below were linear
+        weight = layer.encoder.weight.detach()
+        seen = weight if seen is None else weight @ seen  # what units would see if those below were linear
         title, how = f"Filters of layer {number}", ""
         if number > 1:
             title += ", through those below"
@@ -132,8 +135,8 @@ def _filters(subject: Subject) -> Iterator[Drawing]:
         yield Drawing(
             f"filters-{number}",
             title,
-            f"What makes a unit of layer {number} active (red) or inactive (blue); the units whose codes "
-            f"vary most come first.{how}",
+            f"What makes a unit of layer {number} active{colour}; the units whose codes vary most come "
+            f"first.{how}",
             f"Weights of layer {number}'s units over the input, one tile a unit.",
             filters(seen, shape=subject.shape, usage=code.std(0, correction=0), title=title),
         )
@@ -145,7 +148,7 @@ def _codes(subject: Subject) -> Drawing:
     return Drawing(
         "codes",
         "Values of the codes",
-        f"All codes of {len(subject.x)} rows. Saturated ones, whose slope is at most 0.19 of that at 0, "
+        f"All codes of {_rows(len(subject.x))}. Saturated ones, whose slope is at most 0.19 of that at 0, "
         "hardly move with the input.",
         f"Histograms of the codes of each layer, whose means are {means}.",
         code_histogram(subject.codes, activations),
@@ -161,7 +164,7 @@ def _code_map(subject: Subject) -> Drawing:
     return Drawing(
         "code-map",
         "Map of the codes",
-        f"The last layer's codes of {len(subject.x)} rows{by}. {how}",
+        f"The last layer's codes of {_rows(len(subject.x))}{by}. {how}",
         f"Scatter plot of {len(subject.x)} codes{by}.",
         code_map(subject.codes[-1], subject.labels, method=subject.projection),
     )
@@ -169,18 +172,27 @@ def _code_map(subject: Subject) -> Drawing:
 
 def _spectrum(subject: Subject) -> Drawing:
     sizes = subject.stack.sizes
-    limit = max(1, min(_JACOBIAN_ROWS, _JACOBIAN_EFFORT // (min(sizes) ** 2 * max(sizes))))
-    x = subject.x[spread(len(subject.x), limit)]
+    effort = sum(_effort(sizes[: depth + 1]) for depth in range(1, len(sizes)))
+    x = subject.x[spread(len(subject.x), max(1, min(_JACOBIAN_ROWS, _JACOBIAN_EFFORT // effort)))]
     values = {name: diagnostics.jacobian_spectrum(encoder, x) for name, encoder in subject.encoders.items()}
     largest = ", ".join(f"{float(curve[0]):.3g}" for curve in values.values())
     return Drawing(
         "spectrum",
         "Spectrum of the Jacobian",
-        f"Singular values of ∂h/∂x, means over {len(x)} rows; their squares sum to the contractive penalty. "
-        "Where they fall fast, the code follows few directions and ignores the others.",
+        f"Singular values of ∂h/∂x, means over {_rows(len(x))}; each row's own, squared, sum to its "
+        "contractive penalty. Where they fall fast, the code follows few directions and ignores the others.",
         f"Falling curves, one for each depth; the largest values are {largest}.",
         spectrum(values),
     )
+
+
+def _effort(sizes: Sequence[int]) -> int:
+    """Of decomposing the Jacobian of one row."""
+    return min(sizes) ** 2 * max(sizes)
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def _contraction(subject: Subject) -> Drawing:
@@ -202,29 +214,33 @@ def _contraction(subject: Subject) -> Drawing:
 
 
 def _tangents(subject: Subject) -> Drawing:
-    x = subject.x[spread(len(subject.x), _POINTS)]
+    limit = max(1, min(_POINTS, _JACOBIAN_EFFORT // _effort(subject.stack.sizes)))
+    x = subject.x[spread(len(subject.x), limit)]
     directions, _ = diagnostics.tangents(subject.stack, x, min(_DIRECTIONS, *subject.stack.sizes))
     return Drawing(
         "tangents",
         "Directions that the code follows",
         "Leading right singular vectors of ∂h/∂x of the whole encoder: the ways in which a row can move and "
         "be noticed. Their sign has no meaning.",
-        f"{len(x)} rows beside their {directions.shape[1]} most sensitive directions.",
+        f"{_rows(len(x))} beside their {directions.shape[1]} most sensitive directions.",
         tangent_tiles(x, directions, shape=subject.shape),
     )
 
 
 def _errors(subject: Subject) -> Drawing:
-    scores, _ = diagnostics.reconstruction_errors(subject.stack, subject.x)
+    scores, _ = diagnostics.reconstruction_errors(subject.stack, subject.x, excess=True)
     with torch.no_grad():
         reconstructed = subject.stack.reconstruct(subject.x)
     loss = subject.stack.autoencoders[0].options.loss
+    unit, what = loss, "The error"
+    if loss == "bce":
+        unit, what = "bce - entropy of x", "The cross-entropy, less that of a perfect reconstruction,"
     return Drawing(
         "errors",
         "Reconstruction error of each row",
-        "The error of clean rows as an anomaly score: those on the right are unlike the training data.",
+        f"{what} of clean rows as an anomaly score: those on the right are unlike the training data.",
         f"Histogram of {len(scores)} errors above the rows that are reconstructed best and worst.",
-        errors(scores, subject.x, reconstructed, shape=subject.shape, unit=f"{loss}, sum over features"),
+        errors(scores, subject.x, reconstructed, shape=subject.shape, unit=f"{unit}, sum over features"),
     )
 
 

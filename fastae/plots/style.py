@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 WIDTH = 7.2  # inches, of every figure
@@ -112,8 +112,14 @@ def new_figure(title: str, height: float) -> Figure:
     """An empty figure of the common width, outside pyplot; ``height`` in inches."""
     figure = Figure(figsize=(WIDTH, height), layout=_Layout())
     FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, _TITLE_CHARACTERS), x=0.01, horizontalalignment="left")
+    figure.suptitle(textwrap.fill(plain(title), _TITLE_CHARACTERS), x=0.01, horizontalalignment="left")
     return figure
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib takes as it is: a dollar begins no formula, an underscore hides no curve."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def colours(name: str) -> Colormap:
@@ -124,6 +130,11 @@ def colours(name: str) -> Colormap:
 def percent(axis: Axis) -> None:
     """Shares as percentages, with no more digits than they need."""
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
+
+
+def whole(axis: Axis, most: int, **options: Any) -> None:
+    """Ticks at whole numbers only, also where there is a single one."""
+    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1, **options))
 
 
 def bare(axes: Axes) -> None:

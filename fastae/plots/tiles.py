@@ -12,8 +12,18 @@ from matplotlib.gridspec import GridSpec, SubplotSpec
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from .arrays import Values, as_array, image_shape, montage, same_shape, spread
-from .style import COLOURS, INK, SIGNED, WIDTH, bare, colours, new_figure, percent, styled
+from .arrays import (
+    ImageShape,
+    Values,
+    as_array,
+    check_count,
+    extent,
+    image_shape,
+    montage,
+    same_shape,
+    spread,
+)
+from .style import COLOURS, INK, SIGNED, WIDTH, bare, colours, new_figure, percent, styled, whole
 
 _DATA = "Greys"
 _LOOKS = (
@@ -24,6 +34,8 @@ _LOOKS = (
 _MOST_FEATURES = 240  # drawn of a row that is no image
 _PANELS = 6
 _TILES = 10
+_TALLEST, _LOWEST = 9.0, 2.4  # inches, of a picture, and of a figure with a colour bar
+_LINE = 0.19  # inches that a name takes
 
 
 @styled
@@ -51,7 +63,7 @@ def filters(
     norms = np.linalg.norm(rows, axis=1)
     order_by = norms if usage is None else as_array("usage", usage, 1)
     same_shape("usage", order_by, norms, "the units")
-    spread(len(rows), limit)
+    check_count("limit", limit)
     rows = rows[np.argsort(-order_by, kind="stable")[:limit]]
     form = image_shape(rows.shape[1], shape)
     order = "largest norm" if usage is None else "most used"
@@ -105,17 +117,15 @@ def reconstructions(
     for name, rows in named.items():
         same_shape(name, rows, first, "clean")
     form = image_shape(first.shape[1], shape)
-    chosen = spread(len(first), limit if form else min(limit, _PANELS))
+    chosen = spread(len(first), _fitting(form, limit) if form else min(limit, _PANELS))
     named = {name: rows[chosen] for name, rows in named.items()}
     if form is None:
         return _line_panels(title, named, [f"row {number}" for number in chosen])
     tiles = [form.images(rows) for rows in named.values()]
-    low, high = _extent(named["clean"])
+    low, high = extent(named["clean"])
     canvas = montage(_scaled(np.concatenate(tiles), low, high), len(chosen))
-    figure = new_figure(title, 0.5 + _height(canvas, 0.86 if len(chosen) > 4 else 0.35))
-    axes = figure.add_subplot()
-    _show(axes, canvas, _DATA, low, high)
-    _name_rows(axes, list(named), len(canvas))
+    figure = new_figure(title, 0.5 + _named_height(canvas, len(named), 0.86 if len(chosen) > 4 else 0.35))
+    _show_named(figure.add_subplot(), canvas, list(named), low, high)
     return figure
 
 
@@ -142,12 +152,12 @@ def tangent_tiles(
     """
     rows, vectors = as_array("points", points, 2), as_array("directions", directions, 3)
     same_shape("directions", vectors[:, 0], rows, "the points")
-    spread(len(rows), limit)
+    check_count("limit", limit)
     rows, vectors = rows[:limit], vectors[:limit, :8]
     count, form = vectors.shape[1], image_shape(rows.shape[1], shape)
     scale = _symmetric(vectors)
     if form is None:
-        figure = new_figure(title, 1.0 + min(7.0, len(rows) * (0.45 + 0.16 * count)))
+        figure = new_figure(title, max(_LOWEST, 1.0 + min(7.0, len(rows) * (0.45 + 0.16 * count))))
         panels = [figure.add_subplot(len(rows), 1, number + 1) for number in range(len(rows))]
         for number, axes in enumerate(panels):
             image = _strips(axes, vectors[number], scale, labelled=axes is panels[-1])
@@ -155,19 +165,19 @@ def tangent_tiles(
             axes.set_ylabel(f"point {number + 1}")
         _bar(figure, panels, image, "weight in the direction")  # pyright: ignore[reportPossiblyUnboundVariable]
         return figure
-    low, high = _extent(rows)
+    low, high = extent(rows)
     left = montage(_scaled(form.images(rows), low, high), 1)
     tiles = _signed(form.images(vectors.reshape(-1, rows.shape[1])), scale)
     right = montage(tiles, count)
     share = (left.shape[1] + right.shape[1]) / WIDTH / 0.8
-    figure = new_figure(title, min(9.0, 0.7 + len(left) / share))
+    figure = new_figure(title, max(_LOWEST, min(_TALLEST, 0.7 + len(left) / share)))
     grid = GridSpec(1, 2, figure, width_ratios=[left.shape[1], right.shape[1]])
     axes = figure.add_subplot(grid[0])
     _show(axes, left, _DATA, low, high)
     axes.set_title("row", loc="center")
     axes = figure.add_subplot(grid[1])
     image = _show(axes, right, SIGNED, -scale, scale)
-    axes.set_title("directions, most sensitive first", loc="center")
+    axes.set_title(f"directions 1 to {count}" if count > 1 else "direction", loc="center")
     if form.channels == 1:
         _bar(figure, axes, image, "weight in the direction")
     return figure
@@ -204,7 +214,8 @@ def errors(
     same_shape("reconstructed", r, x, "rows")
     same_shape("values", scores, x[:, 0], "rows, one for each")
     form = image_shape(x.shape[1], shape)
-    count = max(1, min(count if form else 3, len(scores) // 2))
+    check_count("count", count)
+    count = max(1, min(_fitting(form, count) if form else 3, len(scores) // 2))
     order = np.argsort(scores, kind="stable")
     groups = {"best": order[:count]}
     if len(scores) > 1:
@@ -212,12 +223,14 @@ def errors(
     if form is None:
         height = 1.5 * len(groups)
     else:
-        low, high = _extent(x)
+        low, high = extent(x)
         canvases = {
             name: montage(_scaled(form.images(np.concatenate([x[index], r[index]])), low, high), count)
             for name, index in groups.items()
         }
-        height = sum(0.25 + _height(canvas, 0.86 if count > 4 else 0.4) for canvas in canvases.values())
+        share = 0.86 if count > 4 else 0.4
+        heights = [0.25 + _named_height(canvas, 2, share) for canvas in canvases.values()]
+        height = min(_TALLEST, sum(heights))
     figure = new_figure(title, 2.9 + height)
     grid = GridSpec(1 + len(groups), 1, figure, height_ratios=[2.3, *[height / len(groups)] * len(groups)])
     _histogram(figure.add_subplot(grid[0]), scores, unit)
@@ -228,9 +241,9 @@ def errors(
             _lines(figure, grid[place], {"row": x[index], "reconstruction": r[index]}, heading)
         else:
             axes = figure.add_subplot(grid[place])
-            _show(axes, canvases[name], _DATA, low, high)  # pyright: ignore[reportPossiblyUnboundVariable]
+            names = ["row", "reconstruction"]
+            _show_named(axes, canvases[name], names, low, high)  # pyright: ignore[reportPossiblyUnboundVariable]
             axes.set_title(heading)
-            _name_rows(axes, ["row", "reconstruction"], len(canvases[name]))  # pyright: ignore[reportPossiblyUnboundVariable]
     if form is None:
         figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -240,14 +253,12 @@ def errors(
 
 
 def _symmetric(weights: np.ndarray) -> float:
-    """The magnitude at the ends of the colour scale; a few outliers do not wash out the rest."""
+    """The magnitude at the ends of the colour scale.
+
+    A few outliers do not wash out the rest, and what is below a tenth of them is not blown up either.
+    """
     magnitudes = np.abs(weights)
-    return float(np.quantile(magnitudes, 0.99)) or float(magnitudes.max()) or 1.0
-
-
-def _extent(rows: np.ndarray) -> tuple[float, float]:
-    low, high = float(rows.min()), float(rows.max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return max(float(np.quantile(magnitudes, 0.99)), 0.1 * float(magnitudes.max())) or 1.0
 
 
 def _scaled(images: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -260,8 +271,19 @@ def _signed(images: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _height(canvas: np.ndarray, share: float) -> float:
-    """Inches that a picture takes as ``share`` of the figure's width."""
-    return share * WIDTH * canvas.shape[0] / canvas.shape[1]
+    """Inches that a picture takes as ``share`` of the figure's width, or less where it would be too tall."""
+    return min(_TALLEST, share * WIDTH * canvas.shape[0] / canvas.shape[1])
+
+
+def _named_height(canvas: np.ndarray, names: int, share: float) -> float:
+    """The same, where there must be room for the names of its rows of tiles."""
+    height = _height(canvas, share)
+    return height if height >= _LINE * names else max(_height(canvas, 0.86), _LINE * names)
+
+
+def _fitting(form: ImageShape, most: int) -> int:
+    """How many tiles beside each other are not too low for a name."""
+    return max(1, min(most, int(0.86 * WIDTH * form.height / (form.width * _LINE))))
 
 
 def _show(axes: Axes, canvas: np.ndarray, cmap: str, low: float, high: float) -> AxesImage:
@@ -269,9 +291,12 @@ def _show(axes: Axes, canvas: np.ndarray, cmap: str, low: float, high: float) ->
     return axes.imshow(canvas, cmap=colours(cmap), vmin=low, vmax=high, interpolation="none")
 
 
-def _name_rows(axes: Axes, names: Sequence[str], height: int) -> None:
-    """Names at the left of a montage of one row of tiles a name."""
-    step = (height - 1) / len(names)
+def _show_named(axes: Axes, canvas: np.ndarray, names: Sequence[str], low: float, high: float) -> None:
+    """A montage of one row of tiles a name, with the names at its left."""
+    _show(axes, canvas, _DATA, low, high)
+    if _height(canvas, 0.86) < _LINE * len(names):  # a strip, which is stretched
+        axes.set_aspect("auto")
+    step = (len(canvas) - 1) / len(names)
     axes.set_yticks([step * (number + 0.5) for number in range(len(names))], names)
     axes.tick_params(axis="y", length=0, pad=2)
 
@@ -295,8 +320,8 @@ def _strips(axes: Axes, rows: np.ndarray, scale: float, labelled: bool = True) -
         extent=(-0.5, rows.shape[1] - 0.5, len(rows) - 0.5, -0.5),
     )  # fmt: skip
     axes.grid(False)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    whole(axes.xaxis, 8)
+    whole(axes.yaxis, 8)
     if labelled:
         axes.set_xlabel(_features(rows.shape[1], len(kept)))
     else:
@@ -320,7 +345,7 @@ def _line_panels(title: str, named: Mapping[str, np.ndarray], names: Sequence[st
         for (kind, rows), look in zip(named.items(), looks, strict=True):
             axes.plot(kept, rows[number, kept], label=kind, **{**look, **_dotted(len(kept), look)})
         axes.set(title=name, ylabel="value", xlim=(-0.5, width - 0.5))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        whole(axes.xaxis, 6)
         if number >= len(names) - columns:
             axes.set_xlabel(_features(width, len(kept)))
     handles = figure.axes[0].get_legend_handles_labels()
@@ -337,7 +362,7 @@ def _lines(figure: Figure, place: SubplotSpec, named: Mapping[str, np.ndarray], 
         for (kind, rows), look in zip(named.items(), _LOOKS[::2], strict=True):
             axes.plot(kept, rows[number, kept], label=kind, **{**look, **_dotted(len(kept), look)})
         axes.set_xlabel(_features(first.shape[1], len(kept)))
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        whole(axes.xaxis, 4)
     panels[0].set(title=heading, ylabel="value")
 
 
@@ -349,7 +374,7 @@ def _dotted(points: int, look: Mapping[str, object]) -> dict[str, object]:
 def _histogram(axes: Axes, scores: np.ndarray, unit: str) -> None:
     bins = min(60, max(5, round(2 * len(scores) ** 0.5)))
     weights = np.full(len(scores), 1.0 / len(scores))
-    axes.hist(scores, bins, weights=weights, color=COLOURS[0], linewidth=0)
+    axes.hist(scores, bins, range=extent(scores), weights=weights, color=COLOURS[0], linewidth=0)
     for quantile, line in ((0.5, "-"), (0.95, "--")):
         value = float(np.quantile(scores, quantile))
         name = "median" if quantile == 0.5 else f"{100 * quantile:.0f} % of rows are below"
@@ -358,4 +383,4 @@ def _histogram(axes: Axes, scores: np.ndarray, unit: str) -> None:
         )
     axes.set(xlabel=f"error of a row, {unit}", ylabel="share of rows")
     percent(axes.yaxis)
-    axes.legend(loc="upper right", frameon=True, framealpha=1.0, edgecolor="none")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)  # above the bars

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,17 +30,34 @@ def evaluate(
     """Reconstruction, penalty, units and, with labels, classification on ``rows``.
 
     Args:
-        stack: the model; evaluated clean, without noise.
+        stack: the model; evaluated clean, without noise, and left in the mode it is in.
         rows: what to evaluate on.
-        classifier: logits of x, for ``classifier_error``.
+        classifier: logits of x, for ``classifier_error``; as the stack, without its dropout.
         probe_rows: labelled rows to fit the linear probe on (logistic regression on the standardised codes
-            of the last layer); the first ``probe_limit`` of them.
+            of the last layer), of more than one class.
+        probe_limit: of the rows that are drawn from them, always the same ones.
 
     Returns:
         JSON-able values: those of :func:`fastae.diagnostics.diagnose`; ``probe_error`` and
         ``classifier_error``: shares of rows.
+
+    Raises:
+        ValueError: no rows, or no ``probe_rows``.
     """
-    stack.eval()
+    for name, given in (("rows", rows), ("probe_rows", probe_rows)):
+        if given is not None and not len(given):
+            raise ValueError(f"{name}: needs at least one row")
+    with _without_noise(stack, classifier):
+        return _evaluate(stack, rows, classifier, probe_rows, probe_limit)
+
+
+def _evaluate(
+    stack: StackedAutoencoder,
+    rows: Rows,
+    classifier: nn.Module | None,
+    probe_rows: Rows | None,
+    probe_limit: int,
+) -> dict[str, Any]:
     parameter = next(stack.parameters())
     diagnosis = Diagnosis(stack)
     wrong = 0.0
@@ -50,7 +69,9 @@ def evaluate(
             wrong += float((classifier(x).argmax(1) != labels).sum())
     result = diagnosis.result()
     if probe_rows is not None and len(probe_rows) > probe_limit:
-        probe_rows = probe_rows.subset(slice(0, probe_limit))
+        # not the first ones, which may be of one class
+        drawn = np.random.default_rng(0).permutation(len(probe_rows))[:probe_limit]
+        probe_rows = probe_rows.subset(np.sort(drawn))
     if rows.labels is not None:
         if probe_rows is not None and probe_rows.labels is not None and np.ptp(probe_rows.labels):
             result["probe_error"] = _probe_error(stack, probe_rows, rows)
@@ -62,13 +83,26 @@ def evaluate(
 @torch.no_grad()
 def encode_rows(stack: StackedAutoencoder, rows: Rows, depth: int | None = None) -> np.ndarray:
     """The codes of all rows, float32 [N, H]."""
-    stack.eval()
     parameter = next(stack.parameters())
-    codes = [
-        stack.encode(torch.from_numpy(values).to(parameter), depth).float().cpu()
-        for _, values in rows.chunks(_CHUNK)
-    ]
+    with _without_noise(stack):
+        codes = [stack.encode(parameter.new_empty(0, rows.width), depth).float().cpu()]  # of no rows, too
+        for _, values in rows.chunks(_CHUNK):
+            codes.append(stack.encode(torch.from_numpy(values).to(parameter), depth).float().cpu())
     return torch.cat(codes).numpy()
+
+
+@contextmanager
+def _without_noise(*models: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode; then each module is in its own again."""
+    modules = [module for model in models if model is not None for module in model.modules()]
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def _probe_error(stack: StackedAutoencoder, train: Rows, test: Rows) -> float:

@@ -1,5 +1,6 @@
 """What every picture must keep to."""
 
+import itertools
 import sys
 from collections.abc import Callable
 
@@ -28,9 +29,18 @@ def _visible_texts(figure: Figure) -> list[Text]:
     ]
 
 
+def _tick_labels(axis) -> list[Text]:
+    low, high = sorted(axis.get_view_interval())
+    along = 0 if axis.axis_name == "x" else 1
+    labels = [
+        label for label in axis.get_majorticklabels() if label.get_visible() and label.get_text().strip()
+    ]
+    return [label for label in labels if low <= label.get_position()[along] <= high]
+
+
 @pytest.fixture
 def check() -> Callable[[Figure], Figure]:
-    """Renders a figure: nothing empty, nothing cut off, no warning, and nothing left behind in pyplot."""
+    """Renders a figure: nothing is empty, cut off, too tall or over another, and pyplot keeps nothing."""
 
     def checked(figure: Figure) -> Figure:
         png = plots.render(figure, dpi=50)
@@ -42,6 +52,12 @@ def check() -> Callable[[Figure], Figure]:
             extent = text.get_window_extent()
             assert box.x0 <= extent.x0 and extent.x1 <= box.x1, text.get_text()
             assert box.y0 <= extent.y0 and extent.y1 <= box.y1, text.get_text()
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                extents = [label.get_window_extent() for label in _tick_labels(axis)]
+                for one, other in itertools.pairwise(extents):
+                    assert not one.padded(-1.0).overlaps(other.padded(-1.0)), _tick_labels(axis)
+        assert figure.get_figheight() <= 21.0
         pyplot = sys.modules.get("matplotlib.pyplot")
         assert pyplot is None or not pyplot.get_fignums()
         return figure

@@ -140,7 +140,7 @@ def test_the_page_has_the_figures_and_the_configuration(run, drawn):
     page = Page((drawn / "report.html").read_text(encoding="utf-8"))
     values = {row[0]: row[1:] for row in page.rows}
     evaluation = json.loads((run / "evaluation.json").read_text())
-    assert values["classifier's error"] == [f"{100 * evaluation['classifier_error']:.2f} %"]
+    assert values["classifier error"] == [f"{100 * evaluation['classifier_error']:.2f} %"]
     assert [f"{evaluation['reconstruction']:.4f}"] in values.values()
     assert values["corruption"] == ["masking:0.25 none"]
     assert values["pretrain.epochs"] == ["2"]

@@ -25,6 +25,10 @@ SHAPES = [
     (49, None),
     (48, (4, 4, 3)),
     (48, (3, 4, 4)),
+    (180, (6, 30)),
+    (512, (8, 64)),
+    (400, (2, 200)),
+    (1000, (500, 2)),
     (16, None),
     (15, (15,)),
     (1, None),
@@ -50,6 +54,13 @@ def lines(axes) -> dict[str, np.ndarray]:
 def test_filters_of_any_width(check, random, width, shape, units):
     figure = check(plots.filters(random.normal(size=(units, width)), shape=shape))
     assert len(figure.axes) == (1 if width == 48 else 2)  # colours need no colour bar
+
+
+def test_sparse_filters_do_not_blow_up_their_noise():
+    weight = 1e-9 * np.ones((4, 400))
+    weight[:, 0] = 5.0
+    low, high = plots.filters(weight, shape=(20, 20)).axes[0].images[0].get_clim()
+    assert low == -high == -0.5
 
 
 def test_filters_are_tiles_by_norm_on_a_symmetric_scale(random):
@@ -127,7 +138,7 @@ def test_constant_rows(check):
 
 
 @pytest.mark.parametrize(("width", "shape"), SHAPES)
-@pytest.mark.parametrize(("rows", "count"), [(1, 1), (9, 3)])
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 8), (9, 3)])
 def test_tangents_of_any_width(check, random, width, shape, rows, count):
     check(
         plots.tangent_tiles(
@@ -153,8 +164,27 @@ def test_errors_show_the_best_and_the_worst(random):
     assert "error 9 to 9" in worst.get_title("left")
 
 
-def test_equal_errors(check):
-    check(plots.errors(np.zeros(5), np.zeros((5, 16)), np.zeros((5, 16)), shape=(4, 4)))
+@pytest.mark.parametrize("values", [np.zeros(5), np.r_[1.0, 1.0 + 2**-52, np.ones(3)], 1e300 * np.ones(5)])
+def test_equal_errors(check, values):
+    check(plots.errors(values, np.zeros((5, 16)), np.zeros((5, 16)), shape=(4, 4)))
+
+
+def _covered(figure, axes) -> bool:
+    """Whether the legend lies on a bar."""
+    figure.draw_without_rendering()
+    box = axes.get_legend().get_window_extent()
+    return any(box.overlaps(bar.get_window_extent()) for bar in axes.patches if bar.get_height() > 0)
+
+
+@pytest.mark.parametrize("skew", [-1.0, 0.0, 1.0])
+def test_no_legend_covers_a_bar(check, random, skew):
+    values = random.exponential(size=300) * skew if skew else random.uniform(size=300)
+    x = np.zeros((300, 16))
+    figure = check(plots.errors(values, x, x, shape=(4, 4)))
+    assert not _covered(figure, figure.axes[0])
+    code = 1.0 / (1.0 + np.exp(-values - skew))
+    figure = check(plots.code_histogram([code[:, None]] * 3, ["sigmoid", "tanh", "linear"]))
+    assert not any(_covered(figure, axes) for axes in figure.axes)
 
 
 # Codes ------------------------------------------------------------------------------------------------------
@@ -179,7 +209,7 @@ def test_histogram_counts_every_code_once_and_saturated_ones_apart():
     assert axes.get_legend().get_title().get_text() == "saturated: 80.0 %"
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3, 1.0 + 2**-52])
 def test_histogram_of_constant_codes(check, value):
     check(plots.code_histogram([np.full((5, 3), value)] * 3, ["sigmoid", "relu", "linear"]))
 
@@ -209,7 +239,10 @@ def test_map_by_label(check, random):
 
 def test_map_of_many_classes(check, random):
     figure = check(plots.code_map(random.normal(size=(90, 4)), np.arange(90) % 30))
-    assert "others" in [points.get_label() for points in figure.axes[0].collections]
+    points = {str(one.get_label()): one for one in figure.axes[0].collections}
+    assert len(points) == 21 and "others" in points
+    looks = {(tuple(one.get_facecolor()[0]), one.get_paths()[0].vertices.shape) for one in points.values()}
+    assert len(looks) == 21  # no two classes look alike
 
 
 def test_tsne_says_so(random):
@@ -269,6 +302,31 @@ def test_learning_curves_show_the_log_as_it_is_written():
     assert "validation" not in lines(error)
 
 
+def test_what_is_not_finite_breaks_its_curve_and_is_marked(check):
+    rows = history(epochs=6, terms=("reconstruction", "kl"))
+    rows[2]["train_total"], rows[4]["validation_total"] = "nan", float("inf")
+    for row in rows:
+        row["train_kl"] = row["validation_kl"] = "nan"
+    total, reconstruction, kl = check(plots.learning_curves(rows)).axes
+    for name, lost in (("training", 2), ("validation", 4)):
+        assert np.flatnonzero(np.isnan(lines(total)[name])).tolist() == [lost]
+    crosses = [line.get_xdata().tolist() for line in total.lines if line.get_label() == "not finite"]
+    assert crosses == [[3.0], [5.0]]
+    assert "not finite" not in lines(reconstruction) and set(lines(kl)) == {"not finite"}
+
+
+@pytest.mark.parametrize("rows", [[{"epoch": 1}], [{"stage": "a"}], [{"stage": "a", "epoch": ""}]])
+def test_a_row_of_the_history_needs_stage_and_epoch(rows):
+    with pytest.raises(ValueError, match="history: row 0 needs a stage and an epoch"):
+        plots.learning_curves(rows)
+
+
+def test_one_epoch_is_one_tick(check):
+    (axes,) = check(plots.learning_curves(history(epochs=1))).axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1.0]
+
+
 @pytest.mark.parametrize("rows", [[], [{"stage": "layer 1", "epoch": 1, "train_total": "nan"}]])
 def test_no_learning_curves_without_values(rows):
     with pytest.raises(ValueError, match=r"^history: no finite value in \d rows"):
@@ -281,6 +339,18 @@ def test_no_learning_curves_without_values(rows):
 def test_any_spectrum(check, values):
     check(plots.spectrum(values))
     check(plots.spectrum({"one": values, "another": values}))
+
+
+def test_every_spectrum_has_a_floor_of_its_own(check):
+    (axes,) = check(plots.spectrum({"a": [1.0, 0.5], "none": [0.0, 0.0], "tiny": [1e-8, 1e-9]})).axes
+    np.testing.assert_allclose(lines(axes)["tiny"], [1e-8, 1e-9])
+    assert "none (all are 0)" in lines(axes)
+
+
+@pytest.mark.parametrize("name", [r"cost $\foo$", "a $ and a $", "_hidden", "50 %"])
+def test_text_is_taken_as_it_is(check, name):
+    figure = check(plots.spectrum({name: [1.0, 0.5], "b": [2.0, 1.0]}, title=name))
+    assert len(figure.axes[0].get_legend().get_texts()) == 2
 
 
 def test_a_spectrum_shows_its_values():
@@ -296,6 +366,12 @@ def test_any_contraction(check, ratios):
     check(plots.contraction([1.0], ratios[:1]))
 
 
+def test_a_contraction_curve_goes_from_small_to_large():
+    (axes,) = plots.contraction([3.0, 1.0, 2.0], [0.3, 0.1, 0.2]).axes
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [1.0, 2.0, 3.0])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.1, 0.2, 0.3])
+
+
 # Fields -----------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +385,16 @@ def test_a_field_points_where_the_reconstruction_goes(check, random):
     np.testing.assert_allclose(quiver.get_array(), 0.5 * np.linalg.norm(places, axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("data", [np.zeros((1, 2)), np.array([[0.0, 1.0], [5.0, 1.0]]), np.ones((3, 2))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.zeros((1, 2)),
+        np.array([[0.0, 1.0], [5.0, 1.0]]),
+        3.0 * np.ones((3, 2)),
+        1e9 * np.ones((3, 2)),
+        np.array([[1.0, 2.0], [1.0 + 2**-52, 2.0]]),
+    ],
+)
 def test_fields_over_points_and_lines(check, data):
     check(plots.vector_field_2d(data, lambda x: torch.zeros_like(x)))
     torch.manual_seed(0)
@@ -392,6 +477,12 @@ X = np.ones((3, 4))
         (lambda: plots.filters(np.full((2, 3), np.nan)), "weight: 6 entries are NaN or infinite"),
         (lambda: plots.filters(X, usage=[1.0]), r"usage: expected shape \[3\] of the units, got \[1\]"),
         (lambda: plots.filters(X, limit=0), "limit: must be a whole number >= 1, got 0"),
+        (lambda: plots.filters(X, limit=2.5), "limit: must be a whole number >= 1, got 2.5"),
+        (lambda: plots.filters(X, shape=4), "shape: 4 does not hold the 4 values"),
+        (lambda: plots.errors([1.0] * 3, X, X, count=0), "count: must be a whole number >= 1, got 0"),
+        (lambda: plots.spectrum(["a"]), "values: expected an array of numbers"),
+        (lambda: plots.vector_field_2d(X[:, :2], lambda x: x, grid=0), "grid: must be .* >= 2, got 0"),
+        (lambda: plots.vector_field_2d(X[:, :2], lambda x: x, margin=0), "margin: must be .* > 0, got 0"),
         (lambda: plots.filters(X, shape=(3, 3)), r"shape: \[3, 3\] does not hold the 4 values"),
         (lambda: plots.reconstructions(X, X[:2]), r"reconstructed: expected shape \[3, 4\] of clean"),
         (lambda: plots.reconstructions(X, X, X.T), r"corrupted: expected shape \[3, 4\] of clean"),

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from fastae.figures import as_json
 from fastae.nn import StackedAutoencoder
 from fastae.train import dataset_from_arrays, evaluation
 from fastae.train.evaluation import encode_rows, evaluate
@@ -246,13 +248,34 @@ def test_the_probe_is_blind_to_what_the_codes_lose():
     assert 0.35 < evaluate(stack, test, probe_rows=train)["probe_error"] < 0.65
 
 
-def test_the_probe_sees_the_first_rows_up_to_its_limit():
-    stack = make_stack([6, 4], activation="linear", loss="mse")
+def test_the_probe_sees_as_many_rows_as_its_limit(monkeypatch):
+    seen = []
+    monkeypatch.setattr(evaluation, "_probe_error", lambda stack, train, test: seen.append(train) or 0.0)
     x, labels = separable(300)
-    labels[50:] = 1 - labels[50:]
-    test = rows_of(*separable(40, 1))
-    assert evaluate(stack, test, probe_rows=rows_of(x, labels), probe_limit=50)["probe_error"] == 0.0
-    assert evaluate(stack, test, probe_rows=rows_of(x, labels))["probe_error"] == 1.0
+    x[:, 1] = np.arange(300)
+    for limit in (50, 50, 1000):
+        evaluate(make_stack([6, 4]), rows_of(x, labels), probe_rows=rows_of(x, labels), probe_limit=limit)
+    first, again, every = ([int(row) for row in rows.read()[:, 1]] for rows in seen)
+    assert first == again == sorted(set(first)) and len(first) == 50
+    assert max(first) > 250 and every == list(range(300))
+    assert np.array_equal(seen[0].labels, labels[first])
+
+
+def test_the_probe_sees_every_class_of_sorted_rows():
+    stack = make_stack([6, 4], activation="linear", loss="mse")
+    x, labels = separable(600)
+    order = np.argsort(labels, kind="stable")
+    train = rows_of(x[order], labels[order])
+    assert evaluate(stack, rows_of(x, labels), probe_rows=train, probe_limit=100)["probe_error"] == 0.0
+
+
+def test_no_rows_are_named(x):
+    stack, none = make_stack([6, 4]), rows_of(x).subset(slice(0, 0))
+    with pytest.raises(ValueError, match=r"^rows: needs at least one row"):
+        evaluate(stack, none)
+    with pytest.raises(ValueError, match=r"^probe_rows: needs at least one row"):
+        evaluate(stack, rows_of(x), probe_rows=none)
+    assert encode_rows(stack, none).shape == (0, 4)
 
 
 @pytest.mark.parametrize("labelled", ["neither", "train", "test", "both"])
@@ -279,6 +302,35 @@ def test_noise_is_off_and_nothing_random_is_drawn_or_changed(x):
     assert result == evaluate(stack, rows_of(x)) == evaluate(clean, rows_of(x))
     assert all(torch.equal(before[name], value) for name, value in stack.state_dict().items())
     assert all(parameter.grad is None for parameter in stack.parameters())
+    assert all(module.training for module in stack.modules())
+
+
+def test_the_classifiers_dropout_is_off_and_its_mode_stays(x):
+    stack, labels = make_stack([6, 4]), np.arange(ROWS) % 3
+    classifier = nn.Sequential(nn.Dropout(0.9), nn.Linear(6, 3), nn.Dropout(0.9)).double()
+    expected = evaluate(stack, rows_of(x, labels), classifier=classifier.eval())
+    classifier.train()[2].eval()
+    modes = [module.training for module in classifier.modules()]
+    assert evaluate(stack, rows_of(x, labels), classifier=classifier) == expected
+    assert [module.training for module in classifier.modules()] == modes
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        evaluate(stack.train(), rows_of(x, labels), classifier=Broken())
+    assert stack.training
+
+
+def test_figures_that_are_no_numbers_are_null_in_json(x):
+    stack = make_stack([6, 4])
+    stack.autoencoders[0].encoder.weight.data.fill_(np.nan)
+    figures = evaluate(stack, rows_of(x))
+    assert math.isnan(figures["layers"][0]["saturated_share"])
+    assert math.isnan(figures["layers"][0]["mean_sparsity"])
+    read = json.loads(as_json(figures), parse_constant=lambda name: pytest.fail(name))
+    assert read["reconstruction"] is None and read["layers"][0]["units"] == 4
 
 
 def test_the_figures_are_plain_json(x):
