@@ -133,7 +133,7 @@ def check_objective(
         )
     weights = {"contractive": contractive, "higher_order": higher_order, "l1": l1, "kl": kl}
     for name, value in {**weights, "code_noise_std": code_noise_std}.items():
-        if not (value >= 0.0 and math.isfinite(value)):
+        if not 0.0 <= value < math.inf:  # math.isfinite would end a compiled graph of symbolic weights
             raise ValueError(f"{name}: must be a finite number >= 0, got {value!r}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout: must be in [0, 1), got {dropout!r}")

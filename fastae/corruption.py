@@ -51,7 +51,7 @@ class Gaussian(Corruption):
     kind: ClassVar[str] = "gaussian"
 
     def __post_init__(self) -> None:
-        if not (self.std >= 0.0 and math.isfinite(self.std)):
+        if not 0.0 <= self.std < math.inf:
             raise ValueError(f"Gaussian: std must be a finite number >= 0, got {self.std!r}")
 
 
@@ -66,7 +66,7 @@ class SaltAndPepper(Corruption):
 
     def __post_init__(self) -> None:
         _check_probability("SaltAndPepper", self.p)
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+        if not (-math.inf < self.low < math.inf and -math.inf < self.high < math.inf):
             raise ValueError(
                 f"SaltAndPepper: low and high must be finite, got {self.low!r} and {self.high!r}"
             )
@@ -92,7 +92,7 @@ class Emphasis:
 
     def __post_init__(self) -> None:
         for name, value in (("corrupted", self.corrupted), ("clean", self.clean)):
-            if not (value >= 0.0 and math.isfinite(value)):
+            if not 0.0 <= value < math.inf:
                 raise ValueError(f"Emphasis: {name} must be a finite number >= 0, got {value!r}")
 
 

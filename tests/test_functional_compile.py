@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastae import SaltAndPepper, functional
 
@@ -51,6 +52,34 @@ def test_compiled_step_is_the_eager_one_bit_for_bit(tied: bool, name: str, param
     x, w, b, v, c, _ = parameters().leaves(dtype=torch.float32)
     options = everything if name == "everything" else PLAIN
     assert_compiled_is_eager(objective, (x, w, b, None if tied else v, c), "aot_eager", **options)
+
+
+@pytest.mark.parametrize("name", ["plain", "everything"])
+def test_a_step_for_any_number_of_rows_is_compiled_once(name: str, parameters, everything):
+    p = parameters().leaves(dtype=torch.float32)
+    options = everything if name == "everything" else PLAIN
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(objective, fullgraph=True, dynamic=True, backend=counter)
+    compilations = set()
+    for rows in (3, 5, 9):
+        leaves = (torch.rand(rows, p[0].shape[1]).requires_grad_(), *p[1:5])
+        for one, two in zip(
+            step(compiled, leaves, **options), step(objective, leaves, **options), strict=True
+        ):
+            torch.testing.assert_close(one, two, rtol=0.0, atol=0.0)
+        compilations.add(counter.frame_count)
+    assert len(compilations) == 1
+
+
+def test_weights_of_penalties_may_change_under_the_compiler(parameters):
+    leaves = parameters().leaves(dtype=torch.float32)[:5]
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    for weight in (0.1, 0.2, 0.3, 0.4, 0.0):
+        options = {"contractive": weight, "l1": 2 * weight, "dropout": weight}
+        for one, two in zip(
+            step(compiled, leaves, **options), step(objective, leaves, **options), strict=True
+        ):
+            torch.testing.assert_close(one, two, rtol=0.0, atol=0.0)
 
 
 def test_compiled_pieces_are_the_eager_ones_bit_for_bit(parameters):

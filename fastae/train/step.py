@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,8 @@ class TrainingStep:
         reason: why, or why not.
 
     Raises:
-        ValueError: ``clip_norm`` is negative or not finite; from a call: an argument or a loss does not fit.
+        ValueError: an argument that does not fit, named; from a call: a batch without rows, or a loss or
+            another argument that does not fit.
         FloatingPointError: from a call on a CPU, before the update: the loss is not finite.
     """
 
@@ -65,6 +67,14 @@ class TrainingStep:
     ) -> None:
         if not (clip_norm >= 0.0 and math.isfinite(clip_norm)):
             raise ValueError(f"clip_norm: must be a finite number >= 0, got {clip_norm!r}")
+        if isinstance(data, Tensor):
+            raise ValueError("data: expected a sequence of tensors, got a tensor; put it into a list")
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            name = type(optimizer).__name__
+            raise ValueError(
+                f"optimizer: {name} runs the forward pass several times a step, through a closure"
+            )
         self._loss, self.optimizer, self._data = loss, optimizer, tuple(data)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._clip_norm, self._autocast = clip_norm, autocast
@@ -107,6 +117,9 @@ class TrainingStep:
         """
         if self._data:
             batch = (_indices(batch),)
+        first = next((t for t in batch if t is not None), None)
+        if first is None or not (first.numel() if self._data else len(first)):
+            raise ValueError("batch: needs at least one row")
         steps = len(batch[0]) if self._data and batch[0] is not None else 1
         if rates is not None and len(rates) != steps:
             raise ValueError(f"rates: expected one for each of {steps} steps, got {len(rates)}")

@@ -241,6 +241,17 @@ def test_bad_calls_are_named():
             step(*batch)
     with pytest.raises(ValueError, match="rates: expected one for each of 2 steps, got 3"):
         step(index.view(2, 3), rates=[0.1, 0.1, 0.1])
+    for rows in (index[:0], index.view(2, 3)[:, :0]):
+        with pytest.raises(ValueError, match="batch: needs at least one row"):
+            step(rows)
+    without = TrainingStep(module, torch.optim.Adam(module.parameters()))
+    for batch in ((torch.rand(0, 7),), (None,), ()):
+        with pytest.raises(ValueError, match="batch: needs at least one row"):
+            without(*batch)
+    with pytest.raises(ValueError, match="data: expected a sequence of tensors, got a tensor"):
+        TrainingStep(module, torch.optim.Adam(module.parameters()), data=torch.rand(9, 7))
+    with pytest.raises(ValueError, match="optimizer: LBFGS runs the forward pass several times a step"):
+        TrainingStep(module, torch.optim.LBFGS(module.parameters()))
     for loss in (lambda x: {"loss": x.sum()}, lambda x: [x.sum()], lambda x: None):
         with pytest.raises(ValueError, match="loss: expected a scalar tensor, or a NamedTuple or dict"):
             TrainingStep(loss, torch.optim.Adam(module.parameters()))(torch.rand(3, 7))
