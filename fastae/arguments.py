@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .activations import get_activation
+from .checks import check_nonnegative, check_share
 from .corruption import Corruption, Emphasis
 from .ops.backend import PROBLEM
 from .precision import autocast_enabled
@@ -133,10 +134,8 @@ def check_objective(
         )
     weights = {"contractive": contractive, "higher_order": higher_order, "l1": l1, "kl": kl}
     for name, value in {**weights, "code_noise_std": code_noise_std}.items():
-        if not 0.0 <= value < math.inf:  # math.isfinite would end a compiled graph of symbolic weights
-            raise ValueError(f"{name}: must be a finite number >= 0, got {value!r}")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout: must be in [0, 1), got {dropout!r}")
+        check_nonnegative(f"{name}:", value)
+    check_share("dropout:", dropout)
     if higher_order and (higher_order_samples < 1 or not higher_order_std > 0.0):
         raise ValueError(
             "higher_order: needs higher_order_samples >= 1 and higher_order_std > 0, got "

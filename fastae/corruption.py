@@ -10,12 +10,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from .checks import check_nonnegative, check_probability
 from .philox import MASK_WIDTH
-
-
-def _check_probability(name: str, p: float) -> None:
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{name}: p must be in [0, 1], got {p!r}")
 
 
 class Corruption:
@@ -40,7 +36,7 @@ class Masking(Corruption):
     kind: ClassVar[str] = "masking"
 
     def __post_init__(self) -> None:
-        _check_probability("Masking", self.p)
+        check_probability("Masking: p", self.p)
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,7 @@ class Gaussian(Corruption):
     kind: ClassVar[str] = "gaussian"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.std < math.inf:
-            raise ValueError(f"Gaussian: std must be a finite number >= 0, got {self.std!r}")
+        check_nonnegative("Gaussian: std", self.std)
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,8 @@ class SaltAndPepper(Corruption):
     kind: ClassVar[str] = "salt_and_pepper"
 
     def __post_init__(self) -> None:
-        _check_probability("SaltAndPepper", self.p)
+        check_probability("SaltAndPepper: p", self.p)
+        # not math.isfinite, as in checks.py
         if not (-math.inf < self.low < math.inf and -math.inf < self.high < math.inf):
             raise ValueError(
                 f"SaltAndPepper: low and high must be finite, got {self.low!r} and {self.high!r}"
@@ -80,7 +76,7 @@ class Swap(Corruption):
     kind: ClassVar[str] = "swap"
 
     def __post_init__(self) -> None:
-        _check_probability("Swap", self.p)
+        check_probability("Swap: p", self.p)
 
 
 @dataclass(frozen=True)
@@ -92,8 +88,7 @@ class Emphasis:
 
     def __post_init__(self) -> None:
         for name, value in (("corrupted", self.corrupted), ("clean", self.clean)):
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f"Emphasis: {name} must be a finite number >= 0, got {value!r}")
+            check_nonnegative(f"Emphasis: {name}", value)
 
 
 CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (Masking, Gaussian, SaltAndPepper, Swap)}

@@ -40,10 +40,14 @@ def step(function, leaves, **options: Any) -> list[Tensor]:
     return [*values, *torch.autograd.grad(sum(values), wanted, allow_unused=True, materialize_grads=True)]
 
 
+def assert_same_step(compiled, function, leaves, tolerance: float = 0.0, **options: Any) -> None:
+    one, two = step(compiled, leaves, **options), step(function, leaves, **options)
+    torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+
+
 def assert_compiled_is_eager(function, leaves, backend: str, tolerance: float = 0.0, **options: Any) -> None:
     compiled = torch.compile(function, fullgraph=True, backend=backend)
-    for one, two in zip(step(compiled, leaves, **options), step(function, leaves, **options), strict=True):
-        torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+    assert_same_step(compiled, function, leaves, tolerance, **options)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -63,10 +67,7 @@ def test_a_step_for_any_number_of_rows_is_compiled_once(name: str, parameters, e
     compilations = set()
     for rows in (3, 5, 9):
         leaves = (torch.rand(rows, p[0].shape[1]).requires_grad_(), *p[1:5])
-        for one, two in zip(
-            step(compiled, leaves, **options), step(objective, leaves, **options), strict=True
-        ):
-            torch.testing.assert_close(one, two, rtol=0.0, atol=0.0)
+        assert_same_step(compiled, objective, leaves, **options)
         compilations.add(counter.frame_count)
     assert len(compilations) == 1
 
@@ -76,10 +77,7 @@ def test_weights_of_penalties_may_change_under_the_compiler(parameters):
     compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
     for weight in (0.1, 0.2, 0.3, 0.4, 0.0):
         options = {"contractive": weight, "l1": 2 * weight, "dropout": weight}
-        for one, two in zip(
-            step(compiled, leaves, **options), step(objective, leaves, **options), strict=True
-        ):
-            torch.testing.assert_close(one, two, rtol=0.0, atol=0.0)
+        assert_same_step(compiled, objective, leaves, **options)
 
 
 def test_compiled_pieces_are_the_eager_ones_bit_for_bit(parameters):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..checks import check_share
 from ..functional import AutoencoderLoss
 from .autoencoder import Autoencoder
 from .options import Options
@@ -136,8 +137,7 @@ class StackedAutoencoder(nn.Module):
         """
         if not isinstance(classes, int) or classes < 2:
             raise ValueError(f"classes: must be a whole number >= 2, got {classes!r}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout: must be in [0, 1), got {dropout!r}")
+        check_share("dropout:", dropout)
         modules: dict[str, nn.Module] = {}
         for number, layer in enumerate(self.autoencoders, 1):
             modules[f"encoder{number}"] = layer.encoder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
+from ..checks import check_nonnegative, check_share
 from ..corruption import Emphasis, parse_corruption
 from ..nn.options import Options
 from ..nn.stacked import layerwise_options
@@ -60,9 +60,7 @@ class Stage:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{stage}.{name}: must be a whole number >= {least}, got {value!r}")
         for name in ("lr", "clip_norm"):
-            value = getattr(self, name)
-            if not (value >= 0.0 and math.isfinite(value)):
-                raise ValueError(f"{stage}.{name}: must be a finite number >= 0, got {value!r}")
+            check_nonnegative(f"{stage}.{name}:", getattr(self, name))
         try:
             parameter = torch.zeros(1, requires_grad=True)
             optimizer = self.make_optimizer([parameter])
@@ -185,14 +183,12 @@ class TrainConfig:
             raise ValueError(
                 f"sizes: needs the input's width and at least one code's, got {list(self.sizes)}"
             )
-        if not 0.0 <= self.validation < 1.0:
-            raise ValueError(f"validation: must be in [0, 1), got {self.validation!r}")
-        if not 0.0 <= self.supervised_dropout < 1.0:
-            raise ValueError(f"supervised_dropout: must be in [0, 1), got {self.supervised_dropout!r}")
+        check_share("validation:", self.validation)
+        check_share("supervised_dropout:", self.supervised_dropout)
         if not self.checkpoint_seconds >= 0.0:
             raise ValueError(f"checkpoint_seconds: must be >= 0, got {self.checkpoint_seconds!r}")
-        if self.memory_gib is not None and not 0.0 <= self.memory_gib < math.inf:
-            raise ValueError(f"memory_gib: must be a finite number >= 0, got {self.memory_gib!r}")
+        if self.memory_gib is not None:
+            check_nonnegative("memory_gib:", self.memory_gib)
         if self.resume and self.out is None:
             raise ValueError("resume: needs out, the folder of the run to continue")
         if not -(2**63) <= self.seed < 2**63:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..checks import check_nonnegative
 from .graph import Capture, Graphed, capture_on
 
 _OPERATIONS_A_REPLAY = 2e10
@@ -65,8 +66,7 @@ class TrainingStep:
         autocast: torch.dtype | None = None,
         graph: bool = True,
     ) -> None:
-        if not (clip_norm >= 0.0 and math.isfinite(clip_norm)):
-            raise ValueError(f"clip_norm: must be a finite number >= 0, got {clip_norm!r}")
+        check_nonnegative("clip_norm:", clip_norm)
         if isinstance(data, Tensor):
             raise ValueError("data: expected a sequence of tensors, got a tensor; put it into a list")
         closure = inspect.signature(optimizer.step).parameters.get("closure")
@@ -116,11 +116,12 @@ class TrainingStep:
             What ``loss`` returned, detached, of the last step; on a graph the next call overwrites it.
         """
         if self._data:
-            batch = (_indices(batch),)
-        first = next((t for t in batch if t is not None), None)
-        if first is None or not (first.numel() if self._data else len(first)):
+            index = _indices(batch)
+            batch, (steps, rows) = (index,), index.shape
+        else:
+            steps, rows = 1, _rows(batch)
+        if not steps or not rows:
             raise ValueError("batch: needs at least one row")
-        steps = len(batch[0]) if self._data and batch[0] is not None else 1
         if rates is not None and len(rates) != steps:
             raise ValueError(f"rates: expected one for each of {steps} steps, got {len(rates)}")
         if self._graphed is None:
@@ -164,7 +165,7 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
         torch.clear_autocast_cache()
-        self._accumulate(named, next(len(t) for t in batch if t is not None))
+        self._accumulate(named, _rows(batch))
         return _detached(terms)
 
     def _set_rate(self, rate: float | Tensor) -> None:
@@ -202,6 +203,11 @@ def steps_a_call(parameters: int, rows: int) -> int:
     2e10 operations (at six a parameter and row), and at most 16.
     """
     return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_A_REPLAY // max(1, 6 * parameters * rows))))
+
+
+def _rows(batch: tuple[Tensor | None, ...]) -> int:
+    """The rows of the first tensor; none without one."""
+    return next((len(t) for t in batch if t is not None), 0)
 
 
 def _indices(batch: tuple[Tensor | None, ...]) -> Tensor:
