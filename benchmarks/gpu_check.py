@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastae_kernels import config
+from fastae_kernels.plan import config
 from rich.console import Console
 
 import fastae

@@ -19,7 +19,7 @@ from .ops.backend import backend_of
 
 if TYPE_CHECKING:
     import torch
-    from fastae_kernels.tune import Outcome
+    from fastae_kernels.tools.tune import Outcome
 
 Shape = tuple[int, int, int]
 Operator = Literal["encode", "decode_loss", "code_grad", "weight_grad", "corrupt"]
@@ -64,9 +64,9 @@ def tune(config: TuneConfig, console: Console) -> None:
         ValueError: there is no device that kernels can run on, or no place to keep what is found.
     """
     device = _device(config.device)
-    from fastae_kernels import choices
-    from fastae_kernels import tune as measuring
     from fastae_kernels.launch import INTERPRETED, target_of
+    from fastae_kernels.plan import choices
+    from fastae_kernels.tools import tune as measuring
 
     if INTERPRETED and any(m * d * h > _INTERPRETED_WORK for m, d, h in config.shapes):
         raise ValueError(
@@ -140,7 +140,7 @@ def _verdict(outcome: Outcome) -> str:
 
 def _row(outcome: Outcome) -> dict[str, Any]:
     """An outcome as JSON."""
-    from fastae_kernels.tune import describe
+    from fastae_kernels.tools.tune import describe
 
     case, key = outcome.case, outcome.key
     return {
@@ -189,8 +189,8 @@ def measured_choices(devices: list[torch.device]) -> dict[str, dict[str, Any]]:
                 continue
         except ValueError:  # asked for, and cannot run there
             continue
-        from fastae_kernels import choices
         from fastae_kernels.launch import target_of
+        from fastae_kernels.plan import choices
 
         report[str(device)] = choices.counts(target_of(device).device)
     return report

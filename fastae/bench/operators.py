@@ -1,7 +1,7 @@
 """Every operator of a training step alone, beside the least time that its bytes and operations can take.
 
-Both are counted beside the kernels, by :mod:`fastae_kernels.cost`, and turned into time by what a large copy
-and a large product reach on the same machine. Counted is the least traffic of the plan that a call gets
+Both are counted beside the kernels, by :mod:`fastae_kernels.tools.cost`, and turned into time by what a large
+copy and a large product reach on the same machine. Counted is the least traffic of the plan that a call gets
 there: each operand read once, each result written once, sums by tiles written and read. On a CPU, where no
 kernels run, it is the plan for Triton's interpreter, which is fused: nothing between a product and what
 follows it is counted, and the sums by tiles, which a CPU does not need, are a few hundredths.
@@ -26,13 +26,13 @@ from .problems import CONTRACTIVE, MASKING, Problem
 from .providers import Unavailable
 
 if TYPE_CHECKING:
-    from fastae_kernels.roofline import Cost
+    from fastae_kernels.plan.roofline import Cost
 
 GROUP = "operators"
 
 COUNTED = (
-    "MB: each operand read once and each result written once, as fastae_kernels.cost counts them for the "
-    "plan of each call; on a CPU for the fused one. GFLOP: of the matrix products alone.",
+    "MB: each operand read once and each result written once, as fastae_kernels.tools.cost counts them for "
+    "the plan of each call; on a CPU for the fused one. GFLOP: of the matrix products alone.",
     "least: the slower of these MB at the measured copy's rate and these GFLOP at the measured product's; "
     "share: least over the time. It can be above 1 where caches hold the operands, which they do not for "
     "the copy.",
@@ -86,7 +86,7 @@ class Operator:
     """One call of a training step: masking, sigmoid, contractive penalty, tied weights, cross-entropy.
 
     Attributes:
-        name: of the function in :mod:`fastae.ops` and in :mod:`fastae_kernels.cost`.
+        name: of the function in :mod:`fastae.ops` and in :mod:`fastae_kernels.tools.cost`.
         arguments: of the function.
         exact: its results that are not empty, by :mod:`fastae.reference` and autograd.
         options: what the cost depends on besides shape and dtype.
@@ -181,7 +181,8 @@ def cost_of(operator: Operator, problem: Problem) -> Cost:
     """
     dtype = problem.x.dtype
     try:
-        from fastae_kernels import cost, launch
+        from fastae_kernels import launch
+        from fastae_kernels.tools import cost
     except ImportError as error:
         raise Unavailable(
             f"bytes are counted by the kernels' plans, without Triton there are none: {error}"

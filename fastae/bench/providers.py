@@ -196,7 +196,7 @@ def make_provider(name: str, group: Group, problem: Problem) -> Provider:
 
 
 def _strategy(name: Literal["fused", "split"]) -> AbstractContextManager[None]:
-    from fastae_kernels import config
+    from fastae_kernels.plan import config
 
     return config.using(strategy=name)
 

@@ -354,7 +354,7 @@ def _tolerance(case: Case) -> float:
 
 def _costs(group: Group, problem: Problem) -> dict[str, list[int]]:
     """[bytes, operations] of each mode's bare products; of a copy where there are none."""
-    from fastae_kernels.roofline import Cost, product
+    from fastae_kernels.plan.roofline import Cost, product
 
     def total(products: list[Product]) -> Cost:
         size = problem.x.dtype.itemsize

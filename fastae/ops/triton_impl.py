@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastae_kernels import noise, operators
+from fastae_kernels import operators
+from fastae_kernels.device import noise
 from torch import Tensor
 
 from .. import philox

@@ -13,7 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.interpreter import InterpretedFunction
 
-from . import elementwise
+from .device import elementwise
 
 
 class Target(NamedTuple):

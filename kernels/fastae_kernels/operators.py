@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import epilogues, reductions
-from .activations import ACTIVATIONS, PREACTIVATION
-from .config import plan, precision
-from .elementwise import elementwise
-from .gemm import gemm
+from .device import epilogues, reductions
+from .device.activations import ACTIVATIONS, PREACTIVATION
+from .device.elementwise import elementwise
+from .device.gemm import gemm
+from .device.losses import LOSSES
+from .device.noise import CORRUPTIONS, Corruption, Mask, Noise
 from .launch import launch, target_of
-from .losses import LOSSES
-from .noise import CORRUPTIONS, Corruption, Mask, Noise
-from .schedules import GemmConfig, Plan
+from .plan.config import plan, precision
+from .plan.schedules import GemmConfig, Plan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

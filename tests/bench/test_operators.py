@@ -4,7 +4,7 @@ import math
 import sys
 from dataclasses import replace
 
-import fastae_kernels
+import fastae_kernels.tools
 import pytest
 import torch
 from torch import Tensor
@@ -83,7 +83,8 @@ def test_each_operand_and_each_result_is_counted_once():
 
 
 def test_costs_are_those_of_a_step():
-    from fastae_kernels import cost, launch
+    from fastae_kernels import launch
+    from fastae_kernels.tools import cost
 
     problem, target = Problem.make(SHAPE), launch.target_of(CPU)
     options = {"corruption": "masking", "contractive": True}
@@ -134,8 +135,8 @@ def test_a_wrong_operator_gets_no_share_and_the_others_do(recorder, monkeypatch)
 
 
 def test_without_triton_the_group_says_so(recorder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fastae_kernels.cost", None)
-    monkeypatch.delattr(fastae_kernels, "cost", raising=False)
+    monkeypatch.setitem(sys.modules, "fastae_kernels.tools.cost", None)
+    monkeypatch.delattr(fastae_kernels.tools, "cost", raising=False)
     results = measured(recorder, "float32", "bfloat16")
     for result in results.cases.values():
         assert not result.bad and not result.times and set(result.notes) == set(OPERATORS)

@@ -16,7 +16,8 @@ pytest.importorskip("tyro")
 pytest.importorskip("rich")
 pytest.importorskip("triton")
 
-from fastae_kernels import config, tune
+from fastae_kernels.plan import config
+from fastae_kernels.tools import tune
 
 from fastae.cli import main
 from fastae.tuning import TuneConfig

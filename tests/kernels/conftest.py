@@ -27,7 +27,7 @@ def triton_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_measured_choices(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans do not depend on what this machine's user has tuned."""
-    from fastae_kernels import config
+    from fastae_kernels.plan import config
 
     monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "untuned"))
     config.forget_choices()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from fastae_kernels import noise
-from fastae_kernels.tiles import entries, inside, tile_indices
+from fastae_kernels.device import noise
+from fastae_kernels.device.tiles import entries, inside, tile_indices
 from torch import Tensor
 
 from tests.kernels.support import DEVICE, ON_GPU

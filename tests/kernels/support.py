@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from fastae_kernels import config
-from fastae_kernels.config import GemmConfig, PassConfig
+from fastae_kernels.plan import config
+from fastae_kernels.plan.config import GemmConfig, PassConfig
 from torch import Tensor
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

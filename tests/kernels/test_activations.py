@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from fastae_kernels import activations as kernels
-from fastae_kernels.losses import LOSSES
+from fastae_kernels.device import activations as kernels
+from fastae_kernels.device.losses import LOSSES
 from torch import Tensor
 
 from fastae.activations import ACTIVATIONS, softplus

@@ -13,8 +13,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastae_kernels import operators, reductions
-from fastae_kernels.tiles import entries, inside, store_column_sums, store_row_sums, tile_indices
+from fastae_kernels import operators
+from fastae_kernels.device import reductions
+from fastae_kernels.device.tiles import entries, inside, store_column_sums, store_row_sums, tile_indices
 from torch import Tensor
 
 from fastae import ops, philox

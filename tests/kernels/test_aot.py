@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import aot
 from fastae_kernels.launch import INTERPRETED, compile_only
+from fastae_kernels.tools import aot
 
 OPERATORS = (
     "encode contractive",

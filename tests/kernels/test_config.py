@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastae_kernels import config, operators
-from fastae_kernels.aot import TARGETS
+from fastae_kernels import operators
 from fastae_kernels.launch import Target
+from fastae_kernels.plan import config
+from fastae_kernels.tools.aot import TARGETS
 from torch import Tensor
 
 from tests.kernels.comparison import uniform

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import config
-from fastae_kernels.aot import TARGETS
-from fastae_kernels.config import GemmConfig
 from fastae_kernels.launch import target_of
+from fastae_kernels.plan import config
+from fastae_kernels.plan.config import GemmConfig
+from fastae_kernels.tools.aot import TARGETS
 from torch import Tensor
 
 from fastae import Masking, functional, philox

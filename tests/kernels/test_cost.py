@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import config, cost, noise, operators
-from fastae_kernels.aot import TARGETS
-from fastae_kernels.cost import Cost
+from fastae_kernels import operators
+from fastae_kernels.device import noise
 from fastae_kernels.launch import target_of
-from fastae_kernels.roofline import product
+from fastae_kernels.plan import config
+from fastae_kernels.plan.roofline import product
+from fastae_kernels.tools import cost
+from fastae_kernels.tools.aot import TARGETS
+from fastae_kernels.tools.cost import Cost
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -108,7 +111,7 @@ def _mask(width: int = 16) -> noise.Mask:
 
 
 def _case(name: str, dtype: torch.dtype, tied: bool, o: dict[str, Any]) -> Callable[[], Any]:
-    """A call of an operator of the options that :mod:`fastae_kernels.cost` has."""
+    """A call of an operator of the options that :mod:`fastae_kernels.tools.cost` has."""
     x, x2 = (uniform(M, D, seed=seed).to(dtype) for seed in (0, 1))
     h, h2, h3, h4 = (uniform(M, H, seed=seed).to(dtype) for seed in (2, 3, 4, 5))
     weight = normal(H, D).to(dtype)
@@ -242,7 +245,7 @@ def test_products_are_those_of_the_library(name, options):
     ],
 )
 def test_operations_of_activations_are_those_of_their_formulas(activation, operations):
-    from fastae_kernels.activations import ACTIVATIONS
+    from fastae_kernels.device.activations import ACTIVATIONS
 
     for function, expected in zip(ACTIVATIONS[activation], operations, strict=True):
         if expected is not None:

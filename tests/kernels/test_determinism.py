@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import config
-from fastae_kernels.config import GemmConfig, PassConfig
+from fastae_kernels.plan import config
+from fastae_kernels.plan.config import GemmConfig, PassConfig
 from torch import Tensor
 
 from fastae import Masking, SaltAndPepper, Swap, ops, philox

@@ -9,9 +9,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from fastae_kernels import config, operators
-from fastae_kernels.config import GemmConfig
-from fastae_kernels.tiles import entries, inside, tile_indices
+from fastae_kernels import operators
+from fastae_kernels.device.tiles import entries, inside, tile_indices
+from fastae_kernels.plan import config
+from fastae_kernels.plan.config import GemmConfig
 from torch import Tensor
 
 from fastae import ops

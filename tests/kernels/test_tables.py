@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import choices, config, operators
-from fastae_kernels.aot import TARGETS
-from fastae_kernels.choices import Choice, Entry, Key
+from fastae_kernels import operators
 from fastae_kernels.launch import target_of
-from fastae_kernels.schedules import GemmConfig, PassConfig
+from fastae_kernels.plan import choices, config
+from fastae_kernels.plan.choices import Choice, Entry, Key
+from fastae_kernels.plan.schedules import GemmConfig, PassConfig
+from fastae_kernels.tools.aot import TARGETS
 
 from tests.kernels.comparison import uniform
 from tests.kernels.support import DEVICE

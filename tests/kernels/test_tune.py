@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import choices, config, cost, operators, tune
-from fastae_kernels.aot import TARGETS
-from fastae_kernels.choices import Choice
+from fastae_kernels import operators
 from fastae_kernels.launch import target_of
-from fastae_kernels.schedules import PassConfig, Plan
-from fastae_kernels.tune import Case, Outcome, Run
+from fastae_kernels.plan import choices, config
+from fastae_kernels.plan.choices import Choice
+from fastae_kernels.plan.schedules import PassConfig, Plan
+from fastae_kernels.tools import cost, tune
+from fastae_kernels.tools.aot import TARGETS
+from fastae_kernels.tools.tune import Case, Outcome, Run
 
 from tests.kernels.support import DEVICE, ON_GPU
 

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import config
-from .activations import ACTIVATIONS, PREACTIVATION, sign
-from .launch import Target
-from .losses import LOSSES
-from .roofline import Cost, product
-from .schedules import Plan
+from ..device.activations import ACTIVATIONS, PREACTIVATION, sign
+from ..device.losses import LOSSES
+from ..launch import Target
+from ..plan import config
+from ..plan.roofline import Cost, product
+from ..plan.schedules import Plan
 
 # --- what a plan is made for ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Measured choices: what :mod:`.tune` found fastest on a device, kept as JSON, looked up by every plan.
 
-Tables lie in two places, a file a device: ``tables/`` beside this module, shipped, and the user's cache,
+Tables lie in two places, one file per device: the package's ``tables/``, and the user's cache,
 which wins. An entry counts for one operator, dtype and layout, for every shape in the bucket of the measured
 one, and only with the versions it was measured with. A table that cannot be read is ignored with a warning.
 """
@@ -27,7 +27,7 @@ from .schedules import GemmConfig, PassConfig, Strategy
 FORMAT = 1
 """Of the entries; another number when an operator's kernels or these fields change their meaning."""
 
-SHIPPED = Path(__file__).parent / "tables"
+SHIPPED = Path(__file__).parents[1] / "tables"
 
 
 class Key(NamedTuple):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..launch import Target
 from . import choices
-from .launch import Target
 from .roofline import Cost, product
 from .schedules import GemmConfig, PassConfig, Plan, Strategy
 

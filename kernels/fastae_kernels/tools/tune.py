@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import choices, config, noise, operators
-from .choices import Choice, Entry, Key
+from .. import operators
+from ..device import noise
+from ..launch import Target, target_of
+from ..plan import choices, config
+from ..plan.choices import Choice, Entry, Key
+from ..plan.schedules import GemmConfig, PassConfig, Plan
 from .cost import CALLS
-from .launch import Target, target_of
-from .schedules import GemmConfig, PassConfig, Plan
 
 NOISE = 0.02
 """By which share a candidate must be faster than the heuristic's plan to be chosen."""

@@ -1,0 +1,1 @@
+"""Tiles, schedules and strategies: how a call runs, and what it costs at least."""

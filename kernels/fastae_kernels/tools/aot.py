@@ -1,0 +1,368 @@
+"""Compile every kernel ahead of time, without a GPU, and report what the compiler made of it.
+
+    python -m fastae_kernels.aot [--target cuda:90 ...] [--json FILE] [--operator NAME ...] [--dtype NAME ...]
+
+The operators themselves run, on tensors without data, and their launches are compiled in place of being run:
+argument types, alignments and constants are those of real calls. One row a kernel, dtype and configuration;
+the exit code is 1 if a default configuration spills, or if a 16-bit product misses the matrix instruction of
+its target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+
+from .. import operators
+from ..device import noise
+from ..launch import Compiled, Target, compile_only
+from ..plan import config
+
+TARGETS = {
+    "cuda:80": Target("cuda", 80, 108),
+    "cuda:90": Target("cuda", 90, 132),
+    "cuda:100": Target("cuda", 100, 148),
+    "hip:gfx942": Target("hip", "gfx942", 304),
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MATRIX_INSTRUCTIONS = {"cuda:80": "mma.sync", "cuda:90": "wgmma", "cuda:100": "tcgen05", "hip:gfx942": "mfma"}
+
+_ROWS, _FEATURES, _UNITS = 4096, 2048, 8192  # multiples of 16, as most widths are
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the compiler made of one kernel; spills and stack in bytes a thread, shared memory a program."""
+
+    target: str
+    operator: str
+    kernel: str
+    dtype: str
+    configuration: str
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+    matrix: str  # the matrix instruction found, or "-"
+    loads: str  # the widest loads from global memory: "tma", or bytes a thread
+    pipelined: bool  # loads run ahead of their use
+    seconds: float
+
+
+# --- what is compiled -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    run: Callable[[torch.dtype], Any]
+    product: bool  # whether it has tiles to choose
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _cases() -> Iterator[_Case]:
+    M, D, H = _ROWS, _FEATURES, _UNITS
+    seed = _meta(1, dtype=torch.int64)
+    sums, scalar = _meta(H, dtype=torch.float32), torch.empty((), device="meta")
+    mask = noise.Mask(seed, 0, 1000, noise.BITS[16])
+    wide_mask = noise.Mask(seed, 0, 100_000, noise.BITS[32])
+    dropout = mask._replace(stream=3, keep_scale=1.5)
+
+    def case(name: str, run: Callable[[Any], Any], *, product: bool = False) -> _Case:
+        return _Case(name, lambda dtype: run(lambda *shape: _meta(*shape, dtype=dtype)), product)
+
+    def encode(**options: Any) -> Callable[[Any], Any]:
+        activation = options.pop("activation", "sigmoid")
+        return lambda t: operators.encode(t(M, D), t(H, D), t(H), activation, **options)
+
+    def decode(tied: bool, loss: str, **options: Any) -> Callable[[Any], Any]:
+        return lambda t: operators.decode_loss(
+            t(M, H), t(H, D).t() if tied else t(D, H), t(D), t(M, D), loss, column_sums=True, **options
+        )
+
+    def code_grad(tied: bool, activation: str = "sigmoid", **options: Any) -> Callable[[Any], Any]:
+        return lambda t: operators.code_grad(
+            t(M, D), t(H, D).t() if tied else t(D, H), t(M, H), t(M, H), activation, scale=scalar,
+            penalty_scale=scalar, sq_norms=sums, **options,
+        )  # fmt: skip
+
+    contractive = {"sq_norms": sums}
+    gaussian_code = noise.Noise(noise.CODE_NOISES["gaussian"], 3, 0.5)
+    binary_code = noise.Noise(noise.CODE_NOISES["bernoulli"], 3)
+
+    yield case("encode", encode(), product=True)
+    yield case("encode contractive", encode(**contractive), product=True)
+    yield case(
+        "encode everything", encode(**contractive, l1=True, code_sum=True, dropout=dropout), product=True
+    )
+    yield case("encode contractive gelu", encode(activation="gelu", **contractive), product=True)
+    yield case(
+        "encode difference",
+        lambda t: operators.encode(t(M, D), t(H, D), t(H), "tanh", sq_norms=sums, base=(t(M, H), None)),
+        product=True,
+    )
+    odd = (4000, 2001, 501)  # rows that start anywhere: what plan() does with them
+    yield case(
+        "encode unaligned",
+        lambda t: operators.encode(t(odd[0], odd[1]), t(odd[2], odd[1]), t(odd[2]), "sigmoid", sq_norms=sums),
+    )
+    yield case("decode_loss bce", decode(False, "bce"), product=True)
+    yield case("decode_loss bce tied", decode(True, "bce"), product=True)
+    yield case(
+        "decode_loss mse emphasis", decode(False, "mse", mask=mask, corrupted=2.0, clean=0.5), product=True
+    )
+    yield case(
+        "decode_loss_target_grad",
+        lambda t: operators.decode_loss_target_grad(t(M, H), t(D, H), t(D), t(M, D), "mse"),
+        product=True,
+    )
+    yield case("code_grad", code_grad(False), product=True)
+    yield case("code_grad tied", code_grad(True), product=True)
+    yield case(
+        "code_grad everything",
+        code_grad(False, "gelu", dropout=dropout, l1_scale=scalar, column_grad=sums),
+        product=True,
+    )
+    yield case("weight_grad", lambda t: operators.weight_grad(t(M, H), t(M, D)), product=True)
+    yield case(
+        "weight_grad tied",
+        lambda t: operators.weight_grad(t(M, H), t(M, D), None, t(H, D), sums, t(M, H), t(M, D), scalar),
+        product=True,
+    )
+    for kind, function in noise.CORRUPTIONS.items():
+        draws = wide_mask if kind in ("swap", "gaussian") else mask
+        corruption = noise.Corruption(function, *draws[:4], hits=1 << 30)
+        yield case(f"corrupt {kind}", lambda t, c=corruption: operators.corrupt(t(M, D), c))
+    yield case("corrupt_backward swap", lambda t: operators.swap_backward(t(M, D), wide_mask, 1 << 30))
+    yield case("perturb gaussian", lambda t: operators.perturb(t(M, H), gaussian_code, dropout, seed))
+    yield case("perturb bernoulli", lambda t: operators.perturb(t(M, H), binary_code, None, seed))
+    yield case("random_signs", lambda t: operators.random_signs(t(M, H), seed, 5))
+    yield case("squared_norms", lambda t: operators.squared_norms(t(H, D)))
+    yield case("squared_norms transposed", lambda t: operators.squared_norms(t(D, H).t()))
+    yield case(
+        "slope_difference_grad",
+        lambda t: operators.slope_difference_grad(t(M, H), None, t(M, H), None, "sigmoid", sums, scalar),
+    )
+
+
+def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str, Any]]:
+    """The overrides under which a case's default configurations are compiled, each once."""
+    if not case.product:
+        yield {}
+        return
+    heavy = case.name == "code_grad everything"
+    for gemm in config.configurations(target, dtype, heavy=heavy):
+        yield {"strategy": "fused", "gemm": gemm}
+    yield {"strategy": "split"}
+
+
+# --- what the compiler made of it -------------------------------------------------------------------------
+
+
+def _describe(compiled: Compiled, overrides: dict[str, Any]) -> str:
+    options = compiled.options
+    gemm = overrides.get("gemm")
+    if compiled.name != "gemm" or gemm is None:
+        return f"{options.get('num_warps', 4)}w"
+    text = f"{gemm.block_m}x{gemm.block_n}x{gemm.block_k} {gemm.warps}w {gemm.stages}s"
+    return (
+        text
+        + (f" /{gemm.subtiles}" if gemm.subtiles > 1 else "")
+        + (" persistent" if gemm.persistent else "")
+    )
+
+
+def _match(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else 0
+
+
+def _cuda_report(asm: dict[str, Any], log: str) -> dict[str, Any]:
+    ptx = asm["ptx"]
+    matrix = [
+        name for name in ("tcgen05", "wgmma", "mma.sync") if f"{name}.mma" in ptx or f"{name}.aligned" in ptx
+    ]
+    tma = "cp.async.bulk.tensor" in ptx
+    widths = {
+        "16 B": r"cp\.async\.\w+\.shared\.global[^\n]*0x10|ld\.global(\.\w+)*\.(v[48]\.b32|v[24]\.b64)",
+        "8 B": r"cp\.async\.\w+\.shared\.global[^\n]*0x8\b|ld\.global(\.\w+)*\.(v2\.b32|b64)",
+    }
+    return {
+        "registers": _match(r"Used (\d+) registers", log),
+        "spilled": _match(r"(\d+) bytes spill stores", log) + _match(r"(\d+) bytes spill loads", log),
+        "stack": _match(r"(\d+) bytes stack frame", log),
+        "matrix": matrix[0] if matrix else "-",
+        "loads": "tma"
+        if tma
+        else next((w for w, pattern in widths.items() if re.search(pattern, ptx)), "4 B"),
+        "pipelined": tma or "cp.async.commit_group" in ptx,
+    }
+
+
+def _hip_report(asm: dict[str, Any]) -> dict[str, Any]:
+    text = asm["amdgcn"]
+    # scalar registers spill to vector registers, not to memory
+    spills = _match(r"\.vgpr_spill_count:\s+(\d+)", text)
+    widths = {"16 B": r"(global|buffer)_load_dwordx4", "8 B": r"(global|buffer)_load_dwordx2"}
+    loops = re.findall(r"scf\.for[^\n]*iter_args[^\n]*", asm["ttgir"])
+    return {
+        "registers": _match(r"\.vgpr_count:\s+(\d+)", text),
+        "spilled": 4 * spills,
+        "stack": _match(r"\.private_segment_fixed_size:\s+(\d+)", text),
+        "matrix": "mfma" if "v_mfma" in text else "-",
+        "loads": next((w for w, pattern in widths.items() if re.search(pattern, text)), "4 B"),
+        "pipelined": any("memdesc" in loop or loop.count("tensor<") > 1 for loop in loops),
+    }
+
+
+_reports: dict[str, dict[str, Any]] = {}
+"""By the kernel's hash: one that is compiled already has no log of its own."""
+
+
+def _report(compiled: Compiled, target: Target, logs: list[str]) -> dict[str, Any]:
+    kernel = compiled.kernel
+    if kernel.hash not in _reports:
+        if target.backend == "hip":
+            report = _hip_report(kernel.asm)
+        else:
+            report = _cuda_report(kernel.asm, next(log for log in logs if f"'{kernel.metadata.name}'" in log))
+        shared, seconds = kernel.metadata.shared, round(compiled.seconds, 2)
+        _reports[kernel.hash] = {**report, "shared": shared, "seconds": seconds}
+    return _reports[kernel.hash]
+
+
+def _compile(task: tuple[str, str, str]) -> list[Row]:
+    """The rows of one operator and dtype on one target."""
+    name, operator, dtype_name = task
+    target, dtype = TARGETS[name], DTYPES[dtype_name]
+    case = next(case for case in _cases() if case.name == operator)
+    rows: dict[tuple[str, str], Row] = {}
+    torch.set_float32_matmul_precision("high")  # tf32 where there is: what is fused by default
+    with tempfile.TemporaryDirectory() as cache:
+        knobs.cache.dir = cache
+        knobs.nvidia.dump_ptxas_log = True
+        for overrides in _runs(case, dtype, target):
+            log = io.StringIO()
+            with config.using(**overrides), compile_only(target) as kernels, contextlib.redirect_stdout(log):
+                case.run(dtype)
+            logs = re.split(r"(?=ptxas\S* info\s+: Compiling entry function)", log.getvalue())[1:]
+            for compiled in kernels:
+                configuration = _describe(compiled, overrides)
+                report = _report(compiled, target, logs)
+                row = Row(name, operator, compiled.name, dtype_name, configuration, **report)
+                rows.setdefault((compiled.name, configuration), row)
+    return list(rows.values())
+
+
+def compile_all(
+    targets: list[str], operators_: list[str] | None = None, dtypes: list[str] | None = None, jobs: int = 1
+) -> Iterator[Row]:
+    """The rows of every case as they come; ``jobs`` processes share the work."""
+    tasks = [
+        (target, case.name, dtype)
+        for target in targets
+        for case in _cases()
+        for dtype in dtypes or DTYPES
+        if operators_ is None or case.name in operators_
+    ]
+    if jobs == 1:
+        for task in tasks:
+            yield from _compile(task)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        for rows in pool.imap(_compile, tasks):
+            yield from rows
+
+
+def problems(rows: list[Row]) -> list[str]:
+    """What is wrong with the rows: spills, and 16-bit products off the matrix units."""
+    found = []
+    for row in rows:
+        where = f"{row.target} {row.operator} ({row.kernel}, {row.dtype}, {row.configuration})"
+        if row.spilled:
+            found.append(f"{where}: spills {row.spilled} bytes")
+        if row.kernel == "gemm" and row.dtype != "float32" and row.matrix != MATRIX_INSTRUCTIONS[row.target]:
+            found.append(f"{where}: no {MATRIX_INSTRUCTIONS[row.target]}, but {row.matrix}")
+    return found
+
+
+_WIDTHS = (10, 24, 14, 8, 30, 9, 7, 5, 6, 8, 5, 9, 7)
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return "  ".join(str(cell).ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table of the 16-bit products: the registers of each configuration, from the largest tile on."""
+    targets = [target for target in TARGETS if any(row.target == target for row in rows)]
+    products = [row for row in rows if row.kernel == "gemm" and row.dtype == "bfloat16"]
+    lines = ["| operator | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
+    for operator in dict.fromkeys(row.operator for row in products):
+        cells = []
+        for target in targets:
+            own = [row for row in products if (row.operator, row.target) == (operator, target)]
+            spilled = sum(row.spilled for row in own)
+            cells.append(
+                " / ".join(str(row.registers) for row in own) + (f", spills {spilled}" if spilled else "")
+            )
+        lines.append(f"| {operator} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    names = [case.name for case in _cases()]
+    parser = argparse.ArgumentParser(
+        prog="python -m fastae_kernels.aot", description="Compile every kernel ahead of time."
+    )
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET",
+                        help=f"one or more of {', '.join(TARGETS)}; all by default")  # fmt: skip
+    parser.add_argument("--operator", nargs="+", choices=names, metavar="NAME",
+                        help=f"one or more of {', '.join(names)}; all by default")  # fmt: skip
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="all by default")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--markdown", action="store_true", help="print a table of the 16-bit products last")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes; by default one a core"
+    )
+    given = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        parser.error("TRITON_INTERPRET is set: the interpreter does not compile")
+    print(_line(Row.__dataclass_fields__))
+    rows = []
+    for row in compile_all(given.target, given.operator, given.dtype, max(1, given.jobs)):
+        rows.append(row)
+        print(_line(asdict(row).values()), flush=True)
+    if given.json:
+        versions = {"triton": triton.__version__, "torch": torch.__version__}
+        with open(given.json, "w") as file:
+            json.dump({**versions, "rows": [asdict(row) for row in rows]}, file, indent=1)
+    if given.markdown:
+        print(markdown(rows))
+    found = problems(rows)
+    for problem in found:
+        print(problem, file=sys.stderr)
+    print(f"{len(rows)} kernels compiled with Triton {triton.__version__}: {len(found)} problems")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
