@@ -66,7 +66,7 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
         ValueError: ``out`` cannot be written to or ``shape`` is not that of a row, before anything is drawn.
         DataError: a package of the extra ``train`` is missing.
     """
-    from .train.sources import require
+    from .optional import require
 
     for package in ("matplotlib", "sklearn.manifold"):
         require(package, "plot")

@@ -5,6 +5,11 @@ into the bytes of a file, the same for the same figure. Needs matplotlib, and ``
 ``train``).
 """
 
+# ruff: noqa: E402  (the extra is named before matplotlib is imported)
+from ..optional import require
+
+require("matplotlib", "fastae.plots")
+
 from .arrays import spread
 from .codes import code_histogram, code_map
 from .curves import contraction, learning_curves, spectrum

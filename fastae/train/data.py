@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from fastae.errors import DataError
+from fastae.optional import require
 from fastae.train.sources import (
     IDX_FILES,
     RawData,
@@ -24,7 +25,6 @@ from fastae.train.sources import (
     float_chunks,
     one_line,
     read_source,
-    require,
 )
 
 Scaling: TypeAlias = Literal["auto", "none", "unit", "minmax", "standard"]

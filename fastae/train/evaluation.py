@@ -12,8 +12,8 @@ from torch import nn
 
 from ..diagnostics import Diagnosis
 from ..nn import StackedAutoencoder
+from ..optional import require
 from .data import Rows
-from .sources import require
 
 _CHUNK = 1024
 

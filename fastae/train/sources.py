@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib
 import math
 import re
 import struct
@@ -22,6 +21,7 @@ from numpy.lib.format import open_memmap
 from safetensors import safe_open
 
 from fastae.errors import DataError
+from fastae.optional import require
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -126,15 +126,6 @@ def float_chunks(x: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     step = max(1, _CHUNK_ELEMENTS // x.shape[1])
     for start in range(0, len(x), step):
         yield start, _to_float32(x[start : start + step])
-
-
-def require(module: str, name: str) -> Any:
-    """Import an optional dependency that reading `name` needs, or say how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise DataError(f'{name}: {package} is not installed: pip install "fastae[train]"') from error
 
 
 def one_line(error: Exception) -> str:
