@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import epilogues, reductions
-from .device.activations import ACTIVATIONS, PREACTIVATION
+from .device.activations import ACTIVATIONS
 from .device.elementwise import elementwise
 from .device.gemm import gemm
 from .device.losses import LOSSES
@@ -228,19 +228,20 @@ def encode(
     code and pre-activation of another input. ``seed`` is the noise's.
     """
     M, H = x.shape[0], weight.shape[0]
+    f = ACTIVATIONS[activation]
     how = _plan("encode", x, weight.t())
     blocks_m, blocks_n = how.blocks(M, H)
     base_code, base_preact = (None, None) if base is None else base
     code = _empty(x, M, H)
     args = epilogues.Encode(
-        **ACTIVATIONS[activation]._asdict(),
+        **f.functions,
         bias=_vector(bias),
         code=code,
-        preact=_empty(x, M, H) if activation in PREACTIVATION else None,
+        preact=_empty(x, M, H) if f.preactivation else None,
         dropped=_empty(x, M, H) if noise is None and dropout is not None else None,
         **_mask_fields(dropout if noise is None else None),
         base_code=_vector(base_code),
-        base_preact=_vector(base_preact) if activation in PREACTIVATION else None,
+        base_preact=_vector(base_preact) if f.preactivation else None,
         sq_norms=_vector(sq_norms),
         penalty=None if sq_norms is None else _float(x, blocks_n, M),
         l1=_float(x, blocks_n, M) if l1 else None,
@@ -276,7 +277,8 @@ def code_grad(
     The gradient to the code is grad [M, D] times weight [D, H], or ``grad`` [M, H] itself without a weight.
     """
     M, H = code.shape
-    heavy = activation in PREACTIVATION and dropout is not None
+    f = ACTIVATIONS[activation]
+    heavy = f.preactivation and dropout is not None
     name = "code_grad"
     how = _pass_plan(name, code) if weight is None else _plan(name, grad, weight, heavy=heavy)
     blocks_m, _ = how.blocks(M, H)
@@ -285,9 +287,9 @@ def code_grad(
     penalty_scale, penalty_stride = _scale(penalty_scale)
     l1_scale, l1_stride = _scale(l1_scale)
     args = epilogues.CodeGradient(
-        **ACTIVATIONS[activation]._asdict(),
+        **f.functions,
         code=code.contiguous(),
-        preact=_vector(preact) if activation in PREACTIVATION else None,
+        preact=_vector(preact) if f.preactivation else None,
         **_mask_fields(dropout),
         scale=scale,
         scale_stride=scale_stride,
@@ -324,12 +326,12 @@ def slope_difference_grad(
     M, H = code.shape
     how = _pass_plan("slope_difference_grad", code)
     scale_, stride = _scale(scale)
-    needs_preact = activation in PREACTIVATION
+    f = ACTIVATIONS[activation]
     args = epilogues.SlopeDifference(
-        **ACTIVATIONS[activation]._asdict(),
-        preact=_vector(preact) if needs_preact else None,
+        **f.functions,
+        preact=_vector(preact) if f.preactivation else None,
         code2=code2.contiguous(),
-        preact2=_vector(preact2) if needs_preact else None,
+        preact2=_vector(preact2) if f.preactivation else None,
         sq_norms=_vector(sq_norms),
         scale=scale_,
         scale_stride=stride,
@@ -407,7 +409,7 @@ def _decode_arguments(
 ) -> epilogues.DecodeLoss:  # fmt: skip
     return epilogues.DecodeLoss(
         entry=entry,
-        **ACTIVATIONS[output_activation]._asdict(),
+        **ACTIVATIONS[output_activation].functions,
         bias=_vector(bias),
         target=target,
         target_stride_m=target.stride(0),

@@ -87,7 +87,7 @@ def test_kernels_have_every_activation_and_loss():
 
 @NAMES
 def test_kernels_read_and_omit_what_the_formulas_do(name: str):
-    assert (name in kernels.PREACTIVATION) == ACTIVATIONS[name].needs_preactivation
+    assert kernels.ACTIVATIONS[name].preactivation == ACTIVATIONS[name].needs_preactivation
     assert (kernels.ACTIVATIONS[name].second is None) == (ACTIVATIONS[name].second is None)
 
 

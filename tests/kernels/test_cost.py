@@ -247,7 +247,7 @@ def test_products_are_those_of_the_library(name, options):
 def test_operations_of_activations_are_those_of_their_formulas(activation, operations):
     from fastae_kernels.device.activations import ACTIVATIONS
 
-    for function, expected in zip(ACTIVATIONS[activation], operations, strict=True):
+    for function, expected in zip(ACTIVATIONS[activation][:3], operations, strict=True):
         if expected is not None:
             assert cost._operations(function) == expected, function
 

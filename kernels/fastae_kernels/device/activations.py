@@ -1,8 +1,8 @@
 """Elementwise activations and losses' transcendental parts as device functions, in float32.
 
 ``function(z)`` gives the code h, ``slope(h, z)`` its derivative s and ``second(h, s, z)`` the derivative t
-of the slope; z is read only by the activations in ``PREACTIVATION``. At the breakpoint 0 the slope is that
-of the left side and the second derivative 0, as in PyTorch.
+of the slope; z is read only where the table's row says ``preactivation``. At the breakpoint 0 the slope is
+that of the left side and the second derivative 0, as in PyTorch.
 """
 
 from __future__ import annotations
@@ -249,11 +249,17 @@ def softsign_second(h, s, z):
 
 
 class Activation(NamedTuple):
-    """The device functions of one activation; ``second`` is ``None`` where t is 0 everywhere."""
+    """The device functions of one activation."""
 
     function: Any
     slope: Any
-    second: Any
+    second: Any  # None where t is 0 everywhere
+    preactivation: bool = False  # whether the derivatives need z; else they follow from h
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The fields that epilogues have, by name."""
+        return {"function": self.function, "slope": self.slope, "second": self.second}
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -265,11 +271,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation(softplus, softplus_slope, softplus_second),
     "elu": Activation(elu, elu_slope, elu_second),
     "selu": Activation(selu, selu_slope, elu_second),
-    "gelu": Activation(gelu, gelu_slope, gelu_second),
-    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_slope, gelu_tanh_second),
-    "silu": Activation(silu, silu_slope, silu_second),
+    "gelu": Activation(gelu, gelu_slope, gelu_second, preactivation=True),
+    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_slope, gelu_tanh_second, preactivation=True),
+    "silu": Activation(silu, silu_slope, silu_second, preactivation=True),
     "softsign": Activation(softsign, softsign_slope, softsign_second),
 }
-
-PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
-"""The activations whose derivatives need z; those of the others follow from h."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..device.activations import ACTIVATIONS, PREACTIVATION, sign
+from ..device.activations import ACTIVATIONS, sign
 from ..device.losses import LOSSES
 from ..launch import Target
 from ..plan import config
@@ -121,7 +121,7 @@ def encode(
     """``difference``: the penalty is of the slopes' difference from those of another input's code."""
     f, entries = ACTIVATIONS[activation], e * M * H
     blocks_m, blocks_n = how.blocks(M, H)
-    preact = activation in PREACTIVATION
+    preact = ACTIVATIONS[activation].preactivation
     dropped = dropout and not noise
     moved = entries * (1 + preact + dropped) + e * H * bias
     operations = bias + _operations(f.function) + dropped * _DROPOUT
@@ -177,7 +177,11 @@ def code_grad(
     """Without ``product`` the gradient to the code is given, and one pass does the rest."""
     f, entries = ACTIVATIONS[activation], e * M * H
     blocks_m, _ = how.blocks(M, H)
-    moved = entries * (2 + (activation in PREACTIVATION) + extra) + _fold(blocks_m, H) + 4 * H * column_grad
+    moved = (
+        entries * (2 + (ACTIVATIONS[activation].preactivation) + extra)
+        + _fold(blocks_m, H)
+        + 4 * H * column_grad
+    )
     operations = scale + dropout * _DROPOUT + column_grad + extra + _operations(f.slope) + 1 + _SUM
     if l1:
         operations += _operations(sign) + 2
@@ -213,7 +217,9 @@ def slope_difference_grad(
     M: int, D: int, H: int, e: int, how: Plan, *, activation: str = "sigmoid"
 ) -> Cost:  # fmt: skip
     f = ACTIVATIONS[activation]
-    moved = e * M * H * (4 + 2 * (activation in PREACTIVATION)) + 4 * H + _fold(how.blocks(M, H)[0], H)
+    moved = (
+        e * M * H * (4 + 2 * (ACTIVATIONS[activation].preactivation)) + 4 * H + _fold(how.blocks(M, H)[0], H)
+    )
     operations = 2 * _operations(f.slope) + 7 + _SUM
     if f.second is not None:
         operations += 2 * _operations(f.second) + 3
@@ -263,7 +269,11 @@ def of(
     """
     name = "weight_grad dual" if operator == "weight_grad" and options.get("dual") else operator
     call = CALLS[name](M, D, H, tied)
-    heavy = operator == "code_grad" and options.get("activation") in PREACTIVATION and options.get("dropout")
+    heavy = (
+        operator == "code_grad"
+        and ACTIVATIONS[options.get("activation", "sigmoid")].preactivation
+        and options.get("dropout")
+    )
     K = call.K if options.get("product", True) else 0
     how = config.plan(
         call.M, call.N, K, dtype, target, operator=name, heavy=bool(heavy and K),
