@@ -133,7 +133,6 @@ OPERATORS = {
         "corrupt",
         lambda t: (t.x, t.seed, MASKING.kind, MASKING.params, STREAM_CORRUPTION),
         lambda t: (reference.corrupt(t.x, MASKING, int(t.seed)),),
-        {"kind": MASKING.kind},
     ),
     "squared_norms": Operator(
         "squared_norms", lambda t: (t.weight,), lambda t: (reference.squared_norms(t.weight),)

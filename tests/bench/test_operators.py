@@ -82,19 +82,6 @@ def test_each_operand_and_each_result_is_counted_once():
         assert moved <= cost_of(operator, problem).bytes <= 1.05 * moved, name  # and sums by tiles
 
 
-def test_costs_are_those_of_a_step():
-    from fastae_kernels import launch
-    from fastae_kernels.tools import cost
-
-    problem, target = Problem.make(SHAPE), launch.target_of(CPU)
-    options = {"corruption": "masking", "contractive": True}
-    tied = cost.step_parts(*SHAPE, torch.float32, target, tied=True, **options)
-    tied["weight_grad dual"] = tied.pop("weight_grad")
-    untied = cost.step_parts(*SHAPE, torch.float32, target, tied=False, **options)
-    expected = {**tied, "weight_grad": untied["weight_grad"]}
-    assert {name: cost_of(operator, problem) for name, operator in OPERATORS.items()} == expected
-
-
 def test_costs_of_other_dtypes():
     assert cost_of(OPERATORS["corrupt"], Problem.make(SHAPE, torch.bfloat16)).bytes == 2 * 2 * 67 * 31
     with pytest.raises(Unavailable, match="16 and 32 bits"):
