@@ -122,7 +122,7 @@ def fine_tune(
     classifier = nn.Sequential(*layers, head).train()
     stage, trained = settings.stage, [p for p in classifier.parameters() if p.requires_grad]
     source = Resident(torch.from_numpy(rows.read()).to(device), torch.from_numpy(rows.labels).to(device))
-    size = stage.rows_a_step(len(rows))
+    size = stage.rows_per_step(len(rows))
     rates = Rates(stage, stage.epochs * -(-len(rows) // size))
     optimizer = stage.make_optimizer(trained)
     step = TrainingStep(

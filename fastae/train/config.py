@@ -71,7 +71,7 @@ class Stage:
         except ValueError as error:
             raise ValueError(f"{stage}.{error}") from None
 
-    def rows_a_step(self, rows: int) -> int:
+    def rows_per_step(self, rows: int) -> int:
         """The batch size for a stage over ``rows`` rows."""
         return min(self.batch_size or min(256, max(16, rows // 50)), rows)
 

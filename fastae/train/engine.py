@@ -32,7 +32,7 @@ from .interruption import Interruption
 from .optimizer_state import optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Log, Progress, Silent
-from .step import TrainingStep, steps_a_call
+from .step import TrainingStep, steps_per_call
 
 Terms = dict[str, Tensor]
 _REPORT_SECONDS = 0.25
@@ -199,7 +199,7 @@ class _Run:
     def _check_schedules(self) -> None:
         """A schedule that does not fit its number of steps should show before the first stage."""
         for name, stage in self.config.stages.items():
-            steps = stage.epochs * math.ceil(len(self.rows) / stage.rows_a_step(len(self.rows)))
+            steps = stage.epochs * math.ceil(len(self.rows) / stage.rows_per_step(len(self.rows)))
             if steps and (name != "supervised" or self.config.classifier):
                 try:
                     Rates(stage, steps)
@@ -267,7 +267,7 @@ class _Run:
     def _run_stage(self, number: int, plan: _Plan, log: Log) -> None:
         state, stage, self.plan_name = self.state, plan.stage, plan.name
         training, validation = self._open(plan)
-        size = stage.rows_a_step(len(training))
+        size = stage.rows_per_step(len(training))
         per_epoch = math.ceil(len(training) / size)
         self.optimizer = stage.make_optimizer(list(plan.module.parameters()))
         if "optimizer" in state:  # resumed within this stage
@@ -337,7 +337,7 @@ class _Run:
         step.reset(state["sums"])
         together = 1
         if step.captured:
-            together = steps_a_call(sum(p.numel() for p in plan.module.parameters()), size)
+            together = steps_per_call(sum(p.numel() for p in plan.module.parameters()), size)
         began_at = seen
         began = counted = reported_at = time.monotonic()
 

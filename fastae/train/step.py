@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ..checks import check_nonnegative
 from .graph import Capture, Graphed, capture_on
 
-_OPERATIONS_A_REPLAY = 2e10
+_OPERATIONS_PER_REPLAY = 2e10
 _MOST_STEPS = 16
 
 
@@ -196,13 +196,13 @@ class TrainingStep:
             self._sums.zero_()  # a graph holds on to it
 
 
-def steps_a_call(parameters: int, rows: int) -> int:
+def steps_per_call(parameters: int, rows: int) -> int:
     """How many steps of ``rows`` rows one replay should hold, for a model of so many parameters.
 
     A replay takes the host about as long whatever is in it, so small steps go together until they hold some
     2e10 operations (at six a parameter and row), and at most 16.
     """
-    return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_A_REPLAY // max(1, 6 * parameters * rows))))
+    return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_PER_REPLAY // max(1, 6 * parameters * rows))))
 
 
 def _rows(batch: tuple[Tensor | None, ...]) -> int:

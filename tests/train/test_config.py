@@ -309,7 +309,7 @@ def test_wrong_options_are_refused_before_any_data_is_read(kind, name, option, w
     ],
 )  # fmt: skip
 def test_the_batch_is_a_fiftieth_of_the_rows_within_bounds_unless_it_is_given(batch_size, rows, expected):
-    assert Stage(batch_size=batch_size).rows_a_step(rows) == expected
+    assert Stage(batch_size=batch_size).rows_per_step(rows) == expected
 
 
 # Layers -----------------------------------------------------------------------------------------------------

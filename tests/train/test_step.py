@@ -14,7 +14,7 @@ import fastae
 from fastae.train import Stage, TrainConfig, TrainingStep, train
 from fastae.train import step as step_module
 from fastae.train.rates import Rates
-from fastae.train.step import steps_a_call
+from fastae.train.step import steps_per_call
 from tests.train.recording import RecordingCapture
 
 OPTIMIZERS = {
@@ -298,10 +298,10 @@ def test_sums_go_on_by_name():
 
 
 def test_small_steps_go_together():
-    assert steps_a_call(784_000, 256) == 16
-    assert steps_a_call(4_000_000, 512) == 1
-    assert steps_a_call(1_000_000, 1000) == 3
-    assert steps_a_call(0, 0) == 16
+    assert steps_per_call(784_000, 256) == 16
+    assert steps_per_call(4_000_000, 512) == 1
+    assert steps_per_call(1_000_000, 1000) == 3
+    assert steps_per_call(0, 0) == 16
 
 
 # The engine -------------------------------------------------------------------------------------------------
