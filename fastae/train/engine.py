@@ -1,8 +1,7 @@
 """The training engine: greedy pretraining, fine-tuning of the whole, a classifier on top; resumable exactly.
 
-The noise of a step and the order of an epoch are functions of (seed, stage, step) and of (seed, stage, epoch)
-alone, so a run that continues from a checkpoint repeats the losses of one that was never stopped, and no
-random state has to be kept.
+The noise of a step is a function of (seed, stage, step), the order of an epoch one of (seed, stage, epoch).
+A run that continues from a checkpoint therefore repeats the losses of one that was never stopped.
 """
 
 from __future__ import annotations
@@ -17,49 +16,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..arguments import resolve_device
-from ..errors import CheckpointError, TrainingError
+from ..errors import CheckpointError
 from ..nn import StackedAutoencoder
 from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
-from .config import Stage, TrainConfig
-from .data import Dataset, load_dataset, split
+from .config import TrainConfig
+from .data import Dataset, Rows, load_dataset, split
 from .interruption import Interruption
-from .optimizer_state import optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Log, Progress, Silent
-from .step import TrainingStep, steps_per_call
+from .stage import Plan, Session, StageRunner, cross_entropy, objective
+from .state import RunState
 
-Terms = dict[str, Tensor]
-_REPORT_SECONDS = 0.25
-_EVALUATION_ROWS = 1024
+_CHUNK = 4096
 
 
 @dataclass
 class TrainResult:
-    """A finished run: its folder, the trained modules, the data, and one log row an epoch."""
+    """A finished run: its folder, the trained modules, the data, and one log row per epoch."""
 
     path: Path
     stack: StackedAutoencoder
     classifier: nn.Sequential | None
     dataset: Dataset
     history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One stage: what it trains, on which loss, on which rows."""
-
-    name: str
-    stage: Stage
-    module: nn.Module
-    loss: Callable[[Tensor, Tensor | None], Terms]
-    depth: int = 0  # layers below, whose clean codes are the input
-    noisy_validation: bool = True  # an objective with noise is validated with noise, always the same
 
 
 def train(
@@ -75,36 +58,36 @@ def train(
 
     Raises:
         ValueError, DataError, CheckpointError: a wrong argument, file or folder, before training starts.
-        TrainingError: the loss stopped being finite. KeyboardInterrupt: after Ctrl-C, with the step finished
-            and a checkpoint written.
+        TrainingError: the loss stopped being finite.
+        KeyboardInterrupt: after Ctrl-C, with the current step finished and a checkpoint written.
     """
     checkpoint = None
     if config.resume:
         assert config.out is not None
         checkpoint = load_checkpoint(config.out, with_state=True)
-        try:
-            kept = TrainConfig.from_dict(checkpoint.config)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{checkpoint.path}: its configuration does not fit: {error}") from error
-        config = replace(
-            kept,
-            out=config.out,
-            resume=True,
-            device=config.device,
-            memory_gib=config.memory_gib,
-            checkpoint_seconds=config.checkpoint_seconds,
-        )
+        config = _resumed(config, checkpoint)
     if dataset is None:
         scaling = config.scaling if checkpoint is None else checkpoint.scaling
         dataset = load_dataset(config.data, test=config.test, scaling=scaling)
     else:
         config = replace(config, data=dataset.name, test=None)
-    run = _run_folder(config, dataset)
+    folder = _run_folder(config, dataset)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return _Run(config, dataset, run, checkpoint, progress or Silent()).train()
+        return _Run(config, dataset, folder, checkpoint, progress or Silent()).train()
+
+
+def _resumed(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
+    """The configuration of a checkpoint, with what a resumed run may choose anew."""
+    try:
+        kept = TrainConfig.from_dict(checkpoint.config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its configuration does not fit: {error}") from error
+    own = ("out", "resume", "device", "memory_gib", "checkpoint_seconds")
+    return replace(kept, **{name: getattr(config, name) for name in own})
 
 
 def _run_folder(config: TrainConfig, dataset: Dataset) -> Path:
+    """The folder of a run; ``CheckpointError`` where it cannot be one."""
     if config.out is None:
         base = Path("runs") / Path(dataset.name).name.split(".")[0]
         number, run = 1, base
@@ -129,385 +112,216 @@ def _run_folder(config: TrainConfig, dataset: Dataset) -> Path:
 
 
 class _Run:
+    """A run from its checks to its last checkpoint."""
+
     def __init__(
         self,
         config: TrainConfig,
         dataset: Dataset,
-        run: Path,
+        folder: Path,
         checkpoint: Checkpoint | None,
-        progress: Progress,
+        display: Progress,
     ) -> None:
-        self.config, self.dataset, self.run, self.progress = config, dataset, run, progress
-        self.device = resolve_device(config.device)
-        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
-        try:
-            self.rows, self.validation = split(dataset.train, config.validation, config.seed)
-        except ValueError as error:
-            raise ValueError(f"validation: {error}") from None
-        if config.classifier and (dataset.num_classes or 0) < 2:
-            kind = "none" if dataset.num_classes is None else "one class only"
-            raise ValueError(
-                f"classifier: needs labels of two classes or more, and {dataset.name} has {kind}"
-            )
-
-        self.classifier: nn.Sequential | None = None
-        self.state: dict[str, Any] = {
-            "stage": 0, "epoch": 0, "step": 0, "data": dataset.train.fingerprint(), "history": [],
-            "seconds": 0.0, "budget": free_memory(self.device) // 2, "finished": False,
-        }  # fmt: skip
-        fresh, fields = self.state, set(self.state)
-        self.tensors: dict[str, Tensor] = {}
+        self.config, self.dataset = config, dataset
+        self.rows, self.validation = _split(config, dataset)
+        _check_labels(config, dataset)
+        _check_schedules(config, len(self.rows))
+        self.restored: TrainState | None = None
+        self.runner: StageRunner | None = None
+        device = resolve_device(config.device)
+        state = RunState(data=dataset.train.fingerprint(), budget=free_memory(device) // 2)
+        if checkpoint is not None:
+            state = self._check_state(checkpoint, state)
+        self.session = Session(
+            config,
+            folder,
+            device,
+            state,
+            display,
+            Interruption(),
+            save=self._save,
+            saved=checkpoint is not None,
+            saved_at=time.monotonic(),
+        )
         if checkpoint is None:
-            sizes = config.sizes or (dataset.width, 512, 256)
-            if sizes[0] != dataset.width:
-                raise ValueError(
-                    f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
-                )
-            self._seed(-1)
-            options = config.layer_options(len(sizes) - 1)
-            self._check_range(options[0].loss)
-            self.stack = StackedAutoencoder(sizes, options, probes=config.probes, dtype=self.dtype).to(
-                self.device
-            )
+            self.stack = self._new_stack()
+            self.classifier = None
         else:
-            self.stack = checkpoint.stack.to(self.device)
-            self.classifier = checkpoint.classifier
-            self.state, self.tensors = checkpoint.state.values, checkpoint.state.tensors
-            self.state_path = checkpoint.path / "state.json"
-            if "optimizer" in self.state:
-                fields |= {"sums", "best", "stale"}
-            if missing := sorted(fields - set(self.state)):
-                raise CheckpointError(f"{self.state_path}: {', '.join(missing)} missing")
-            if self.stack.sizes[0] != dataset.width or self.state["data"] != fresh["data"]:
-                raise CheckpointError(
-                    f"{run}: was trained on other data than {dataset.name} is now "
-                    f"({len(dataset.train)} rows of {dataset.width})"
-                )
+            self.stack, self.classifier = checkpoint.stack.to(device), checkpoint.classifier
         # what is cached must not change when a run goes on, or its rounding would
-        self.budget = self.state["budget"]
-        if config.memory_gib is not None:
-            self.budget = int(config.memory_gib * 2**30)
-        self._check_schedules()
-        self.optimizer: Optimizer | None = None
-        self.best: dict[str, Tensor] = {}
-        self.rate = 0.0
-        self.plan_name = "training"
-        self.saved = checkpoint is not None
-        self.interruption = Interruption()
-        self.saved_at = time.monotonic()
+        self.budget = state.budget if config.memory_gib is None else int(config.memory_gib * 2**30)
 
-    def _check_schedules(self) -> None:
-        """A schedule that does not fit its number of steps should show before the first stage."""
-        for name, stage in self.config.stages.items():
-            steps = stage.epochs * math.ceil(len(self.rows) / stage.rows_per_step(len(self.rows)))
-            if steps and (name != "supervised" or self.config.classifier):
-                try:
-                    Rates(stage, steps)
-                except ValueError as error:
-                    raise ValueError(f"{name}.{error}") from None
+    def _new_stack(self) -> StackedAutoencoder:
+        config, dataset, session = self.config, self.dataset, self.session
+        sizes = config.sizes or (dataset.width, 512, 256)
+        if sizes[0] != dataset.width:
+            raise ValueError(
+                f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
+            )
+        options = config.layer_options(len(sizes) - 1)
+        if options[0].loss == "bce":
+            _check_unit_interval(dataset)
+        session.seed(-1)
+        stack = StackedAutoencoder(sizes, options, probes=config.probes, dtype=session.dtype)
+        return stack.to(session.device)
 
-    def _check_range(self, loss: str) -> None:
-        if loss != "bce":
-            return
-        for _, chunk in self.dataset.train.chunks(4 * _EVALUATION_ROWS):
-            if chunk.min() < 0.0 or chunk.max() > 1.0:
-                raise ValueError(
-                    f"loss: bce needs values in [0, 1], and {self.dataset.name} scaled by "
-                    f"{self.dataset.scaling.name!r} has {chunk.min():g} to {chunk.max():g}; "
-                    "use scaling unit or minmax, or the loss mse"
-                )
+    def _check_state(self, checkpoint: Checkpoint, fresh: RunState) -> RunState:
+        """The state that a checkpoint holds; ``CheckpointError`` where it does not fit the data."""
+        values, dataset = checkpoint.state.values, self.dataset
+        within_stage = "optimizer" in values
+        try:
+            state = RunState.from_json(values, within_stage=within_stage)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path / 'state.json'}: {error}") from error
+        if checkpoint.stack.sizes[0] != dataset.width or state.data != fresh.data:
+            raise CheckpointError(
+                f"{checkpoint.path.parent}: was trained on other data than {dataset.name} is now "
+                f"({len(dataset.train)} rows of {dataset.width})"
+            )
+        if within_stage:
+            self.restored, self.restored_from = checkpoint.state, checkpoint.path
+        return state
 
     # --- stages -----------------------------------------------------------------------------------------
 
-    def _stages(self) -> list[Callable[[], _Plan]]:
+    def train(self) -> TrainResult:
+        session, state, stages = self.session, self.session.state, self._stages()
+        if not state.finished:
+            try:
+                session.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"out: {session.folder} cannot be made ({error})") from error
+            clean_run(session.folder)
+            log = Log(session.folder, state.history, self.config.tensorboard)
+            try:
+                with session.interruption, session.display:
+                    while state.stage < len(stages):
+                        self._run_stage(stages[state.stage](), log)
+                    state.finished = True
+                    self._save()
+            finally:
+                log.close()
+        if self.classifier is not None:
+            self.classifier.eval()
+        return TrainResult(session.folder, self.stack.eval(), self.classifier, self.dataset, state.history)
+
+    def _stages(self) -> list[Callable[[], Plan]]:
         """Every stage in order; a plan is made when its turn comes, from what was trained before."""
         config, stack = self.config, self.stack
-        stages: list[Callable[[], _Plan]] = []
+        stages: list[Callable[[], Plan]] = []
         if config.pretrain.epochs:
             for depth, layer in enumerate(stack.autoencoders):
-                name = f"layer {depth + 1}"
-                stages.append(partial(_Plan, name, config.pretrain, layer, _objective(layer), depth))
+                plan = partial(Plan, f"layer {depth + 1}", "pretrain", config.pretrain, layer)
+                stages.append(partial(plan, objective(layer), depth))
         if config.finetune.epochs:
-            stages.append(partial(_Plan, "fine-tuning", config.finetune, stack, _objective(stack)))
+            plan = partial(Plan, "fine-tuning", "finetune", config.finetune, stack)
+            stages.append(partial(plan, objective(stack)))
         if config.classifier and config.supervised.epochs:
             stages.append(self._plan_classifier)
         return stages
 
-    def _plan_classifier(self) -> _Plan:
-        """Fine-tunes encoders of its own, so that the stack stays the autoencoder it is."""
+    def _plan_classifier(self) -> Plan:
+        """The classifier's stage; it fine-tunes encoders of its own, so that the stack stays as it is."""
         classes = self.dataset.num_classes
         assert classes is not None
         classifier = copy.deepcopy(self.stack).classifier(classes, self.config.supervised_dropout)
         if self.classifier is not None:
             classifier.load_state_dict(self.classifier.state_dict())
         self.classifier = classifier
-        return _Plan("classifier", self.config.supervised, classifier, _cross_entropy(classifier), 0, False)
+        return Plan(
+            "classifier",
+            "supervised",
+            self.config.supervised,
+            classifier,
+            cross_entropy(classifier),
+            noisy_validation=False,
+        )
 
-    def train(self) -> TrainResult:
-        stages = self._stages()
-        if not self.state["finished"]:
-            try:
-                self.run.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"out: {self.run} cannot be made ({error})") from error
-            clean_run(self.run)
-            log = Log(self.run, self.state["history"], self.config.tensorboard)
-            try:
-                with self.interruption, self.progress:
-                    for number in range(self.state["stage"], len(stages)):
-                        self._run_stage(number, stages[number](), log)
-                    self.state["finished"] = True
-                    self._save()
-            finally:
-                log.close()
-        if self.classifier is not None:
-            self.classifier.eval()
-        return TrainResult(self.run, self.stack.eval(), self.classifier, self.dataset, self.state["history"])
-
-    def _run_stage(self, number: int, plan: _Plan, log: Log) -> None:
-        state, stage, self.plan_name = self.state, plan.stage, plan.name
-        training, validation = self._open(plan)
-        size = stage.rows_per_step(len(training))
-        per_epoch = math.ceil(len(training) / size)
-        self.optimizer = stage.make_optimizer(list(plan.module.parameters()))
-        if "optimizer" in state:  # resumed within this stage
-            self._restore(self.optimizer, state.pop("optimizer"))
+    def _run_stage(self, plan: Plan, log: Log) -> None:
+        session, state = self.session, self.session.state
+        runner = StageRunner(session, state.stage, plan, *self._open(plan.depth))
+        if self.restored is None:
+            state.begin_stage()
         else:
-            state.update(epoch=0, step=0, sums={}, best=None, stale=0)
-        done = state["epoch"] * per_epoch + state["step"]
-        rates = Rates(stage, stage.epochs * per_epoch)
-        rates.take(done)
-        step = TrainingStep(
-            plan.loss, self.optimizer, data=training.data, clip_norm=stage.clip_norm,
-            autocast=self._autocast_dtype, graph=self.config.graph and not rates.cycles,
-        )  # fmt: skip
-
-        self.progress.start(plan.name, stage.epochs * per_epoch, done)
-        while state["epoch"] < stage.epochs:
-            self._run_epoch(number, plan, training, step, rates, size, per_epoch)
-            row = self._close_epoch(number, plan, validation, per_epoch, rates.current)
+            self._restore(runner, self.restored)
+            self.restored = None
+        self.runner = runner
+        for row in runner.epochs():
             log.write(row)
-            if stage.patience and self._stale_after(plan, row) >= stage.patience:
-                break
-        if stage.patience and self.best:
-            plan.module.load_state_dict(self.best)
-        self.progress.finish(_summary(state["history"], plan.name))
-        state.update(stage=number + 1, epoch=0, step=0)
-        for name in ("sums", "best", "stale"):
-            del state[name]
-        self.optimizer.zero_grad(set_to_none=True)  # gradients of a graph would keep its memory
-        self.best, self.optimizer = {}, None
-        if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
+        self.runner = None
+        state.end_stage()
+        if session.checkpoint_is_due:
             self._save()
 
-    def _open(self, plan: _Plan) -> tuple[Resident | Streamed, Resident | Streamed | None]:
-        """The stage's training and validation rows, as clean codes of the layers below."""
-        stack = self.stack.eval()
+    def _restore(self, runner: StageRunner, saved: TrainState) -> None:
+        try:
+            runner.restore(saved.values["optimizer"], saved.tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            path = self.restored_from / "state.json"
+            raise CheckpointError(f"{path}: the optimizer's state does not fit: {error}") from error
+
+    def _open(self, depth: int) -> tuple[Resident | Streamed, Resident | Streamed | None]:
+        """Training and validation rows of a stage, as clean codes of the ``depth`` layers below."""
+        session, stack = self.session, self.stack.eval()
 
         @torch.no_grad()
         def encode(x: Tensor) -> Tensor:
-            with self._autocast():
-                return stack.encode(x, plan.depth).to(self.dtype)
+            with session.autocast():
+                return stack.encode(x, depth).to(session.dtype)
 
-        below = encode if plan.depth else None
-        width = stack.sizes[plan.depth]
-        training = open_rows(self.rows, self.device, self.dtype, self.budget, below, width)
-        validation = None
-        if len(self.validation):
-            validation = open_rows(self.validation, self.device, self.dtype, self.budget, below, width)
-        plan.module.train()
-        return training, validation
+        def open_part(rows: Rows) -> Resident | Streamed:
+            below = encode if depth else None
+            return open_rows(rows, session.device, session.dtype, self.budget, below, stack.sizes[depth])
 
-    def _run_epoch(
-        self,
-        number: int,
-        plan: _Plan,
-        training: Resident | Streamed,
-        step: TrainingStep,
-        rates: Rates,
-        size: int,
-        per_epoch: int,
-    ) -> None:
-        state, rows = self.state, len(training)
-        order = torch.randperm(
-            rows, generator=torch.Generator().manual_seed(self._mix(number, 1, state["epoch"]))
-        )
-        done = state["epoch"] * per_epoch
-        seen = min(state["step"] * size, rows)
-        step.reset(state["sums"])
-        together = 1
-        if step.captured:
-            together = steps_per_call(sum(p.numel() for p in plan.module.parameters()), size)
-        began_at = seen
-        began = counted = reported_at = time.monotonic()
-
-        for batch, steps, taken in training.calls(order[seen:], size, together):
-            # one seed a call: those of a graph's steps follow from it
-            self._seed(number, done + state["step"])
-            rates.set_momenta(step.optimizer)
-            try:
-                step(*batch, rates=rates.take(steps))
-            except FloatingPointError as error:
-                raise self._not_finite(str(error)) from None
-            state["step"] += steps
-            seen += taken
-
-            now = time.monotonic()
-            due = self.interruption.requested or now - self.saved_at >= self.config.checkpoint_seconds
-            if due or now - reported_at >= _REPORT_SECONDS or seen == rows:
-                values = step.sums()
-                if not math.isfinite(values["total"]):
-                    raise self._not_finite(f"the loss is {values['total']}")
-                state["sums"] = values
-                rate = (seen - began_at) / max(now - began, 1e-9)
-                means = {name: value / seen for name, value in values.items()}
-                self.progress.update(done + state["step"], means, rate)
-                self.rate, reported_at = rate, now
-                if due:
-                    state["seconds"] += now - counted
-                    counted = now
-                    self._save()
-                    if self.interruption.requested:
-                        raise KeyboardInterrupt(str(self.run))
-        state["seconds"] += time.monotonic() - counted
-
-    def _close_epoch(
-        self, number: int, plan: _Plan, validation: Resident | Streamed | None, per_epoch: int, rate: float
-    ) -> dict[str, Any]:
-        """Validate, and add the epoch's row to the history."""
-        state = self.state
-        row: dict[str, Any] = {
-            "stage": plan.name,
-            "epoch": state["epoch"] + 1,
-            "step": state["epoch"] * per_epoch + state["step"],
-            "seconds": round(state["seconds"], 3),
-            "rows_per_second": round(self.rate, 1),
-            "lr": rate,
-        }
-        row |= {f"train_{name}": value / len(self.rows) for name, value in state["sums"].items()}
-        if validation is not None:
-            self._seed(number, -1)
-            plan.module.train(plan.noisy_validation)
-            sums: dict[str, float] = {}
-            with torch.no_grad(), self._autocast():
-                for x, labels in validation.batches(torch.arange(len(validation)), _EVALUATION_ROWS):
-                    for name, value in plan.loss(x, labels).items():
-                        sums[name] = sums.get(name, 0.0) + float(value) * len(x)
-            row |= {f"validation_{name}": value / len(validation) for name, value in sums.items()}
-            plan.module.train()
-        state["history"].append(row)
-        state.update(epoch=state["epoch"] + 1, step=0, sums={})
-        return row
-
-    def _stale_after(self, plan: _Plan, row: dict[str, Any]) -> int:
-        """Epochs since the best validation loss; keeps the parameters of a new best."""
-        state, loss = self.state, row["validation_total"]
-        if state["best"] is None or loss < state["best"]:
-            state.update(best=loss, stale=0)
-            self.best = {name: value.detach().clone() for name, value in plan.module.state_dict().items()}
-        else:
-            state["stale"] += 1
-        return state["stale"]
-
-    # --- state ------------------------------------------------------------------------------------------
+        return open_part(self.rows), open_part(self.validation) if len(self.validation) else None
 
     def _save(self) -> None:
+        session, runner = self.session, self.runner
         modules = [self.stack] if self.classifier is None else [self.stack, self.classifier]
         if not all(bool(torch.isfinite(p).all()) for module in modules for p in module.parameters()):
-            raise TrainingError(
-                f"{self.plan_name}: the parameters are not finite after epoch {self.state['epoch'] + 1}, "
-                f"step {self.state['step']}{self._advice()}"
-            )
-        tensors = {f"best.{name}": value for name, value in self.best.items()}
-        values = dict(self.state)
-        if self.optimizer is not None:
-            values["optimizer"], own = optimizer_state(self.optimizer)
-            tensors |= {f"optimizer.{name}": value for name, value in own.items()}
+            raise session.failure("the parameters are not finite after", session.state.step)
+        values, tensors = session.state.to_json(), {}
+        if runner is not None:
+            values["optimizer"], tensors = runner.saved()
         config = {**self.config.to_dict(), "resume": False}
-        save_checkpoint(
-            self.run, self.stack, self.classifier, self.dataset, config, TrainState(values, tensors)
-        )
-        self.saved, self.saved_at = True, time.monotonic()
-
-    def _restore(self, optimizer: Optimizer, values: dict[str, Any]) -> None:
-        """Bring back the optimizer's state and the best parameters so far."""
-        own = {}
-        for key, tensor in self.tensors.items():
-            kind, name = key.split(".", 1)
-            if kind == "best":
-                self.best[name] = tensor.to(self.device)
-            else:
-                own[name] = tensor
-        try:
-            restore_optimizer(optimizer, values, own)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self.state_path}: the optimizer's state does not fit: {error}"
-            ) from error
-        self.tensors = {}
-
-    def _not_finite(self, what: str) -> TrainingError:
-        return TrainingError(
-            f"{self.plan_name}: {what} at epoch {self.state['epoch'] + 1}, "
-            f"step {self.state['step'] + 1}{self._advice()}"
-        )
-
-    def _advice(self) -> str:
-        option = {"fine-tuning": "finetune", "classifier": "supervised"}.get(self.plan_name, "pretrain")
-        kept = (
-            f"checkpoints in {self.run} are intact" if self.saved else f"nothing was saved in {self.run} yet"
-        )
-        return f"; {kept}. Try a lower {option}.lr, {option}.clip_norm 1, or another scaling"
-
-    # --- random numbers and precision -------------------------------------------------------------------
-
-    def _mix(self, *numbers: int) -> int:
-        """A 63-bit seed from the run's seed and ``numbers`` (SplitMix64's finaliser, Steele et al. 2014)."""
-        value = self.config.seed
-        for number in numbers:
-            value = (value + 0x9E3779B97F4A7C15 * (number + 2)) % 2**64
-            value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-            value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
-            value ^= value >> 31
-        return value >> 1
-
-    def _seed(self, *numbers: int) -> None:
-        """Seed the device's default generator, and the host's for initialisation."""
-        seed = self._mix(0, *numbers)
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-
-    @property
-    def _autocast_dtype(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.config.precision == "bfloat16" else None
-
-    def _autocast(self) -> torch.autocast:
-        dtype = self._autocast_dtype
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        state = TrainState(values, tensors)
+        save_checkpoint(session.folder, self.stack, self.classifier, self.dataset, config, state)
+        session.saved, session.saved_at = True, time.monotonic()
 
 
-def _objective(module: nn.Module) -> Callable[[Tensor, Tensor | None], Terms]:
-    def loss(x: Tensor, labels: Tensor | None) -> Terms:
-        return {name: term for name, term in module(x)._asdict().items() if term is not None}
-
-    return loss
+# --- checks before training -----------------------------------------------------------------------------
 
 
-def _cross_entropy(classifier: nn.Module) -> Callable[[Tensor, Tensor | None], Terms]:
-    def loss(x: Tensor, labels: Tensor | None) -> Terms:
-        assert labels is not None
-        logits = classifier(x).float()
-        error = (logits.detach().argmax(1) != labels).float().mean()
-        return {"total": F.cross_entropy(logits, labels), "error": error}
-
-    return loss
+def _split(config: TrainConfig, dataset: Dataset) -> tuple[Rows, Rows]:
+    try:
+        return split(dataset.train, config.validation, config.seed)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}") from None
 
 
-def _summary(history: list[dict[str, Any]], stage: str) -> str:
-    rows = [row for row in history if row["stage"] == stage]
-    if not rows:
-        return "nothing to do"
-    last = rows[-1]
-    keys = [key for key in ("train_total", "validation_total", "validation_error") if key in last]
-    return "  ".join(f"{key.replace('_', ' ')} {last[key]:.4g}" for key in keys)
+def _check_labels(config: TrainConfig, dataset: Dataset) -> None:
+    if config.classifier and (dataset.num_classes or 0) < 2:
+        kind = "none" if dataset.num_classes is None else "one class only"
+        raise ValueError(f"classifier: needs labels of two classes or more, and {dataset.name} has {kind}")
+
+
+def _check_schedules(config: TrainConfig, rows: int) -> None:
+    """Refuse a schedule that does not fit its number of steps, before the first stage."""
+    for name, stage in config.stages.items():
+        steps = stage.epochs * math.ceil(rows / stage.rows_per_step(rows))
+        if steps and (name != "supervised" or config.classifier):
+            try:
+                Rates(stage, steps)
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from None
+
+
+def _check_unit_interval(dataset: Dataset) -> None:
+    """Refuse rows that cross-entropy is not defined for."""
+    for _, chunk in dataset.train.chunks(_CHUNK):
+        if chunk.min() < 0.0 or chunk.max() > 1.0:
+            raise ValueError(
+                f"loss: bce needs values in [0, 1], and {dataset.name} scaled by "
+                f"{dataset.scaling.name!r} has {chunk.min():g} to {chunk.max():g}; "
+                "use scaling unit or minmax, or the loss mse"
+            )

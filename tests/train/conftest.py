@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastae.train import Dataset, Stage, TrainConfig, TrainResult, dataset_from_arrays, engine, train
+from fastae.train import Dataset, Stage, TrainConfig, TrainResult, dataset_from_arrays, train
+from fastae.train import stage as stage_module
 from fastae.train.reporting import Silent
 
 TIMINGS = ("seconds", "rows_per_second")
@@ -88,8 +89,8 @@ class Updates(Silent):
 
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> type[Updates]:
-    """The class above, with the engine reporting every step."""
-    monkeypatch.setattr(engine, "_REPORT_SECONDS", 0.0)
+    """The class above, with every step reported."""
+    monkeypatch.setattr(stage_module, "_REPORT_SECONDS", 0.0)
     return Updates
 
 

@@ -19,6 +19,7 @@ from fastae.train import (
     load_dataset,
     train,
 )
+from fastae.train import stage as stage_module
 from fastae.train.batches import Resident, Streamed
 from fastae.train.data import split
 from fastae.train.reporting import COLUMNS
@@ -50,7 +51,7 @@ def in_order(rows: torch.Tensor) -> np.ndarray:
 def seen(monkeypatch) -> dict[int, list[torch.Tensor]]:
     """Every training batch that a layer's objective is given, by the layer's input width."""
     inputs: dict[int, list[torch.Tensor]] = {}
-    objective = engine._objective
+    objective = engine.objective
 
     def spied(module):
         loss = objective(module)
@@ -62,7 +63,7 @@ def seen(monkeypatch) -> dict[int, list[torch.Tensor]]:
 
         return watched
 
-    monkeypatch.setattr(engine, "_objective", spied)
+    monkeypatch.setattr(engine, "objective", spied)
     return inputs
 
 
@@ -229,7 +230,7 @@ def test_a_linear_stack_on_digits_spans_the_principal_subspace(tmp_path):
 def test_means_over_an_epoch_weigh_rows_alike(tiny, one_layer, monkeypatch):
     """With a rate of 0 the means over batches of 10, 10, 10 and 6 rows are those over all 36 at once; the 9
     validation rows come in 4, 4 and 1."""
-    monkeypatch.setattr(engine, "_EVALUATION_ROWS", 4)
+    monkeypatch.setattr(stage_module, "_EVALUATION_ROWS", 4)
     still = Stage(epochs=2, batch_size=10, lr=0.0, optimizer="sgd")
     config = one_layer(pretrain=still, contractive=(0.3,), l1=(0.2,), higher_order=(0.0,))
     result = train(config, dataset=tiny)
