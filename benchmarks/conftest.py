@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastae.bench.command import resolve_device
+from fastae.arguments import resolve_device
 from fastae.bench.measure import Clock
 from fastae.bench.problems import DTYPES, Shape
 from fastae.bench.suite import SHAPES

@@ -31,9 +31,9 @@ from fastae_kernels.plan import config
 from rich.console import Console
 
 import fastae
-from fastae.bench.command import BenchConfig, MeasurementError, bench
 from fastae.bench.problems import Problem, Shape
 from fastae.bench.results import describe
+from fastae.commands import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_TESTS = ["tests/train/test_graph.py", "tests/train/test_step.py"]
@@ -191,13 +191,13 @@ def main(arguments: list[str] | None = None) -> int:
     name = describe(device)["device"].lower().replace(" ", "-") + ("-tiny" if given.tiny else "")
     bad = check(given.out / f"{name}-check.json", device, left) if device.type == "cuda" else []
     shapes = ("16x24x32",) if given.tiny else ()
-    measurement = BenchConfig(
+    measurement = bench.Config(
         device=given.device, dtype=(given.dtype,), seconds=left(), shapes=shapes,
         out=str(given.out / f"{name}.json"), compile=not given.tiny,
     )  # fmt: skip
     try:
-        bench(measurement, Console())
-    except MeasurementError as error:
+        bench.run(measurement, Console())
+    except bench.MeasurementError as error:
         bad.append(f"measurements: {error}")
     print(f"results in {given.out}; parts with problems: {', '.join(bad) or 'none'}")
     return 1 if bad else 0

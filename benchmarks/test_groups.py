@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastae.bench.command import resolve_device
+from fastae.arguments import resolve_device
 from fastae.bench.gate import TOLERANCES, error_of
 from fastae.bench.groups import GROUPS
 from fastae.bench.measure import Clock, peak_bytes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from fastae.arguments import resolve_device
 from fastae.bench import runs
-from fastae.bench.command import resolve_device, training_run
+from fastae.commands.bench import training_run
 
 DEVICE = resolve_device("auto")
 

@@ -148,3 +148,15 @@ def _summary_writer(folder: Path) -> Any:
         return None
     shutil.rmtree(folder, ignore_errors=True)
     return SummaryWriter(str(folder))
+
+
+def read_log(checkpoint: Path) -> list[dict[str, str]]:
+    """The rows of log.csv of the run that a checkpoint belongs to; none where there is no such file."""
+    path = checkpoint.resolve().parent / "log.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        # a kill may have cut off the last row
+        return [
+            row for row in csv.DictReader(file) if row.get("stage") and (row.get("epoch") or "").isdigit()
+        ]

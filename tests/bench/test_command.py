@@ -65,7 +65,7 @@ def test_a_wrong_result_ends_with_1_and_is_still_written(here, capsys, known_pea
 
 
 def test_report_and_compare_measure_nothing(here, capsys, results, monkeypatch):
-    monkeypatch.setattr("fastae.bench.command.Suite", None)
+    monkeypatch.setattr("fastae.commands.bench.Suite", None)
     results(fastae=1.5, eager=2.0).save(here / "a.json")
     results(fastae=1.2, eager=2.0).save(here / "b.json")
     assert main(["bench", "--report", "a.json"]) == 0

@@ -39,7 +39,7 @@ def test_a_reader_that_went_away_is_no_traceback(here, line):
     assert err == "" and process.returncode in (0, 1)
 
 
-def test_ctrl_c_ends_with_exit_code_1_and_the_run_resumes(fastae_, here):
+def test_ctrl_c_ends_with_exit_code_130_and_the_run_resumes(fastae_, here):
     line = f"train {QUICK} --out run --pretrain.epochs"
     process = fastae_process(f"{line} 3000", here, stdout=subprocess.PIPE)
     limit = time.monotonic() + 60
@@ -47,7 +47,7 @@ def test_ctrl_c_ends_with_exit_code_1_and_the_run_resumes(fastae_, here):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert err.count("\n") == 1 and err.startswith("fastae: interrupted") and "--resume" in err
     assert "Traceback" not in err
     stood = load_checkpoint("run", with_state=True).state.values

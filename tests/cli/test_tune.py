@@ -20,7 +20,7 @@ from fastae_kernels.plan import config
 from fastae_kernels.tools import tune
 
 from fastae.cli import main
-from fastae.tuning import TuneConfig
+from fastae.commands.tune import Config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the interpreter")
@@ -100,7 +100,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_measured(c
     assert capsys.readouterr().err.startswith(f"fastae: FASTAE_CACHE: cannot write to {cache / 'file'}")
 
 
-def test_ctrl_c_ends_with_exit_code_1_and_keeps_what_is_done(capsys, cache, monkeypatch):
+def test_ctrl_c_ends_with_exit_code_130_and_keeps_what_is_done(capsys, cache, monkeypatch):
     table = cache / "tables" / "interpreter.json"
 
     def timer(runs: list[tune.Run]) -> list[float]:
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_with_exit_code_1_and_keeps_what_is_done(capsys, cache, monk
         return [1.0] * len(runs)
 
     monkeypatch.setattr(tune, "wall_timer", lambda: timer)
-    assert main(shlex.split(TINY)) == 1
+    assert main(shlex.split(TINY)) == 130
     assert capsys.readouterr() == ("", "fastae: interrupted\n")
     assert [entry["key"]["operator"] for entry in json.loads(table.read_text())["entries"]] == ["encode"]
 
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_with_exit_code_1_and_keeps_what_is_done(capsys, cache, monk
 @pytest.mark.parametrize("field", ["shapes", "dtypes", "operators"])
 def test_nothing_to_tune_is_refused(field):
     with pytest.raises(ValueError, match=f"{field}: expected at least one"):
-        TuneConfig(**{field: ()})
+        Config(**{field: ()})
 
 
 def test_without_a_gpu_it_says_what_was_looked_for(cache):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,8 +20,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
 from fastae.cli import main
-from fastae.plot_command import read_log
 from fastae.train import Stage, TrainConfig, dataset_from_arrays, train
+from fastae.train.reporting import read_log
 
 QUICK = "--pretrain.epochs 2 --supervised.epochs 1 --no-tensorboard --device cpu"
 EVERY_RUN = {
@@ -270,11 +271,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(run, tmp_path, monkeyp
     assert fastae(f"plot {run} --out {tmp_path} --formats png --rows 20 --projection pca") == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "replace", full)
     assert fastae(f"plot {run} --out {tmp_path} --formats png --rows 30") == 2
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

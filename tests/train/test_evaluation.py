@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastae.figures import as_json
+from fastae.commands.tables import as_json
 from fastae.nn import StackedAutoencoder
 from fastae.train import dataset_from_arrays, evaluation
 from fastae.train.evaluation import encode_rows, evaluate

@@ -7,6 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
 
 def summary_cells(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what :func:`fastae.train.evaluate` found about the whole model."""
@@ -38,6 +42,21 @@ def layer_cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         }
         for number, layer in enumerate(layers, 1)
     ]
+
+
+def print_figures(console: Console, figures: Mapping[str, Any], title: str) -> None:
+    """Print what :func:`fastae.train.evaluation.evaluate` found."""
+    summary = Table(
+        "", "", show_header=False, box=SIMPLE, title=f"{title}: {figures['rows']} rows", title_justify="left"
+    )
+    for cells in summary_cells(figures):
+        summary.add_row(*cells)
+    console.print(summary, highlight=False)
+    columns = ("layer", "units", "loss", "penalty", "slope²", "norm²", "saturated", "dead")
+    layers = Table(*columns, box=SIMPLE)
+    for cells in layer_cells(figures["layers"]):
+        layers.add_row(*(cells[column] for column in columns))
+    console.print(layers, highlight=False)
 
 
 def as_json(figures: Any) -> str:

@@ -10,14 +10,14 @@ from typing import Literal
 from rich.console import Console
 
 from ..arguments import resolve_device
+from ..bench import report
+from ..bench.problems import Shape
+from ..bench.providers import FLOOR
+from ..bench.results import CaseResult, Results, describe, open_results
+from ..bench.runs import Run
+from ..bench.suite import NAMES, SHAPES, Case, Suite
 from ..files import write_whole
 from ..train.data import load_dataset
-from . import report
-from .problems import Shape
-from .providers import FLOOR
-from .results import CaseResult, Results, describe, open_results
-from .runs import Run
-from .suite import NAMES, SHAPES, Case, Suite
 
 GroupName = Literal[
     "step", "stack", "operators", "encode", "reconstruction_loss", "corruption", "inference", "sweep"
@@ -32,7 +32,7 @@ class MeasurementError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class Config:
     """Measure fastae beside the bare matrix products, PyTorch, torch.compile and a plain training script.
 
     Every case is written as soon as it is measured; the same command again skips those. Beside the file of
@@ -80,7 +80,7 @@ class BenchConfig:
             raise ValueError("compare: cannot be asked for together with report")
 
 
-def bench(config: BenchConfig, console: Console) -> None:
+def run(config: Config, console: Console) -> None:
     """Run the command.
 
     Raises:
@@ -99,9 +99,9 @@ def bench(config: BenchConfig, console: Console) -> None:
     suite = Suite(device)
     effort = "full" if config.full else "quick"
     shapes = tuple(map(Shape.parse, config.shapes)) or SHAPES[device.type][effort]
-    run = training_run(config.data, effort)
+    training = training_run(config.data, effort)
     cases = suite.cases(
-        config.groups, shapes, config.dtype, run, compiled=config.compile, all_compiled=config.full
+        config.groups, shapes, config.dtype, training, compiled=config.compile, all_compiled=config.full
     )
     head = describe(device)
     slug = re.sub(r"[^a-z0-9]+", "-", str(head["device"]).lower()).strip("-")
@@ -116,7 +116,7 @@ def bench(config: BenchConfig, console: Console) -> None:
         config.seconds or _SECONDS[effort],
         save=lambda current: current.save(path),
         listener=ConsoleListener(console, len(cases)),
-        run=run,
+        run=training,
     )
     publish(results, path, console)
     if left_out:
@@ -137,7 +137,7 @@ def training_run(data: str, effort: str) -> Run:
 
 def publish(results: Results, path: Path, console: Console) -> None:
     """Tables to the console, a Markdown page and pictures beside the file of results."""
-    from . import pictures  # matplotlib takes a while, and whoever only asks for help need not wait
+    from ..bench import pictures  # matplotlib takes a while, and whoever only asks for help need not wait
 
     drawn = []
     for name, (caption, image) in pictures.draw(results).items():

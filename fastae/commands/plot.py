@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 import tyro
+from rich.console import Console
 
-from .figures import layer_cells, summary_cells
-from .files import check_writable, write_whole
+from ..files import check_writable, write_whole
+from ..optional import require
+from ..run import load_with_data
+from ..train.checkpoint import Checkpoint
+from ..train.config import TrainConfig
+from ..train.evaluation import evaluate
+from ..train.reporting import read_log
+from .tables import layer_cells, summary_cells
 
 if TYPE_CHECKING:
-    from .plots.page import Table
-    from .train.checkpoint import Checkpoint
-    from .train.data import Dataset
+    from ..plots.page import Table
 
 _PAGE = "report.html"
 _PAGE_BYTES = 2_200_000  # of pictures in the page; a third more in base64
@@ -23,7 +28,7 @@ _COARSER = (110, 75)  # dots an inch, for pictures that would take more
 
 
 @dataclass(frozen=True)
-class PlotConfig:
+class Config:
     """Draw a trained stack: learning curves, filters, reconstructions, codes, contraction, errors.
 
     Writes each picture as files and all of them, with the figures and the configuration, into one
@@ -57,33 +62,27 @@ class PlotConfig:
             )
 
 
-def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[Path]:
-    """Draw a checkpoint on a data set's test part, or its only part; returns the files, the page last.
+def run(config: Config, console: Console) -> None:
+    """Run the command.
 
     Each file appears whole or not at all. The same checkpoint and log give the same bytes.
 
     Raises:
         ValueError: ``out`` cannot be written to or ``shape`` is not that of a row, before anything is drawn.
-        DataError: a package of the extra ``train`` is missing.
+        MissingPackageError: a package of the extra ``train`` is missing.
     """
-    from .optional import require
+    require("sklearn.manifold", "plot")
+    from ..plots import render, spread
+    from ..plots.arrays import image_shape
+    from ..plots.page import Picture, render_page
+    from ..plots.run import Subject, draw
 
-    for package in ("matplotlib", "sklearn.manifold"):
-        require(package, "plot")
+    checkpoint, dataset = load_with_data(config.run, config.data)
     out = Path(config.run) / "plots" if config.out is None else Path(config.out)
     try:
         check_writable(out)
     except OSError as error:
         raise ValueError(f"out: {out} cannot be written to ({error.strerror})") from error
-
-    import torch
-
-    from .plots import render, spread
-    from .plots.arrays import image_shape
-    from .plots.page import Picture, render_page
-    from .plots.run import Subject, draw
-    from .train.evaluation import evaluate
-
     stack = checkpoint.stack.eval()
     shape = config.shape or checkpoint.feature_shape
     image_shape(stack.sizes[0], shape)
@@ -116,19 +115,9 @@ def plot(config: PlotConfig, checkpoint: Checkpoint, dataset: Dataset) -> list[P
         pictures,
         _tables(checkpoint, figures),
     )
-    return [*written, write_whole(out / _PAGE, page)]
-
-
-def read_log(checkpoint: Path) -> list[dict[str, str]]:
-    """The rows of log.csv of the run that a checkpoint belongs to; none where there is no such file."""
-    path = checkpoint.resolve().parent / "log.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        # a kill may have cut off the last row
-        return [
-            row for row in csv.DictReader(file) if row.get("stage") and (row.get("epoch") or "").isdigit()
-        ]
+    page = write_whole(out / _PAGE, page)
+    message = f"{page}: one page with all of it; {len(written)} files of pictures"
+    console.print(message, highlight=False, soft_wrap=True)
 
 
 # --- tables ---------------------------------------------------------------------------------------------
@@ -136,8 +125,7 @@ def read_log(checkpoint: Path) -> list[dict[str, str]]:
 
 def _tables(checkpoint: Checkpoint, figures: dict[str, Any]) -> list[Table]:
     """Figures of the whole and of each layer, and the configuration: what was chosen, and all of it."""
-    from .plots.page import Table
-    from .train.config import TrainConfig
+    from ..plots.page import Table
 
     layers = [
         {"layer": "", "units": "", "activation": layer.options.activation, **cells}  # in this order

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .files import check_writable
-from .ops.backend import backend_of
+from ..files import check_writable
 
 if TYPE_CHECKING:
-    import torch
     from fastae_kernels.tools.tune import Outcome
 
 Shape = tuple[int, int, int]
@@ -29,7 +28,7 @@ _INTERPRETED_WORK = 1 << 22  # M D H beyond which the interpreter takes minutes
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class Config:
     """Measure the operators' plans on this machine's GPU and keep the fastest in the user's cache.
 
     Attributes:
@@ -57,7 +56,7 @@ class TuneConfig:
                 raise ValueError(f"shapes: expected M D H, each at least 1, got {' '.join(map(str, shape))}")
 
 
-def tune(config: TuneConfig, console: Console) -> None:
+def run(config: Config, console: Console) -> None:
     """Run the command.
 
     Raises:
@@ -96,8 +95,6 @@ def tune(config: TuneConfig, console: Console) -> None:
 
 
 def _device(name: str) -> torch.device:
-    import torch
-
     if importlib.util.find_spec("triton") is None:
         raise ValueError("device: Triton is not installed, and tuning measures its kernels")
     from fastae_kernels.launch import INTERPRETED, problem
@@ -178,19 +175,3 @@ def _print(console: Console, outcomes: list[Outcome], device: str) -> None:
         for plan, reason in row["dropped"]:
             where = f"{row['operator']} {row['dtype']} {', '.join(map(str, row['product']))}"
             console.print(f"dropped: {where}, {plan}: {reason}", highlight=False, markup=False)
-
-
-def measured_choices(devices: list[torch.device]) -> dict[str, dict[str, Any]]:
-    """By device that runs on kernels: which tables of measured choices there are, how many entries hold."""
-    report: dict[str, dict[str, Any]] = {}
-    for device in devices:
-        try:
-            if backend_of("encode", device)[0] != "triton":
-                continue
-        except ValueError:  # asked for, and cannot run there
-            continue
-        from fastae_kernels.launch import target_of
-        from fastae_kernels.plan import choices
-
-        report[str(device)] = choices.counts(target_of(device).device)
-    return report

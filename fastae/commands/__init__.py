@@ -1,0 +1,27 @@
+"""The commands of the command line, one module each.
+
+A command is a module with a frozen dataclass ``Config``, whose docstring is the command's help, and a
+function ``run(config, console)``, which returns the exit code or ``None`` for 0. A row of ``COMMANDS``
+adds it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+COMMANDS = {
+    "train": "Train a stack of autoencoders.",
+    "encode": "Write the codes of a data set to a file.",
+    "evaluate": "Measure a trained stack.",
+    "plot": "Draw a trained stack.",
+    "bench": "Measure fastae beside PyTorch on this machine.",
+    "tune": "Find the fastest plans of this machine's GPU.",
+    "info": "Show versions, devices and backends.",
+}
+"""The summary of each command, by the name of its module."""
+
+
+def load_command(name: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,60 @@
+"""``fastae encode``: the codes of a data set as a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from safetensors.numpy import save
+
+from ..files import write_whole
+from ..run import load_with_data
+from ..train.evaluation import encode_rows
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write the codes of a data set to a file.
+
+    Attributes:
+        run: a run's folder, or one checkpoint's.
+        out: the file to write: .npy, or .safetensors (with the labels as "y").
+        data: a data set's name or a path; by default the one the run was trained on.
+        test: encode the test part instead of the training part.
+        depth: after how many layers to stop; by default all.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    out: str
+    data: str | None = None
+    test: bool = False
+    depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if Path(self.out).suffix not in (".npy", ".safetensors"):
+            raise ValueError(f"out: {self.out!r} must end in .npy or .safetensors")
+
+
+def run(config: Config, console: Console) -> None:
+    """Run the command."""
+    checkpoint, dataset = load_with_data(config.run, config.data)
+    depth = len(checkpoint.stack.layers)
+    if config.depth is not None and not 1 <= config.depth <= depth:
+        raise ValueError(f"depth: must be in 1..{depth}, got {config.depth}")
+    rows = dataset.train
+    if config.test:
+        if dataset.test is None:
+            raise ValueError(f"test: {dataset.name} has no test part")
+        rows = dataset.test
+    codes = encode_rows(checkpoint.stack, rows, config.depth)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npy":
+        write_whole(out, lambda file: np.save(file, codes))
+    else:
+        write_whole(out, save({"x": codes} if rows.labels is None else {"x": codes, "y": rows.labels}))
+    console.print(f"{out}: codes {codes.shape[0]} x {codes.shape[1]}", highlight=False)

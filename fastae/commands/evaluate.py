@@ -1,0 +1,42 @@
+"""``fastae evaluate``: the figures of a trained stack on a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from ..run import load_with_data
+from ..train import evaluation
+from .tables import as_json, print_figures
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure a trained stack on the test part of a data set, or on its only part.
+
+    Attributes:
+        run: a run's folder, or one checkpoint's.
+        data: a data set's name or a path; by default the one the run was trained on.
+        probe: fit a linear probe on the codes of the training part, where there are labels.
+        json: print JSON instead of a table.
+    """
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    data: str | None = None
+    probe: bool = True
+    json: bool = False
+
+
+def run(config: Config, console: Console) -> None:
+    """Run the command."""
+    checkpoint, dataset = load_with_data(config.run, config.data)
+    rows, part = (dataset.test, "test") if dataset.test is not None else (dataset.train, "only")
+    probe = dataset.train if config.probe and dataset.test is not None else None
+    figures = evaluation.evaluate(checkpoint.stack, rows, classifier=checkpoint.classifier, probe_rows=probe)
+    if config.json:
+        print(as_json(figures))
+    else:
+        print_figures(console, figures, f"{dataset.name}, {part} part")

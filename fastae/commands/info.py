@@ -1,0 +1,109 @@
+"""``fastae info``: versions, devices, and what runs where."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from .. import ops
+from .._version import __version__
+from ..ops.backend import backend_of, requested_backend
+from ..train.graph import capture_on
+
+
+@dataclass(frozen=True)
+class Config:
+    """Show versions, devices, and which backend each operator would use, and why.
+
+    Attributes:
+        json: print JSON instead of tables.
+    """
+
+    json: bool = False
+
+
+def run(config: Config, console: Console) -> None:
+    """Run the command."""
+    devices = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    names = {
+        str(d): platform.processor() or platform.machine()
+        if d.type == "cpu"
+        else torch.cuda.get_device_name(d)
+        for d in devices
+    }
+    info = {
+        "versions": {
+            "fastae": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version_of("triton"),
+            "numpy": _version_of("numpy"),
+            "safetensors": _version_of("safetensors"),
+        },
+        "threads": torch.get_num_threads(),
+        "devices": names,
+        "FASTAE_BACKEND": requested_backend(),
+        "training_step": {str(d): capture_on(d)[1] for d in devices},
+        "operators": {str(d): {op: _backend(op, d) for op in ops.NAMES} for d in devices},
+        "measured_choices": _measured_choices(devices),
+    }
+    if config.json:
+        print(json.dumps(info, indent=2))
+        return
+    table = Table("", "", show_header=False, box=None)
+    for package, number in info["versions"].items():
+        table.add_row(package, number)
+    table.add_row("threads", str(info["threads"]))
+    table.add_row("FASTAE_BACKEND", info["FASTAE_BACKEND"])
+    for device, name in names.items():
+        table.add_row(device, name)
+        table.add_row("  training step", info["training_step"][device])
+    for device, tables in info["measured_choices"].items():
+        hold = ", ".join(f"{t['hold']} {place}" for place, t in tables.items())
+        table.add_row(f"measured choices, {device}", hold)
+    console.print(table, highlight=False)
+    for device, operators in info["operators"].items():
+        table = Table(
+            "operator", "backend", "why", box=SIMPLE, title=f"operators on {device}", title_justify="left"
+        )
+        for op, (backend, why) in operators.items():
+            table.add_row(op, backend, why)
+        console.print(table, highlight=False)
+
+
+def _backend(op: str, device: torch.device) -> list[str]:
+    try:
+        return list(backend_of(op, device))
+    except ValueError as error:  # what a call would raise
+        return ["none", str(error)]
+
+
+def _measured_choices(devices: list[torch.device]) -> dict[str, dict[str, Any]]:
+    """By device that runs on kernels: which tables of measured choices there are, how many entries hold."""
+    report: dict[str, dict[str, Any]] = {}
+    for device in devices:
+        try:
+            if backend_of("encode", device)[0] != "triton":
+                continue
+        except ValueError:  # asked for, and cannot run there
+            continue
+        from fastae_kernels.launch import target_of
+        from fastae_kernels.plan import choices
+
+        report[str(device)] = choices.counts(target_of(device).device)
+    return report
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

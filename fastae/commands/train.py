@@ -1,0 +1,24 @@
+"""``fastae train``: a run from data to checkpoints and figures."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from ..files import write_whole
+from ..train import evaluation
+from ..train.config import TrainConfig as Config
+from ..train.engine import train
+from ..train.reporting import RichProgress
+from .tables import as_json, print_figures
+
+
+def run(config: Config, console: Console) -> None:
+    """Run the command."""
+    result = train(config, progress=RichProgress())
+    test = result.dataset.test
+    rows, part = (test, "test") if test is not None else (result.dataset.train, "only")
+    probe = result.dataset.train if test is not None else None
+    figures = evaluation.evaluate(result.stack, rows, classifier=result.classifier, probe_rows=probe)
+    write_whole(result.path / "evaluation.json", as_json(figures) + "\n")
+    print_figures(console, figures, f"{result.dataset.name}, {part} part")
+    console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)", highlight=False)
