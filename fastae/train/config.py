@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ class Stage:
             "optimizer", self.optimizer, torch.optim, Optimizer, exclude=("LBFGS", "SparseAdam", "Muon")
         )
         options = _options("optimizer_options", self.optimizer_options)
-        if "fused" in inspect.signature(cls).parameters:
+        if "fused" in inspect.signature(cls).parameters and _can_be_fused(cls, parameters[0].device):
             options.setdefault("fused", True)
         return _call("optimizer_options", cls, parameters, lr=self.lr, **options)
 
@@ -248,6 +249,18 @@ _LAYER_OPTIONS = (
     "code_noise",
     "dropout",
 )
+
+
+@functools.cache
+def _can_be_fused(cls: type[Optimizer], device: torch.device) -> bool:
+    """Whether an optimizer updates all parameters on a device by one kernel, found out by trying it."""
+    parameter = torch.zeros(1, device=device, requires_grad=True)
+    parameter.grad = torch.zeros(1, device=device)
+    try:
+        cls([parameter], fused=True).step()  # pyright: ignore[reportCallIssue]
+    except (RuntimeError, TypeError):  # torch 2.11 has no fused Adagrad on CUDA
+        return False
+    return True
 
 
 def _lookup(argument: str, name: str, module: Any, base: type, exclude: tuple[str, ...]) -> Any:

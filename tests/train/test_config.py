@@ -205,6 +205,24 @@ def test_every_optimizer_that_an_unknown_name_is_offered_can_be_used():
     assert not unusable
 
 
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_optimizers_are_fused_only_where_they_can_be(monkeypatch, error):
+    """As torch 2.11 has no fused Adagrad on CUDA, and says so in the first step."""
+
+    class Adagrad(torch.optim.Adagrad):
+        def step(self, closure=None):
+            if self.param_groups[0]["fused"]:
+                raise error("supported devices: ['cpu']")
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adagrad", Adagrad)
+    optimizer = Stage(optimizer="adagrad").make_optimizer([PARAMETER])
+    assert not optimizer.param_groups[0]["fused"]
+    TrainConfig(pretrain=Stage(optimizer="adagrad"))
+    monkeypatch.undo()
+    assert Stage(optimizer="adagrad").make_optimizer([PARAMETER]).param_groups[0]["fused"]
+
+
 def test_an_unknown_schedule_is_offered_the_known_ones():
     with names("supervised.schedule", "'cosine'", "CosineAnnealingLR", "StepLR") as error:
         TrainConfig(supervised=Stage(schedule="cosine"))
