@@ -1,4 +1,4 @@
-"""One call for a whole step of training: on CUDA a graph that is replayed, elsewhere the step as it is."""
+"""A whole training step as one call: captured as a graph and replayed on CUDA, run as it is elsewhere."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ _MOST_STEPS = 16
 
 
 class TrainingStep:
-    """Forward, backward, clipping and update; call it with a batch, or with the indices of one.
+    """Forward pass, backward pass, clipping and update; called with a batch, or with the indices of one.
 
-    On CUDA the step is captured as a graph after its first calls and replayed from then on, which takes the
-    launches of its kernels off the host: the way to train small and middling models fast. Nothing waits for
-    the device until :meth:`sums` is read.
+    On CUDA the step is captured as a graph after its first calls and replayed from then on. The host then no
+    longer launches each kernel, which is most of the time of a step of a small model. Nothing waits for the
+    device until :meth:`sums` is read.
 
         step = TrainingStep(model, torch.optim.Adam(model.parameters()))
         for x in batches:
             step(x)
 
-    Capture keeps memory addresses and everything the host decides: load checkpoints, choose ``train()`` or
-    ``eval()``, make schedulers and drop the losses of earlier forward passes before the first call, and draw
-    noise from torch's default generator, which may be seeded anew between calls. Learning rates may change at
-    any time (they become tensors on the device; torch's schedulers fill those in place). The step owns the
-    parameters' ``.grad``.
+    A captured step keeps its memory addresses and everything that the host decided. Load checkpoints, choose
+    ``train()`` or ``eval()``, make schedulers and drop the losses of earlier forward passes before the first
+    call. Draw noise from torch's default generator, which may be seeded anew between calls. Learning rates
+    may change at any time: they become tensors on the device, which torch's schedulers fill in place. The
+    step owns the parameters' ``.grad``.
 
     Args:
-        loss: of a batch's tensors: a scalar tensor, or a NamedTuple or dict of scalar tensors and ``None``
-            whose ``total`` is minimised, as the modules of :mod:`fastae.nn` return.
-        optimizer: from ``torch.optim``; for a graph one that can be captured (SGD, Adagrad: ``fused=True``).
-        data: tensors [N, ...] on the device (or ``None``, passed on) that a call takes rows from; batches
+        loss: a function of a batch's tensors. It returns a scalar tensor, or a NamedTuple or dict of scalar
+            tensors and ``None`` whose ``total`` is minimised, as the modules of :mod:`fastae.nn` do; the
+            same terms at every call.
+        optimizer: from ``torch.optim``; for a graph one that can be captured (SGD needs ``fused=True``).
+        data: tensors [N, ...] on the device (or ``None``, passed on) that a call takes rows from. Batches
             are then gathered within the graph.
         clip_norm: largest norm of the gradient; 0 does not clip.
-        autocast: the dtype of autocast in the forward pass; ``None`` leaves autocast as it is.
-        graph: capture where the device can.
+        autocast: dtype of autocast in the forward pass; ``None`` leaves autocast as it is.
+        graph: whether to capture the step where the device can.
 
     Attributes:
         captured: whether the step is replayed, or will be after its first calls.
-        reason: why, or why not.
+        reason: why it is or is not captured.
 
     Raises:
-        ValueError: an argument that does not fit, named; from a call: a batch without rows, or a loss or
-            another argument that does not fit.
+        ValueError: an argument that does not fit, named. From a call, before anything has changed: a batch
+            without rows, or a loss or another argument that does not fit.
         FloatingPointError: from a call on a CPU, before the update: the loss is not finite.
     """
 
@@ -73,7 +74,7 @@ class TrainingStep:
         if closure is not None and closure.default is closure.empty:
             name = type(optimizer).__name__
             raise ValueError(
-                f"optimizer: {name} runs the forward pass several times a step, through a closure"
+                f"optimizer: {name} runs the forward pass several times per step, through a closure"
             )
         self._loss, self.optimizer, self._data = loss, optimizer, tuple(data)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -106,14 +107,15 @@ class TrainingStep:
         warnings.warn(f"the training step {self.reason}; it runs as it is", stacklevel=3)
 
     def __call__(self, *batch: Tensor | None, rates: Sequence[float] | None = None) -> Any:
-        """Take a step; with ``data`` a batch is its rows' indices, int64 [B], or [K, B] for K steps in a row.
+        """Take a step, or several.
 
         Args:
-            batch: what ``loss`` is called with; its first tensor has the rows.
+            batch: the arguments of ``loss``, whose first tensor has the rows. With ``data``, the indices of
+                the rows instead: int64 [B], or [K, B] for K consecutive steps.
             rates: the learning rate of each step, for all parameters; otherwise the optimizer's own.
 
         Returns:
-            What ``loss`` returned, detached, of the last step; on a graph the next call overwrites it.
+            The result of ``loss`` in the last step, detached. A captured step overwrites it at the next call.
         """
         if self._data:
             index = _indices(batch)
@@ -135,7 +137,7 @@ class TrainingStep:
         return result
 
     def _run(self, rates: Sequence[float] | Tensor | None, *batch: Tensor | None) -> Any:
-        """All steps of one call; this is what is captured."""
+        """All steps of one call, which are captured together."""
         if not self._data:
             return self._step(None if rates is None else rates[0], batch)
         terms = None
@@ -153,8 +155,9 @@ class TrainingStep:
         else:
             with torch.autocast(self._device.type, self._autocast):
                 terms = self._loss(*batch)
-        named = _named(terms)
-        total = next(iter(named.values()))
+        named = self._checked(_named(terms))
+        total = named["total"]
+        values = torch.stack([term.detach().to(torch.float64) for term in named.values()])
         if not self.captured and total.device.type == "cpu" and not math.isfinite(total.item()):
             raise FloatingPointError(f"the loss is {total.item()}")
         if rate is not None:
@@ -165,7 +168,7 @@ class TrainingStep:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
         torch.clear_autocast_cache()
-        self._accumulate(named, _rows(batch))
+        self._accumulate(list(named), values, _rows(batch))
         return _detached(terms)
 
     def _set_rate(self, rate: float | Tensor) -> None:
@@ -175,19 +178,26 @@ class TrainingStep:
             else:
                 group["lr"] = rate
 
-    def _accumulate(self, named: dict[str, Tensor], rows: int) -> None:
+    def _checked(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms in the order of the sums; ``ValueError`` where they are not those of the calls before."""
+        if not self._names:
+            return named
+        if named.keys() != set(self._names):
+            expected, got = ", ".join(self._names), ", ".join(named)
+            raise ValueError(f"loss: expected the terms of the calls before ({expected}), got {got}")
+        return {name: named[name] for name in self._names}
+
+    def _accumulate(self, names: list[str], values: Tensor, rows: int) -> None:
         if self._sums is None:
-            self._names = list(named)
-            self._sums = torch.zeros(len(named), dtype=torch.float64, device=self._device)
-        values = torch.stack([named[name].detach() for name in self._names])
-        self._sums.add_(values.to(torch.float64), alpha=rows)
+            self._names, self._sums = names, torch.zeros_like(values)
+        self._sums.add_(values, alpha=rows)
 
     def sums(self) -> dict[str, float]:
-        """Each term times the rows of its batch, summed since the last reset; waits for the device."""
+        """Each term times the rows of its batch, summed since the last reset. Waits for the device."""
         return {} if self._sums is None else dict(zip(self._names, self._sums.tolist(), strict=True))
 
     def reset(self, sums: Mapping[str, float] | None = None) -> None:
-        """Begin the sums at 0, or at what :meth:`sums` said once."""
+        """Set the sums to 0, or to an earlier result of :meth:`sums`."""
         if sums:
             self._names = list(sums)
             values = torch.tensor(list(sums.values()), dtype=torch.float64)
@@ -197,21 +207,21 @@ class TrainingStep:
 
 
 def steps_per_call(parameters: int, rows: int) -> int:
-    """How many steps of ``rows`` rows one replay should hold, for a model of so many parameters.
+    """Number of steps of ``rows`` rows that one replay should hold, for a model of so many parameters.
 
-    A replay takes the host about as long whatever is in it, so small steps go together until they hold some
-    2e10 operations (at six a parameter and row), and at most 16.
+    A replay takes the host about as long whatever it holds. Small steps therefore go together until they hold
+    about 2e10 operations (six per parameter and row); at most 16 do.
     """
     return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_PER_REPLAY // max(1, 6 * parameters * rows))))
 
 
 def _rows(batch: tuple[Tensor | None, ...]) -> int:
-    """The rows of the first tensor; none without one."""
+    """Number of rows of the first tensor; 0 without one."""
     return next((len(t) for t in batch if t is not None), 0)
 
 
 def _indices(batch: tuple[Tensor | None, ...]) -> Tensor:
-    """[K, B]."""
+    """The indices of a call's rows, [K, B]."""
     index = batch[0] if len(batch) == 1 else None
     if index is None or index.dtype != torch.int64 or index.dim() not in (1, 2):
         raise ValueError("batch: with data, expected the indices of its rows alone, int64 [B] or [K, B]")
@@ -221,15 +231,24 @@ def _indices(batch: tuple[Tensor | None, ...]) -> Tensor:
 def _named(terms: Any) -> dict[str, Tensor]:
     """The terms of a loss by name, the total first."""
     if isinstance(terms, Tensor):
-        return {"total": terms}
+        terms = {"total": terms}
     named = dict(terms) if isinstance(terms, Mapping) else getattr(terms, "_asdict", dict)()
-    total = named.pop("total", None)
-    if total is None:
+    if named.get("total") is None:
         raise ValueError(
             "loss: expected a scalar tensor, or a NamedTuple or dict of them with a 'total', "
             f"got {type(terms).__name__}"
         )
-    return {"total": total, **{name: term for name, term in named.items() if term is not None}}
+    named = {"total": named.pop("total"), **named}
+    named = {name: term for name, term in named.items() if term is not None}
+    for name, term in named.items():
+        if not isinstance(term, Tensor):
+            raise ValueError(f"loss: expected scalar tensors, got {type(term).__name__} as {name!r}")
+        if term.dim() or term.is_complex():
+            given = f"{term.dtype} of shape {list(term.shape)}"
+            raise ValueError(f"loss: expected real scalar tensors, got {given} as {name!r}")
+    if not named["total"].requires_grad:
+        raise ValueError("loss: the total does not depend on any parameter")
+    return named
 
 
 def _detached(terms: Any) -> Any:

@@ -250,11 +250,44 @@ def test_bad_calls_are_named():
             without(*batch)
     with pytest.raises(ValueError, match="data: expected a sequence of tensors, got a tensor"):
         TrainingStep(module, torch.optim.Adam(module.parameters()), data=torch.rand(9, 7))
-    with pytest.raises(ValueError, match="optimizer: LBFGS runs the forward pass several times a step"):
+    with pytest.raises(ValueError, match="optimizer: LBFGS runs the forward pass several times per step"):
         TrainingStep(module, torch.optim.LBFGS(module.parameters()))
     for loss in (lambda x: {"loss": x.sum()}, lambda x: [x.sum()], lambda x: None):
         with pytest.raises(ValueError, match="loss: expected a scalar tensor, or a NamedTuple or dict"):
             TrainingStep(loss, torch.optim.Adam(module.parameters()))(torch.rand(3, 7))
+
+
+BAD_TERMS = {
+    "codes": (lambda total, x: {"total": total, "codes": x}, r"float32 of shape \[3, 7\] as 'codes'"),
+    "one element": (lambda total, x: {"total": total, "one": x[0, :1]}, r"shape \[1\] as 'one'"),
+    "a number": (lambda total, x: {"total": total, "rows": 3.0}, "got float as 'rows'"),
+    "a total per row": (lambda total, x: total + x.sum(1), r"shape \[3\] as 'total'"),
+    "complex": (lambda total, x: {"total": total, "c": total * 1j}, "complex64 .* as 'c'"),
+    "a constant": (lambda total, x: {"total": total.detach()}, "does not depend on any parameter"),
+    "a term less": (lambda total, x: {"total": total}, r"the calls before \(total, part\), got total"),
+    "a term more": (lambda total, x: {"total": total, "part": total, "new": total}, "got total, part, new"),
+    "a term that is None": (lambda total, x: {"total": total, "part": None}, "got total$"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TERMS)
+def test_terms_that_do_not_fit_are_refused_before_anything_changes(device, case):
+    terms, message = BAD_TERMS[case]
+    module, bad = model_on(device, corruption=None), []
+
+    def loss(x):
+        total = module(x).total
+        return terms(total, x) if bad else {"total": total, "part": total}
+
+    step = TrainingStep(loss, torch.optim.SGD(module.parameters(), lr=0.1, fused=True))
+    x = batches(device, 1, 3)[0]
+    step(x)
+    before, sums = copy.deepcopy(module), step.sums()
+    bad.append(True)
+    with pytest.raises(ValueError, match=f"^loss: .*{message}"):
+        step(x)
+    assert_equal(before, module)
+    assert step.sums() == sums
 
 
 def test_losses_may_be_mappings_with_the_total_anywhere():
