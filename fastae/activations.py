@@ -3,7 +3,8 @@
 A code is ``h = f(z)``. The contractive penalty needs ``s = f'(z)`` and its gradient needs ``t = f''(z)``.
 Where both follow from ``h`` alone, the pre-activation ``z`` never has to be kept for the backward pass.
 
-Conventions at the breakpoint 0 are PyTorch's: the slope is that of the left side, the second derivative 0.
+Slopes at breakpoints are PyTorch's: that of the left side at 0, none at the bounds of ``hardtanh`` and
+``relu6``. The second derivative is 0 there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 _LEAKY_SLOPE = 0.01
 _GELU_K = math.sqrt(2.0 / math.pi)
 _GELU_C = 0.044715
+_GELU_FAR = 50.0  # e^(-z^2 / 2) is 0 in float64, and powers of z are far from overflow
+_MISH_FAR = 750.0  # e^-|z| is 0 in float64
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ def _step(h: Tensor, below: float) -> Tensor:
     return torch.where(h > 0, torch.ones_like(h), below)  # two plain numbers would make a float32
 
 
+def _inside(low: float, high: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The slope of a clamp: 1 between its bounds, 0 at them."""
+    return lambda h, z: ((h > low) & (h < high)).to(h.dtype)
+
+
 def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
@@ -64,9 +72,9 @@ def _normal_pdf(z: Tensor) -> Tensor:
     return torch.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
 
 
-def _saturated(z: Tensor) -> Tensor:
-    """z held where gelu's derivatives have long reached their limits, before its powers overflow."""
-    return z.clamp(-50.0, 50.0)
+def _saturated(z: Tensor, far: float = _GELU_FAR) -> Tensor:
+    """z held where derivatives are at their limits, so that its powers and its products with 0 are finite."""
+    return z.clamp(-far, far)
 
 
 def _gelu_tanh_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,6 +104,24 @@ def _silu_derivative(h: Tensor, z: Tensor) -> Tensor:
 def _silu_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
     sigma = torch.sigmoid(z)
     return sigma * (1.0 - sigma) * (2.0 + z * (1.0 - 2.0 * sigma))
+
+
+def _mish_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tanh(softplus(z)), its complement 1 - tanh^2, and sigmoid(z)."""
+    th = torch.tanh(softplus(z))
+    return th, 1.0 - th * th, torch.sigmoid(z)
+
+
+def _mish_derivative(h: Tensor, z: Tensor) -> Tensor:
+    z = _saturated(z, _MISH_FAR)
+    th, complement, sigma = _mish_parts(z)
+    return th + z * complement * sigma
+
+
+def _mish_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    z = _saturated(z, _MISH_FAR)
+    th, complement, sigma = _mish_parts(z)
+    return complement * sigma * (2.0 + z * (1.0 - sigma - 2.0 * th * sigma))
 
 
 _TABLE = (
@@ -164,6 +190,17 @@ _TABLE = (
         lambda h, z: (1.0 - h.abs()) ** 2,
         lambda h, s, z: -2.0 * h.sign() * (1.0 - h.abs()) ** 3,
         bounds=(-1.0, 1.0),
+    ),
+    Activation(
+        "mish",
+        lambda z: z * torch.tanh(softplus(z)),
+        _mish_derivative,
+        _mish_second,
+        needs_preactivation=True,
+    ),
+    Activation("hardtanh", F.hardtanh, _inside(-1.0, 1.0), None, inplace=F.hardtanh_, bounds=(-1.0, 1.0)),
+    Activation(
+        "relu6", F.relu6, _inside(0.0, 6.0), None, inplace=lambda z: F.relu6(z, True), bounds=(0.0, 6.0)
     ),
 )
 

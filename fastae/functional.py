@@ -50,7 +50,7 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
         x: input, [*, D].
         weight: [H, D], as in ``nn.Linear``; any strides.
         bias: [H].
-        activation: one of the twelve names in :data:`fastae.activations.ACTIVATIONS`.
+        activation: one of the names in :data:`fastae.activations.ACTIVATIONS`.
 
     Returns:
         The code, [*, H].

@@ -22,6 +22,9 @@ _NAMES: dict[type[nn.Module], Callable[[Any], str | None]] = {
     nn.GELU: lambda module: "gelu" if module.approximate == "none" else "gelu_tanh",
     nn.SiLU: lambda module: "silu",
     nn.Softsign: lambda module: "softsign",
+    nn.Mish: lambda module: "mish",
+    nn.Hardtanh: lambda module: "hardtanh" if (module.min_val, module.max_val) == (-1, 1) else None,
+    nn.ReLU6: lambda module: "relu6",
 }
 
 

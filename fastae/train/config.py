@@ -20,7 +20,7 @@ from .data import Scaling
 
 ActivationName = Literal[
     "linear", "sigmoid", "tanh", "relu", "leaky_relu", "softplus", "elu", "selu", "gelu", "gelu_tanh", "silu",
-    "softsign",
+    "softsign", "mish", "hardtanh", "relu6",
 ]  # fmt: skip
 LossName = Literal["bce", "mse"]
 NoiseName = Literal["none", "gaussian", "bernoulli"]

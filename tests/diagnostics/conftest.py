@@ -13,13 +13,7 @@ from torch import Tensor
 
 from fastae.diagnostics import networks
 from fastae.nn import Autoencoder, StackedAutoencoder
-
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
-    "linear": lambda z: z, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu,
-    "leaky_relu": F.leaky_relu, "softplus": partial(F.softplus, threshold=40.0), "elu": F.elu,
-    "selu": F.selu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "silu": F.silu,
-    "softsign": F.softsign,
-}  # fmt: skip
+from tests.support import PLAIN
 
 Layers = list[tuple[Tensor, Tensor | None, str]]
 

@@ -12,17 +12,9 @@ from torch import Tensor, nn
 
 from fastae import AutoencoderLoss, Emphasis, Gaussian, Masking, Swap, philox, reference
 from fastae.nn import Autoencoder, EncoderLayer, Options, StackedAutoencoder
+from tests.support import PLAIN
 
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-PLAIN = {
-    "linear": lambda z: z,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "gelu": F.gelu,
-    "softplus": F.softplus,
-    "softsign": F.softsign,
-}
 KINDS = {
     "bce": ([6, 5, 4], {}),
     "mse": ([6, 5, 4], {"loss": "mse", "output_activation": "tanh"}),

@@ -1,8 +1,8 @@
 """Elementwise activations and losses' transcendental parts as device functions, in float32.
 
 ``function(z)`` gives the code h, ``slope(h, z)`` its derivative s and ``second(h, s, z)`` the derivative t
-of the slope; z is read only where the table's row says ``preactivation``. At the breakpoint 0 the slope is
-that of the left side and the second derivative 0, as in PyTorch.
+of the slope; z is read only where the table's row says ``preactivation``. At a breakpoint the slope is that
+of PyTorch (of the left side at 0, none at the bounds of hardtanh and relu6) and the second derivative 0.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _GELU_K = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 _GELU_C = tl.constexpr(0.044715)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _NORMAL_PEAK = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
+_GELU_FAR = tl.constexpr(50.0)  # e^(-z^2 / 2) is 0, and powers of z are far from overflow
+_MISH_FAR = tl.constexpr(750.0)  # e^-|z| is 0
 _SMALL = tl.constexpr(0.0625)  # below it a short series keeps the digits that a difference with 1 would lose
 
 
@@ -150,9 +152,9 @@ def selu_slope(h, z):
 
 
 @triton.jit
-def _saturated(z):
-    """z held where gelu's derivatives have long reached their limits, before its powers overflow."""
-    return tl.where(z > 50.0, 50.0, tl.where(z < -50.0, -50.0, z))
+def _saturated(z, FAR: tl.constexpr):
+    """z held where derivatives are at their limits, so that its powers and its products with 0 are finite."""
+    return tl.where(z > FAR, FAR, tl.where(z < -FAR, -FAR, z))
 
 
 @triton.jit
@@ -172,13 +174,13 @@ def gelu(z):
 
 @triton.jit
 def gelu_slope(h, z):
-    z = _saturated(z)
+    z = _saturated(z, _GELU_FAR)
     return _normal_cdf(z) + z * _normal_pdf(z)
 
 
 @triton.jit
 def gelu_second(h, s, z):
-    z = _saturated(z)
+    z = _saturated(z, _GELU_FAR)
     return _normal_pdf(z) * (2.0 - z * z)
 
 
@@ -202,14 +204,14 @@ def _gelu_tanh_parts(z):
 
 @triton.jit
 def gelu_tanh_slope(h, z):
-    z = _saturated(z)
+    z = _saturated(z, _GELU_FAR)
     th, complement, du = _gelu_tanh_parts(z)
     return 0.5 * (1.0 + th) + 0.5 * z * complement * du
 
 
 @triton.jit
 def gelu_tanh_second(h, s, z):
-    z = _saturated(z)
+    z = _saturated(z, _GELU_FAR)
     th, complement, du = _gelu_tanh_parts(z)
     d2u = z * (6.0 * _GELU_K * _GELU_C)
     return complement * (du + 0.5 * z * d2u - z * th * du * du)
@@ -248,6 +250,57 @@ def softsign_second(h, s, z):
     return -2.0 * sign(h) * s * (1.0 - tl.abs(h))
 
 
+@triton.jit
+def _mish_parts(z):
+    """tanh(softplus(z)), its exact complement 1 - tanh^2, and sigmoid(z)."""
+    w = tl.exp(-tl.abs(z))
+    left = z < 0.0
+    n = tl.where(left, w * (w + 2.0), 1.0 + 2.0 * w)  # tanh = n / (n + rest)
+    rest = tl.where(left, 2.0, 2.0 * w * w)
+    th = n / (n + rest)
+    return th, (1.0 + th) * rest / (n + rest), tl.where(left, w, 1.0) / (1.0 + w)
+
+
+@triton.jit
+def mish(z):
+    th, _, _ = _mish_parts(z)
+    return z * th
+
+
+@triton.jit
+def mish_slope(h, z):
+    z = _saturated(z, _MISH_FAR)
+    th, complement, sigma = _mish_parts(z)
+    return th + z * complement * sigma
+
+
+@triton.jit
+def mish_second(h, s, z):
+    z = _saturated(z, _MISH_FAR)
+    th, complement, sigma = _mish_parts(z)
+    return complement * sigma * (2.0 + z * (1.0 - sigma - 2.0 * th * sigma))
+
+
+@triton.jit
+def hardtanh(z):
+    return tl.where(z <= -1.0, -1.0, tl.where(z >= 1.0, 1.0, z))
+
+
+@triton.jit
+def hardtanh_slope(h, z):
+    return tl.where(tl.abs(h) < 1.0, 1.0, 0.0)
+
+
+@triton.jit
+def relu6(z):
+    return tl.where(z <= 0.0, 0.0, tl.where(z >= 6.0, 6.0, z))
+
+
+@triton.jit
+def relu6_slope(h, z):
+    return tl.where((h > 0.0) & (h < 6.0), 1.0, 0.0)
+
+
 class Activation(NamedTuple):
     """The device functions of one activation."""
 
@@ -275,4 +328,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": Activation(gelu_tanh, gelu_tanh_slope, gelu_tanh_second, preactivation=True),
     "silu": Activation(silu, silu_slope, silu_second, preactivation=True),
     "softsign": Activation(softsign, softsign_slope, softsign_second),
+    "mish": Activation(mish, mish_slope, mish_second, preactivation=True),
+    "hardtanh": Activation(hardtanh, hardtanh_slope, None),
+    "relu6": Activation(relu6, relu6_slope, None),
 }

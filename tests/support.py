@@ -1,0 +1,29 @@
+"""What several folders of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda z: z,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "softplus": partial(F.softplus, threshold=40.0),
+    "elu": F.elu,
+    "selu": F.selu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "softsign": F.softsign,
+    "mish": F.mish,
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+}
+"""PyTorch's own activations, by the names of :data:`fastae.activations.ACTIVATIONS`."""
