@@ -137,7 +137,6 @@ def _verdict(outcome: Outcome) -> str:
 
 def _row(outcome: Outcome) -> dict[str, Any]:
     """An outcome as JSON."""
-    from fastae_kernels.tools.tune import describe
 
     case, key = outcome.case, outcome.key
     return {
@@ -145,14 +144,14 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "dtype": case.dtype,
         "shape": [case.M, case.D, case.H],
         "product": [key.M, key.N, key.K],
-        "default": describe(outcome.default),
-        "chosen": None if outcome.chosen is None else describe(outcome.chosen),
+        "default": str(outcome.default),
+        "chosen": None if outcome.chosen is None else str(outcome.chosen),
         "verdict": _verdict(outcome),
         "seconds": outcome.seconds,
         "default_seconds": outcome.default_seconds,
         "gain": outcome.gain,
         "tried": outcome.tried,
-        "dropped": [[describe(plan), reason] for plan, reason in outcome.dropped],
+        "dropped": [[str(plan), reason] for plan, reason in outcome.dropped],
     }
 
 

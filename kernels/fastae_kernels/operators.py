@@ -21,7 +21,8 @@ from .device.gemm import gemm
 from .device.losses import LOSSES
 from .device.noise import CORRUPTIONS, Corruption, Mask, Noise
 from .launch import launch, target_of
-from .plan.config import plan, precision
+from .plan.config import plan as make_plan
+from .plan.config import precision
 from .plan.schedules import GemmConfig, Plan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,9 +45,19 @@ def _pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Pl
     config = plan.elementwise
     strides = (0, 0) if source is None else source.stride()
     launch(
-        elementwise, -(-M // config.block_m) * -(-N // config.block_n), out.device, source, *strides, M, N,
-        epilogue, args, config.block_m, config.block_n, num_warps=config.warps,
-    )  # fmt: skip
+        elementwise,
+        -(-M // config.block_m) * -(-N // config.block_n),
+        out.device,
+        source,
+        *strides,
+        M,
+        N,
+        epilogue,
+        args,
+        config.block_m,
+        config.block_n,
+        num_warps=config.warps,
+    )
 
 
 def _aligned(operand: Tensor) -> bool:
@@ -75,22 +86,36 @@ def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescrip
 
 def _plan(operator: str, a: Tensor, b: Tensor, *others: Tensor | None, heavy: bool = False) -> Plan:
     """The plan of an operator on a product a b, beside which ``others`` are operands, too."""
-    return plan(
-        a.shape[0], b.shape[1], a.shape[1], a.dtype, target_of(a.device), operator=operator, heavy=heavy,
-        aligned=_all_aligned(a, b, *others), k_major=a.stride(1) == b.stride(0) == 1,
-    )  # fmt: skip
+    return make_plan(
+        a.shape[0],
+        b.shape[1],
+        a.shape[1],
+        a.dtype,
+        target_of(a.device),
+        operator=operator,
+        heavy=heavy,
+        aligned=_all_aligned(a, b, *others),
+        k_major=a.stride(1) == b.stride(0) == 1,
+    )
 
 
 def _pass_plan(operator: str, x: Tensor) -> Plan:
     """The plan of a pass without a product."""
-    how = plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
-    return how if how.strategy == "split" else replace(how, strategy="split")
+    plan = make_plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
+    return plan if plan.strategy == "split" else replace(plan, strategy="split")
 
 
 def _fused(
-    a: Tensor, b: Tensor, a2: Tensor | None, b2: Tensor | None, scale2: Tensor | None,
-    epilogue: Any, args: Any, config: GemmConfig, aligned: bool | None = None,
-) -> None:  # fmt: skip
+    a: Tensor,
+    b: Tensor,
+    a2: Tensor | None,
+    b2: Tensor | None,
+    scale2: Tensor | None,
+    epilogue: Any,
+    args: Any,
+    config: GemmConfig,
+    aligned: bool | None = None,
+) -> None:
     """The epilogue of a b + scale2 a2 b2. ``aligned`` is what the plan found of these very operands."""
     M, K = a.shape
     N = b.shape[1]
@@ -108,12 +133,31 @@ def _fused(
     target = target_of(a.device)
     tiles = -(-M // config.block_m) * -(-N // config.block_n)
     launch(
-        gemm, min(tiles, target.multiprocessors) if config.persistent else tiles, a.device,
-        *operands, *([] if dual else [None, None]), scale2, M, N, K, *strides, *([] if dual else [0] * 4),
-        epilogue, args, config.block_m, config.block_n, config.block_k, config.group, config.subtiles,
-        precision(a.dtype, target), tma, *transposed[:4], config.persistent and tma and not dual,
-        num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
+        gemm,
+        min(tiles, target.multiprocessors) if config.persistent else tiles,
+        a.device,
+        *operands,
+        *([] if dual else [None, None]),
+        scale2,
+        M,
+        N,
+        K,
+        *strides,
+        *([] if dual else [0] * 4),
+        epilogue,
+        args,
+        config.block_m,
+        config.block_n,
+        config.block_k,
+        config.group,
+        config.subtiles,
+        precision(a.dtype, target),
+        tma,
+        *transposed[:4],
+        config.persistent and tma and not dual,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
 
 
 def _product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
@@ -135,9 +179,20 @@ def _fold(partials: Tensor | None, partials2: Tensor | None = None) -> tuple[Ten
     out2 = None if partials2 is None else _float(partials, L2)
     BL = 128
     launch(
-        reductions.fold, -(-max(L, L2) // BL), partials.device, partials, out, P, L, partials2, out2, P2, L2,
-        16, BL,
-    )  # fmt: skip
+        reductions.fold,
+        -(-max(L, L2) // BL),
+        partials.device,
+        partials,
+        out,
+        P,
+        L,
+        partials2,
+        out2,
+        P2,
+        L2,
+        16,
+        BL,
+    )
     return out, out2
 
 
@@ -173,9 +228,18 @@ def swap_backward(grad: Tensor, mask: Mask, hits: int) -> Tensor:
     _pass(grad, kept, epilogues.corrupt, args, _pass_plan("corrupt", grad))
     BN = 128
     launch(
-        reductions.gather_swapped, -(-N // BN) if M else 0, grad.device, grad, *grad.stride(), kept, mask,
-        hits, M, N, BN,
-    )  # fmt: skip
+        reductions.gather_swapped,
+        -(-N // BN) if M else 0,
+        grad.device,
+        grad,
+        *grad.stride(),
+        kept,
+        mask,
+        hits,
+        M,
+        N,
+        BN,
+    )
     return kept.to(grad.dtype)
 
 
@@ -229,8 +293,8 @@ def encode(
     """
     M, H = x.shape[0], weight.shape[0]
     f = ACTIVATIONS[activation]
-    how = _plan("encode", x, weight.t())
-    blocks_m, blocks_n = how.blocks(M, H)
+    plan = _plan("encode", x, weight.t())
+    blocks_m, blocks_n = plan.blocks(M, H)
     base_code, base_preact = (None, None) if base is None else base
     code = _empty(x, M, H)
     args = epilogues.Encode(
@@ -247,7 +311,7 @@ def encode(
         l1=_float(x, blocks_n, M) if l1 else None,
         code_sum=_float(x, blocks_m, H) if code_sum else None,
     )
-    _product(x, weight.t(), epilogues.encode, args, how, code)
+    _product(x, weight.t(), epilogues.encode, args, plan, code)
     penalty, l1_rows = _fold(args.penalty, args.l1)
     sums, _ = _fold(args.code_sum)
     noisy = args.dropped
@@ -279,9 +343,8 @@ def code_grad(
     M, H = code.shape
     f = ACTIVATIONS[activation]
     heavy = f.preactivation and dropout is not None
-    name = "code_grad"
-    how = _pass_plan(name, code) if weight is None else _plan(name, grad, weight, heavy=heavy)
-    blocks_m, _ = how.blocks(M, H)
+    plan = _pass_plan("code_grad", code) if weight is None else _plan("code_grad", grad, weight, heavy=heavy)
+    blocks_m, _ = plan.blocks(M, H)
     dz = _empty(code, M, H)
     scale, scale_stride = _scale(scale)
     penalty_scale, penalty_stride = _scale(penalty_scale)
@@ -305,9 +368,9 @@ def code_grad(
         u=None if penalty_scale is None else _float(code, blocks_m, H),
     )
     if weight is None:
-        _pass(grad, dz, epilogues.code_gradient, args, how)
+        _pass(grad, dz, epilogues.code_gradient, args, plan)
     else:
-        _product(grad, weight, epilogues.code_gradient, args, how, dz)
+        _product(grad, weight, epilogues.code_gradient, args, plan, dz)
     db, u = _fold(args.db, args.u)
     assert db is not None
     return dz, db, u
@@ -324,7 +387,7 @@ def slope_difference_grad(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dz [M, H], dz2 [M, H], u [H]) of sum_j (s_j - s2_j)^2 q_j."""
     M, H = code.shape
-    how = _pass_plan("slope_difference_grad", code)
+    plan = _pass_plan("slope_difference_grad", code)
     scale_, stride = _scale(scale)
     f = ACTIVATIONS[activation]
     args = epilogues.SlopeDifference(
@@ -337,9 +400,9 @@ def slope_difference_grad(
         scale_stride=stride,
         dz=_empty(code, M, H),
         dz2=_empty(code, M, H),
-        u=_float(code, how.blocks(M, H)[0], H),
+        u=_float(code, plan.blocks(M, H)[0], H),
     )
-    _pass(code, args.dz, epilogues.slope_difference_gradient, args, how)
+    _pass(code, args.dz, epilogues.slope_difference_gradient, args, plan)
     u, _ = _fold(args.u)
     assert u is not None
     return args.dz, args.dz2, u
@@ -358,10 +421,10 @@ def weight_grad(
     """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, [N_a, N_b]."""
     dual = a2 is not None and b2 is not None
     name = "weight_grad dual" if dual else "weight_grad"
-    how = _plan(name, a.t(), b, None if a2 is None else a2.t(), b2)
+    plan = _plan(name, a.t(), b, None if a2 is None else a2.t(), b2)
     given, given2 = a, a2
     # a library's product in float16 must not overflow before it is scaled
-    late = how.strategy == "fused" or a.dtype != torch.float16
+    late = plan.strategy == "fused" or a.dtype != torch.float16
     a, scale = _scaled_rows(a, scale, keep_scalar=late and not dual)
     if a2 is not None:
         a2, scale2 = _scaled_rows(a2, scale2, keep_scalar=late)
@@ -376,10 +439,10 @@ def weight_grad(
         u=_vector(u),
         out=out,
     )
-    if how.strategy == "fused":
+    if plan.strategy == "fused":
         transposed = (None, None) if a2 is None or b2 is None else (a2.t(), b2)
-        as_planned = how.aligned if a is given and a2 is given2 else None  # rows that were scaled lie anew
-        _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, how.gemm, as_planned)
+        as_planned = plan.aligned if a is given and a2 is given2 else None  # rows that were scaled lie anew
+        _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, plan.gemm, as_planned)
         return out
     if a2 is None or b2 is None:
         torch.mm(a.t(), b, out=out)
@@ -387,7 +450,7 @@ def weight_grad(
         torch.mm(a2.t(), b2, out=out)
         args = args._replace(scale=scale2)
     if args.scale is not None or u is not None:
-        _pass(out, out, epilogues.weight_gradient, args, how)
+        _pass(out, out, epilogues.weight_gradient, args, plan)
     if dual:
         out.addmm_(a.t(), b)
     return out
@@ -404,9 +467,18 @@ def _scaled_rows(a: Tensor, scale: Tensor | None, *, keep_scalar: bool) -> tuple
 
 
 def _decode_arguments(
-    code: Tensor, bias: Tensor | None, target: Tensor, entry: Any, output_activation: str, mask: Mask | None,
-    corrupted: float, clean: float, grad: Tensor, rows: Tensor | None, column_sums: Tensor | None,
-) -> epilogues.DecodeLoss:  # fmt: skip
+    code: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    entry: Any,
+    output_activation: str,
+    mask: Mask | None,
+    corrupted: float,
+    clean: float,
+    grad: Tensor,
+    rows: Tensor | None,
+    column_sums: Tensor | None,
+) -> epilogues.DecodeLoss:
     return epilogues.DecodeLoss(
         entry=entry,
         **ACTIVATIONS[output_activation].functions,
@@ -441,14 +513,23 @@ def decode_loss(
     code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
     """
     M, D = target.shape
-    how = _plan("decode_loss", code, weight.t())
-    blocks_m, blocks_n = how.blocks(M, D)
+    plan = _plan("decode_loss", code, weight.t())
+    blocks_m, blocks_n = plan.blocks(M, D)
     grad, rows = _empty(code, M, D), _float(code, blocks_n, M)
     args = _decode_arguments(
-        code, bias, target, LOSSES[loss].entry, output_activation, mask, corrupted, clean, grad, rows,
+        code,
+        bias,
+        target,
+        LOSSES[loss].entry,
+        output_activation,
+        mask,
+        corrupted,
+        clean,
+        grad,
+        rows,
         _float(code, blocks_m, D) if column_sums else None,
-    )  # fmt: skip
-    _product(code, weight.t(), epilogues.decode_loss, args, how, grad)
+    )
+    _product(code, weight.t(), epilogues.decode_loss, args, plan, grad)
     row_sums, sums = _fold(rows, args.column_sums)
     assert row_sums is not None
     return row_sums, grad, sums
@@ -467,12 +548,21 @@ def decode_loss_target_grad(
     clean: float = 1.0,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
-    how = _plan("decode_loss_target_grad", code, weight.t())
+    plan = _plan("decode_loss_target_grad", code, weight.t())
     grad = _empty(target, *target.shape)
     args = _decode_arguments(
-        code, bias, target, LOSSES[loss].target_gradient, output_activation, mask, corrupted, clean, grad,
-        None, None,
-    )  # fmt: skip
+        code,
+        bias,
+        target,
+        LOSSES[loss].target_gradient,
+        output_activation,
+        mask,
+        corrupted,
+        clean,
+        grad,
+        None,
+        None,
+    )
     product = grad if grad.dtype == code.dtype else _empty(code, *target.shape)
-    _product(code, weight.t(), epilogues.decode_loss_target_gradient, args, how, product)
+    _product(code, weight.t(), epilogues.decode_loss_target_gradient, args, plan, product)
     return grad

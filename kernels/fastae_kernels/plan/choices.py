@@ -153,7 +153,7 @@ def _entry(raw: dict[str, Any]) -> Entry:
 
 
 def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], Entry | None]]:
-    """A table's entries; those of other versions as they lie there alone."""
+    """A table's entries as written, and as parsed: ``None`` for those of other versions or with errors."""
     now = versions()
     for number, raw in enumerate(_read(path)):
         if raw.get("versions") != now:
@@ -176,11 +176,20 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def replace_json(path: Path, content: Any) -> None:
+    """Write a file at once: a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save(device: str, entries: Iterable[Entry]) -> Path:
     """Add entries to the user's table of a device, in place of older ones of the same buckets and versions.
 
-    Entries of other versions stay. The file is replaced at once: a kill leaves the old one or the new one.
-    Plans see the change after :func:`.config.forget_choices`.
+    Entries of other versions stay. Plans see the change after :func:`.config.forget_choices`.
     """
     path, now, added = paths(device)["cache"], versions(), list(entries)
     replaced = {entry.key.bucket for entry in added}
@@ -188,13 +197,7 @@ def save(device: str, entries: Iterable[Entry]) -> Path:
     with _locked(path):
         kept = [raw for raw, entry in _parsed(path) if entry is None or entry.key.bucket not in replaced]
         new = [{**asdict(entry), "key": entry.key._asdict(), "versions": now} for entry in added]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            text = json.dumps({"device": device, "entries": kept + new}, indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_json(path, {"device": device, "entries": kept + new})
     return path
 
 

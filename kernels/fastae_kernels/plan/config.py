@@ -1,8 +1,7 @@
-"""Which strategy, tiles and schedule an operator runs with: measured by nobody's first training step.
+"""The strategy, tiles and schedule of an operator's call, without warm-up.
 
 :func:`plan` is the one place that decides. Choices that were measured before win (:mod:`.choices`); else the
-shape and the target alone decide, without warm-up. :func:`using` overrides both, for tests, benchmarks and
-tuning.
+shape and the target alone decide. :func:`using` overrides both, for tests, benchmarks and tuning.
 """
 
 from __future__ import annotations
@@ -202,9 +201,18 @@ def heuristic(key: choices.Key, dtype: torch.dtype, target: Target) -> Plan:
 
 @functools.lru_cache(maxsize=4096)
 def _decide(
-    M: int, N: int, K: int, dtype: torch.dtype, target: Target, operator: str, heavy: bool, aligned: bool,
-    k_major: bool, precision: str, override: _Override,
-) -> Plan:  # fmt: skip
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    target: Target,
+    operator: str,
+    heavy: bool,
+    aligned: bool,
+    k_major: bool,
+    precision: str,
+    override: _Override,
+) -> Plan:
     name = str(dtype).removeprefix("torch.")
     key = choices.Key(operator, name, precision, heavy, aligned, k_major, M, N, K)
     measured = choices.lookup(target.device, key) or choices.Choice()
@@ -239,8 +247,8 @@ def plan(
     (``k_major``), which wgmma needs. Else one kernel (*fused*), with the tiles of the least estimated time.
     ``heavy`` as in :func:`configurations`. Answers are kept: a call that was planned before costs a lookup.
     """
-    how = precision(dtype, target)
-    return _decide(M, N, K, dtype, target, operator, heavy, aligned, k_major, how, _override)
+    products = precision(dtype, target)
+    return _decide(M, N, K, dtype, target, operator, heavy, aligned, k_major, products, _override)
 
 
 def forget_choices() -> None:

@@ -1,4 +1,4 @@
-"""What a plan is made of: tiles and schedules of products and passes."""
+"""Tiles and schedules of products and passes, which make a plan."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class GemmConfig:
     def epilogue_tile(self) -> tuple[int, int]:
         return self.block_m, self.block_n // self.subtiles
 
+    def __str__(self) -> str:
+        tile = f"{self.block_m}x{self.block_n}x{self.block_k} {self.warps}w {self.stages}s"
+        parts = f" /{self.subtiles}" if self.subtiles > 1 else ""
+        return f"{tile}{parts} g{self.group}" + (" persistent" if self.persistent else "")
+
 
 @dataclass(frozen=True)
 class PassConfig:
@@ -37,15 +42,21 @@ class PassConfig:
     block_n: int = 64
     warps: int = 4
 
+    def __str__(self) -> str:
+        return f"{self.block_m}x{self.block_n} {self.warps}w"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call runs: a product with an epilogue, or the library's product and a pass over it."""
+    """One call: a product with an epilogue (fused), or the library's product and a pass over it (split)."""
 
     strategy: Strategy
     gemm: GemmConfig
     elementwise: PassConfig
     aligned: bool = True  # whether the operands it was made for start their rows at multiples of 16 bytes
+
+    def __str__(self) -> str:
+        return f"fused {self.gemm}" if self.strategy == "fused" else f"split, pass {self.elementwise}"
 
     @property
     def epilogue_tile(self) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import re
@@ -21,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from triton import knobs
 from .. import operators
 from ..device import noise
 from ..launch import Compiled, Target, compile_only
-from ..plan import config
+from ..plan import choices, config
 
 TARGETS = {
     "cuda:80": Target("cuda", 80, 108),
@@ -100,9 +100,16 @@ def _cases() -> Iterator[_Case]:
 
     def code_grad(tied: bool, activation: str = "sigmoid", **options: Any) -> Callable[[Any], Any]:
         return lambda t: operators.code_grad(
-            t(M, D), t(H, D).t() if tied else t(D, H), t(M, H), t(M, H), activation, scale=scalar,
-            penalty_scale=scalar, sq_norms=sums, **options,
-        )  # fmt: skip
+            t(M, D),
+            t(H, D).t() if tied else t(D, H),
+            t(M, H),
+            t(M, H),
+            activation,
+            scale=scalar,
+            penalty_scale=scalar,
+            sq_norms=sums,
+            **options,
+        )
 
     contractive = {"sq_norms": sums}
     gaussian_code = noise.Noise(noise.CODE_NOISES["gaussian"], 3, 0.5)
@@ -178,16 +185,9 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
 
 
 def _describe(compiled: Compiled, overrides: dict[str, Any]) -> str:
-    options = compiled.options
-    gemm = overrides.get("gemm")
-    if compiled.name != "gemm" or gemm is None:
-        return f"{options.get('num_warps', 4)}w"
-    text = f"{gemm.block_m}x{gemm.block_n}x{gemm.block_k} {gemm.warps}w {gemm.stages}s"
-    return (
-        text
-        + (f" /{gemm.subtiles}" if gemm.subtiles > 1 else "")
-        + (" persistent" if gemm.persistent else "")
-    )
+    if compiled.name == "gemm" and "gemm" in overrides:
+        return str(overrides["gemm"])
+    return f"{compiled.options.get('num_warps', 4)}w"
 
 
 def _match(pattern: str, text: str) -> int:
@@ -333,10 +333,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastae_kernels.aot", description="Compile every kernel ahead of time."
     )
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET",
-                        help=f"one or more of {', '.join(TARGETS)}; all by default")  # fmt: skip
-    parser.add_argument("--operator", nargs="+", choices=names, metavar="NAME",
-                        help=f"one or more of {', '.join(names)}; all by default")  # fmt: skip
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        choices=TARGETS,
+        default=list(TARGETS),
+        metavar="TARGET",
+        help=f"one or more of {', '.join(TARGETS)}; all by default",
+    )
+    parser.add_argument(
+        "--operator",
+        nargs="+",
+        choices=names,
+        metavar="NAME",
+        help=f"one or more of {', '.join(names)}; all by default",
+    )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="all by default")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     parser.add_argument("--markdown", action="store_true", help="print a table of the 16-bit products last")
@@ -353,8 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(_line(asdict(row).values()), flush=True)
     if given.json:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
-        with open(given.json, "w") as file:
-            json.dump({**versions, "rows": [asdict(row) for row in rows]}, file, indent=1)
+        choices.replace_json(Path(given.json), {**versions, "rows": [asdict(row) for row in rows]})
     if given.markdown:
         print(markdown(rows))
     found = problems(rows)

@@ -33,8 +33,12 @@ NOISE = 0.02
 OPERATORS = ("encode", "decode_loss", "code_grad", "weight_grad", "corrupt")
 """What a training step runs on; the other operators keep the heuristic's plans."""
 
-DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16,
-          "bfloat16": torch.bfloat16}  # fmt: skip
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
 
 Run = Callable[[], object]
 Timer = Callable[[list[Run]], list[float]]
@@ -59,8 +63,8 @@ class Case:
         """What the call's plan is looked up by."""
         call, dtype = CALLS[self.operator](self.M, self.D, self.H, self.tied), DTYPES[self.dtype]
         aligned = not call.K or call.aligned(dtype.itemsize)
-        name, how = str(dtype).removeprefix("torch."), config.precision(dtype, target)
-        return Key(self.operator, name, how, False, aligned, call.k_major, *call[:3])
+        name, products = str(dtype).removeprefix("torch."), config.precision(dtype, target)
+        return Key(self.operator, name, products, False, aligned, call.k_major, *call[:3])
 
 
 def cases(
@@ -117,7 +121,15 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
             "encode": [
                 lambda: operators.encode(inputs, w, b, "sigmoid", sq_norms=q),
                 lambda: operators.encode(
-                    inputs, w, b, "gelu", sq_norms=q, base=(h, z), l1=True, code_sum=True, dropout=dropout,
+                    inputs,
+                    w,
+                    b,
+                    "gelu",
+                    sq_norms=q,
+                    base=(h, z),
+                    l1=True,
+                    code_sum=True,
+                    dropout=dropout,
                     seed=seed,
                 ),
             ],
@@ -132,12 +144,31 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
                     g, v, h, None, "sigmoid", scale=scale, penalty_scale=scale, sq_norms=q
                 ),
                 lambda: operators.code_grad(
-                    g, v, h, z, "gelu", scale=scale, penalty_scale=scale, sq_norms=q, l1_scale=scale,
-                    column_grad=q, extra=z,
+                    g,
+                    v,
+                    h,
+                    z,
+                    "gelu",
+                    scale=scale,
+                    penalty_scale=scale,
+                    sq_norms=q,
+                    l1_scale=scale,
+                    column_grad=q,
+                    extra=z,
                 ),
                 lambda: operators.code_grad(
-                    g, v, h, None, "sigmoid", dropout=dropout, scale=scale, penalty_scale=scale, sq_norms=q,
-                    l1_scale=scale, column_grad=q, extra=z,
+                    g,
+                    v,
+                    h,
+                    None,
+                    "sigmoid",
+                    dropout=dropout,
+                    scale=scale,
+                    penalty_scale=scale,
+                    sq_norms=q,
+                    l1_scale=scale,
+                    column_grad=q,
+                    extra=z,
                 ),
             ],
             "weight_grad": [
@@ -148,7 +179,7 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
             "corrupt": [
                 lambda: operators.corrupt(inputs, noise.Corruption(noise.CORRUPTIONS["masking"], *mask[:4]))
             ],
-        }  # fmt: skip
+        }
         return every[case.operator]
 
     return calls
@@ -342,16 +373,6 @@ def _fastest(times: dict[Plan, float]) -> Plan:
     return next(plan for plan, seconds in times.items() if least >= (1.0 - NOISE) * seconds)
 
 
-def describe(plan: Plan) -> str:
-    """A plan in a few words: tile, warps and stages, or the pass's tile."""
-    if plan.strategy == "split":
-        p = plan.elementwise
-        return f"split, pass {p.block_m}x{p.block_n} {p.warps}w"
-    g = plan.gemm
-    parts = f" /{g.subtiles}" if g.subtiles > 1 else ""
-    return f"fused {g.block_m}x{g.block_n}x{g.block_k} {g.warps}w {g.stages}s{parts} g{g.group}"
-
-
 def choose(case: Case, device: torch.device, timer: Timer) -> Outcome:
     """The fastest plan of those whose results are right.
 
@@ -398,9 +419,15 @@ def choose(case: Case, device: torch.device, timer: Timer) -> Outcome:
             measure([default, best])  # side by side
             best = _fastest({plan: times[plan] for plan in (default, best)})
     return Outcome(
-        case, key, default, best, None if best is None else times[best], times.get(default), tried,
+        case,
+        key,
+        default,
+        best,
+        None if best is None else times[best],
+        times.get(default),
+        tried,
         tuple(dropped.items()),
-    )  # fmt: skip
+    )
 
 
 def _entry(outcome: Outcome) -> Entry:
