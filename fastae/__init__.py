@@ -4,7 +4,7 @@ from . import diagnostics, functional, nn, reference
 from ._version import __version__
 from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
 from .functional import AutoencoderLoss
-from .nn import fuse
+from .nn import fuse, unfuse
 
 __all__ = [
     "AutoencoderLoss",
@@ -21,4 +21,5 @@ __all__ = [
     "nn",
     "parse_corruption",
     "reference",
+    "unfuse",
 ]

@@ -1,9 +1,9 @@
-"""Modules: the fused encoder layer, autoencoders, their stacks, and the fusing of existing models."""
+"""Modules: the fused encoder layer, autoencoders, their stacks, and fusing existing models."""
 
 from .autoencoder import Autoencoder
 from .encoder import EncoderLayer
-from .fusion import fuse
+from .fusion import fuse, unfuse
 from .options import Options
 from .stacked import StackedAutoencoder
 
-__all__ = ["Autoencoder", "EncoderLayer", "Options", "StackedAutoencoder", "fuse"]
+__all__ = ["Autoencoder", "EncoderLayer", "Options", "StackedAutoencoder", "fuse", "unfuse"]

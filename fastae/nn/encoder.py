@@ -33,11 +33,12 @@ class EncoderLayer(nn.Linear):
     @classmethod
     def from_linear(cls, linear: nn.Linear, activation: str) -> EncoderLayer:
         """A fused layer that shares the parameters of ``linear``."""
-        layer = cls(
-            linear.in_features, linear.out_features, activation, linear.bias is not None, device="meta"
-        )
-        layer.weight, layer.bias = linear.weight, linear.bias
-        return layer.train(linear.training)
+        get_activation(activation)
+        layer = cls.__new__(cls)
+        # dictionaries of its own, so that what is registered in one layer does not show in the other
+        vars(layer).update({k: v.copy() if isinstance(v, dict) else v for k, v in vars(linear).items()})
+        layer.activation = activation
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """The code f(x W^T + b), [*, out_features], of x [*, in_features]."""

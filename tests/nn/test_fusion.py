@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from fastae import fuse
+from fastae import fuse, unfuse
 from fastae.activations import ACTIVATIONS
-from fastae.nn import EncoderLayer
+from fastae.nn import EncoderLayer, StackedAutoencoder
+from fastae.nn.fusion import report
 
 SUPPORTED = {
     "sigmoid": nn.Sigmoid,
@@ -269,6 +271,7 @@ def test_what_is_added_to_the_fused_model_is_not_added_to_the_original():
 # --- what is left alone ---------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:fuse. nothing was fused")
 @pytest.mark.parametrize(
     "activation",
     [
@@ -294,6 +297,7 @@ def test_another_activation_or_other_settings_are_left_alone(activation):
     torch.testing.assert_close(fused(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:fuse. nothing was fused")
 @pytest.mark.parametrize(
     "model",
     [
@@ -342,27 +346,147 @@ def test_pairs_with_hooks_are_left_alone_and_the_hooks_still_run(register, index
     assert fused_layers(fuse(model)) == ["0", "2"]
 
 
-def test_a_functional_activation_outside_a_sequential_is_left_alone():
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.act = linear(), nn.Tanh()
+def quantised() -> nn.Linear:
+    layer = linear()
+    layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    return layer
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.act(self.linear(x))
 
-    model = Net()
+def replaced(module: nn.Module, name: str = "forward") -> nn.Module:
+    original = getattr(module, name)
+    setattr(module, name, lambda *args: original(*args))
+    return module
+
+
+def with_state_dict_hook(module: nn.Module) -> nn.Module:
+    module.register_state_dict_post_hook(lambda *_: None)
+    return module
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    module.compile(backend="eager")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (replaced, "has a forward of its own"),
+        (lambda module: replaced(module, "extra_repr"), "has a extra_repr of its own"),
+        (with_state_dict_hook, "has hooks"),
+        (compiled, "has a _compiled_call_impl of its own"),
+    ],
+    ids=["forward", "another method", "state dict hook", "compiled"],
+)
+@pytest.mark.parametrize("index", [0, 1], ids=["on the linear layer", "on the activation"])
+def test_modules_with_code_of_their_own_are_left_alone(change, reason, index):
+    model = nn.Sequential(linear(), nn.Tanh(), nn.Linear(4, 4), nn.ReLU())
+    change(model[index])
     fused = fuse(model)
-    assert fused_layers(fused) == []
-    torch.testing.assert_close(fused(rows()), model(rows()), rtol=0, atol=0)
+    assert fused_layers(fused) == ["2"]
+    assert report(model).left["0"].endswith(reason)
+    torch.testing.assert_close(fused(rows()), model(rows()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (torch.nn.utils.spectral_norm(linear()), "has a parameter weight_orig"),
+        (prune.l1_unstructured(linear(), "weight", 0.5), "has a parameter weight_orig"),
+        (nn.utils.parametrizations.weight_norm(linear()), "is a ParametrizedLinear"),
+        (linear(5, 4, dtype=torch.complex64), "has a weight of Parameter, torch.complex64"),
+        (quantised(), "has a weight of Parameter, torch.float8_e4m3fn"),
+        (nn.LazyLinear(4), "is a LazyLinear"),
+    ],
+    ids=["spectral norm", "pruned", "parametrised", "complex", "float8", "lazy"],
+)
+def test_layers_of_other_kinds_are_left_alone(layer, reason):
+    assert report(nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 2), nn.ReLU())).left == {"0": reason}
+
+
+def test_nothing_is_fused_under_a_hook_of_all_modules():
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert report(Model()).fused == ()
+    finally:
+        handle.remove()
+    assert len(report(Model()).fused) == 4
+
+
+def test_modules_whose_forward_was_replaced_are_shared_as_a_whole():
+    model = nn.Sequential(replaced(nn.Sequential(linear(), nn.Tanh())), nn.Linear(4, 3), nn.ReLU())
+    fused = fuse(model)
+    assert fused[0] is model[0]
+    assert report(model).left == {"0.0": "inside Sequential, whose code was replaced"}
+    torch.testing.assert_close(fused(rows()), model(rows()))
+
+
+def test_nothing_fused_gives_a_warning_with_the_reasons():
+    with pytest.warns(UserWarning, match=r"(?s)nothing was fused.*0: Softmax\(dim=-1\) follows"):
+        fuse(nn.Sequential(linear(), nn.Softmax(-1)))
+
+
+def test_verbose_prints_the_report(capsys):
+    fuse(nn.Sequential(linear(), nn.Tanh(), nn.Linear(4, 3)), verbose=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "fused 1 of 2 linear layers",
+        "  0: tanh, in Sequential",
+        "left alone",
+        "  2: no activation follows",
+    ]
+
+
+# --- unfuse ---------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_unfuse_reverses_fuse(name, make):
+    model = nn.Sequential(linear(), make(), nn.Dropout(0.0), nn.Linear(4, 3)).eval()
+    plain = unfuse(fuse(model))
+    assert repr(plain) == repr(model)
+    assert [id(p) for p in plain.parameters()] == [id(p) for p in model.parameters()]
+    assert list(plain.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(plain(rows()), model(rows()), rtol=0, atol=0)
+
+
+def test_unfuse_of_whole_models_keeps_structure_modes_and_the_fused_model():
+    model = Model()
+    model.heads[1].eval()
+    fused = fuse(model)
+    before = structure(fused)
+    plain = unfuse(fused)
+    assert repr(plain) == repr(model)
+    assert [m.training for m in plain.modules()] == [m.training for m in model.modules()]
+    assert structure(fused) == before
+
+
+def test_a_fused_layer_alone_becomes_a_sequential():
+    stack = StackedAutoencoder([5, 4, 3], activation=["tanh", "linear"], loss="mse")
+    plain = unfuse(stack.encoder())
+    assert [type(m) for m in plain] == [nn.Sequential, nn.Linear]
+    assert [type(m) for m in unfuse(stack.layers[0].encoder)] == [nn.Linear, nn.Tanh]
+    assert plain[0][0].weight is stack.layers[0].encoder.weight
+    torch.testing.assert_close(plain(rows()), stack.encode(rows()))
+    with pytest.raises(TypeError, match=r"^model: expected a module of layers, got StackedAutoencoder"):
+        unfuse(stack)
+
+
+def test_unfuse_leaves_layers_with_hooks_and_subclasses_alone():
+    class Mine(EncoderLayer):
+        pass
+
+    model = nn.ModuleList([EncoderLayer(5, 4), Mine(5, 4), EncoderLayer(5, 4, "relu")])
+    model[0].register_forward_hook(lambda *_: None)
+    assert [type(m) for m in unfuse(model)] == [EncoderLayer, Mine, nn.Sequential]
 
 
 @pytest.mark.parametrize(
     "value", [None, 3, [nn.Linear(2, 2)], nn.Linear], ids=["None", "int", "list", "class"]
 )
 def test_what_is_not_a_module_is_named(value):
-    with pytest.raises(TypeError, match=f"^model: expected an nn.Module, got {type(value).__name__}$"):
-        fuse(value)
+    for function in (fuse, unfuse, report):
+        with pytest.raises(TypeError, match=f"^model: expected an nn.Module, got {type(value).__name__}$"):
+            function(value)
 
 
 def test_a_fused_model_compiles_without_graph_breaks():
