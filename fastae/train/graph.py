@@ -61,7 +61,10 @@ class CudaCapture:
         return graph.replay, result
 
     def _recover(self) -> None:
-        """A capture that ends well, after which torch's generator draws outside of captures again."""
+        """Close the pool, and end a capture well: torch's generator then draws outside of captures again."""
+        with suppress(RuntimeError):  # only torch 2.11 leaves the pool open where ending a capture failed
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+            torch._C._cuda_releasePool(self._stream.device_index, self._pool)
         stream = torch.cuda.Stream(self._device)
         with (
             suppress(RuntimeError),
