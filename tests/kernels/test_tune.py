@@ -29,7 +29,8 @@ FAST = PassConfig(8, 256, 4)
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An empty cache and no shipped tables."""
+    """An empty cache and no shipped tables; products are fused by default, on every device."""
+    monkeypatch.setattr(config, "_strategy", lambda key, *_: "fused" if key.K else "split")
     monkeypatch.setenv("FASTAE_CACHE", str(tmp_path))
     monkeypatch.setattr(choices, "SHIPPED", tmp_path / "shipped")
     config.forget_choices()
