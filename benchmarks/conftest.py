@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fastae.arguments import resolve_device
 from fastae.bench.measure import Clock
 from fastae.bench.problems import DTYPES, Shape
 from fastae.bench.suite import SHAPES
+from fastae.devices import resolve_device
 
 DEVICE = resolve_device("auto")
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastae.arguments import resolve_device
 from fastae.bench.gate import TOLERANCES, error_of
 from fastae.bench.groups import GROUPS
 from fastae.bench.measure import Clock, peak_bytes
 from fastae.bench.problems import Problem, Shape
 from fastae.bench.providers import FLOOR, Floor, Unavailable, make_provider, modes_of, names_of
+from fastae.devices import resolve_device
 
 DEVICE = resolve_device("auto")
 CASES = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastae.arguments import resolve_device
 from fastae.bench import runs
 from fastae.commands.bench import training_run
+from fastae.devices import resolve_device
 
 DEVICE = resolve_device("auto")
 

@@ -1,16 +1,25 @@
-"""Checks of single numbers; ``what`` is how the message begins: ``"dropout:"``, ``"Masking: p"``.
+"""Checks of single numbers and names.
 
-Plain comparisons, which NaN fails: ``math.isfinite`` would end a compiled graph of symbolic numbers.
+``what`` is how the message begins: ``"dropout:"``, ``"Masking: p"``. Plain comparisons, which NaN fails:
+``math.isfinite`` would end a compiled graph of symbolic numbers.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 def check_nonnegative(what: str, value: float) -> None:
+    """Weights, rates and deviations, which the operators take in float32."""
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{what} must be a finite number >= 0, got {value!r}")
+    if value > FLOAT32_MAX:
+        raise ValueError(f"{what} must be at most {FLOAT32_MAX}, the largest float32, got {value!r}")
 
 
 def check_probability(what: str, value: float) -> None:
@@ -19,6 +28,23 @@ def check_probability(what: str, value: float) -> None:
 
 
 def check_share(what: str, value: float) -> None:
-    """All but everything: what is dropped or set aside."""
+    """A share that is dropped or set aside: less than everything."""
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{what} must be in [0, 1), got {value!r}")
+
+
+def check_whole(what: str, value: Any, least: int = 1) -> int:
+    """The value as a plain ``int``; integers of NumPy and 0-d integer tensors count as whole numbers."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise ValueError(f"{what} must be a whole number >= {least}, got {value!r}")
+    return whole
+
+
+def check_name(argument: str, value: Any, known: Iterable[str]) -> None:
+    names = tuple(known)
+    if value not in names:
+        raise ValueError(f"{argument}: {value!r} is not one of {', '.join(names)}")

@@ -1,23 +1,57 @@
 """Corruption processes C(x~ | x): small immutable descriptions, without state or random numbers.
 
-Each description turns into the operators' arguments by :attr:`kind` and :attr:`params`, and into
-text and back by ``str(corruption)`` and :func:`parse_corruption` (``"masking:0.25"``).
+The operators take a corruption as its :attr:`~Corruption.kind` and :attr:`~Corruption.params`, which
+:func:`make_corruption` turns back; ``str(corruption)`` and :func:`parse_corruption` are its text
+(``"masking:0.25"``).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from .checks import check_nonnegative, check_probability
-from .philox import MASK_WIDTH
+from .philox import MASK_WIDTH, hit_count, threshold
+
+
+class Event(NamedTuple):
+    """An independent event per entry: it happens with probability ``p``, drawn from ``width`` random bits."""
+
+    p: float
+    width: int = MASK_WIDTH
+
+    @property
+    def threshold(self) -> int:
+        """The signed draws up to this one are hits, for p > 0."""
+        return threshold(self.p, self.width)
+
+    @property
+    def half(self) -> int:
+        """The threshold of the lower half of the hits."""
+        return threshold(self.p / 2.0, self.width)
+
+    @property
+    def hits(self) -> int:
+        """Number of the ``2**width`` draws that are hits, for p > 0."""
+        return hit_count(self.p, self.width)
 
 
 class Corruption:
-    """Base of the corruption processes; use one of its four subclasses."""
+    """Base of the corruption processes, which are listed in :data:`CORRUPTIONS`."""
 
     kind: ClassVar[str]
+
+    @property
+    def event(self) -> Event | None:
+        """The event that changes an entry; ``None`` where the process changes entries in another way."""
+        return None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the process never changes anything."""
+        return self.event is not None and self.event.p == 0.0
 
     @property
     def params(self) -> list[float]:
@@ -38,6 +72,10 @@ class Masking(Corruption):
     def __post_init__(self) -> None:
         check_probability("Masking: p", self.p)
 
+    @property
+    def event(self) -> Event:
+        return Event(self.p)
+
 
 @dataclass(frozen=True)
 class Gaussian(Corruption):
@@ -48,6 +86,10 @@ class Gaussian(Corruption):
 
     def __post_init__(self) -> None:
         check_nonnegative("Gaussian: std", self.std)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.std == 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +109,10 @@ class SaltAndPepper(Corruption):
                 f"SaltAndPepper: low and high must be finite, got {self.low!r} and {self.high!r}"
             )
 
+    @property
+    def event(self) -> Event:
+        return Event(self.p)
+
 
 @dataclass(frozen=True)
 class Swap(Corruption):
@@ -77,6 +123,10 @@ class Swap(Corruption):
 
     def __post_init__(self) -> None:
         check_probability("Swap: p", self.p)
+
+    @property
+    def event(self) -> Event:
+        return Event(self.p, width=32)  # the row to take is read from the same draw
 
 
 @dataclass(frozen=True)
@@ -94,9 +144,22 @@ class Emphasis:
 CORRUPTIONS: dict[str, type[Corruption]] = {cls.kind: cls for cls in (Masking, Gaussian, SaltAndPepper, Swap)}
 
 
-def mask_width(kind: str) -> int:
-    """Bits a draw of the events of a kind of corruption; a swap takes its row from the same draw."""
-    return 32 if kind == Swap.kind else MASK_WIDTH
+@functools.lru_cache
+def _make(kind: str, params: tuple[float, ...]) -> Corruption:
+    return CORRUPTIONS[kind](*params)
+
+
+def make_corruption(kind: str, params: list[float]) -> Corruption:
+    """The corruption with a :attr:`~Corruption.kind` and its :attr:`~Corruption.params`."""
+    return _make(kind, tuple(params))
+
+
+def check_corruption(corruption: Any) -> None:
+    """Accept one of :data:`CORRUPTIONS` or ``None``."""
+    if corruption is not None and type(corruption) not in CORRUPTIONS.values():
+        names = ", ".join(cls.__name__ for cls in CORRUPTIONS.values())
+        given = f"{type(corruption).__name__} {corruption!r}"
+        raise ValueError(f"corruption: expected {names} or None, got {given}")
 
 
 def parse_corruption(text: str) -> Corruption | None:

@@ -7,32 +7,45 @@ autocast's dtype, as ``nn.Linear``'s do, and losses and penalties come in float3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .activations import get_activation
-from .arguments import (
-    REDUCTIONS,
-    as_rows,
-    autocast_like_linear,
-    check_corruption,
-    check_floating,
-    check_like,
-    check_linear,
-    check_loss,
-    check_name,
-    check_objective,
-    check_target,
-    reduce_rows,
+from .arguments import check_floating, check_like, check_linear, check_target
+from .checks import check_name, check_whole
+from .corruption import Corruption, check_corruption
+from .gradients import (
+    AutoencoderObjective,
+    Corrupt,
+    Decoding,
+    DeepEncode,
+    Encode,
+    Perturb,
+    ReconstructionLoss,
 )
-from .autograd import AutoencoderObjective, Corrupt, DecoderSettings, Encode, Objective, ReconstructionLoss
-from .corruption import Corruption, Emphasis
-from .deep import deep_autoencoder_loss, deep_contractive_encode
+from .gradients.layers import decoding_of
+from .objective import (
+    REDUCTIONS,
+    AutoencoderLoss,
+    Objective,
+    ObjectiveOptions,
+    check_loss,
+    kl_count,
+    takes_options,
+)
 from .philox import STREAM_CORRUPTION, draw_seed
-from .reference import AutoencoderLoss
+from .reference import kl_penalty, l1_penalty
+from .tensors import as_rows, autocast_like_linear, reduce_rows, sum_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "AutoencoderLoss",
+    "Layer",
     "autoencoder_loss",
     "contractive_encode",
     "corrupt",
@@ -42,21 +55,28 @@ __all__ = [
     "reconstruction_loss",
 ]
 
+Layer = tuple[Tensor, "Tensor | None", str]
+"""weight [out, in], bias [out] or ``None``, activation."""
+
 
 def encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "sigmoid") -> Tensor:
     """The code ``h = f(x W^T + b)``.
 
-    Args:
-        x: input, [*, D].
-        weight: [H, D], as in ``nn.Linear``; any strides.
-        bias: [H].
-        activation: one of the names in :data:`fastae.activations.ACTIVATIONS`.
+        Args:
+            x: input, [*, D].
+            weight: [H, D], as in ``nn.Linear``; any strides.
+            bias: [H].
+    <<<<<<< HEAD
+            activation: one of the names in :data:`fastae.activations.ACTIVATIONS`.
+    =======
+            activation: a name in :data:`fastae.activations.ACTIVATIONS`.
+    >>>>>>> e1477fc ([core] Declare operators, objective and corruption events once)
 
-    Returns:
-        The code, [*, H].
+        Returns:
+            The code, [*, H].
 
-    Raises:
-        ValueError: a shape, dtype, device or name that does not fit, named.
+        Raises:
+            ValueError: a shape, dtype, device or name that does not fit, named.
     """
     check_linear("x", x, weight, bias)
     get_activation(activation)
@@ -80,8 +100,8 @@ def contractive_encode(
 
     Args:
         x, weight, bias, activation: as in :func:`encode`.
-        reduction: over rows, of the sum over units and features: ``"mean"``, ``"sum"``, or ``"none"`` for a
-            value a row, [*].
+        reduction: over rows, of the sum over units and features: ``"mean"``, ``"sum"``, or ``"none"`` for one
+            value per row, [*].
 
     Returns:
         The code [*, H] and the penalty.
@@ -119,7 +139,7 @@ def reconstruction_loss(
         target: [*, D].
         loss: ``"mse"`` or ``"bce"``.
         output_activation: f_out, for mse.
-        reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for a value a row, [*].
+        reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for one value per row, [*].
 
     Raises:
         ValueError: a shape, dtype, device or name that does not fit, named.
@@ -129,8 +149,8 @@ def reconstruction_loss(
     check_loss(loss, output_activation)
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
     code, weight, bias = autocast_like_linear(code, weight, bias)
-    settings = DecoderSettings(loss, output_activation)
-    value = ReconstructionLoss.apply(as_rows(code), weight, bias, as_rows(target), settings, reduction)
+    decoding = Decoding(loss, output_activation)
+    value = ReconstructionLoss.apply(as_rows(code), weight, bias, as_rows(target), decoding, reduction)
     return value.view(code.shape[:-1]) if reduction == "none" else value
 
 
@@ -146,14 +166,15 @@ def corrupt(x: Tensor, corruption: Corruption | None, *, generator: torch.Genera
     check_floating("x", x)
     if x.dim() < 1:
         raise ValueError("x: expected at least one dimension [*, D], got a scalar")
+    check_corruption(corruption)
     if corruption is None:
         return x.clone()
-    check_corruption(corruption)
-    seed = draw_seed(x.device, generator)
-    out = Corrupt.apply(as_rows(x), seed, corruption.kind, corruption.params, STREAM_CORRUPTION)
-    return out.view(x.shape)
+    return Corrupt.apply(as_rows(x), draw_seed(x.device, generator), corruption, STREAM_CORRUPTION).view(
+        x.shape
+    )
 
 
+@takes_options(Objective)
 def autoencoder_loss(
     x: Tensor,
     weight: Tensor,
@@ -161,26 +182,12 @@ def autoencoder_loss(
     decoder_weight: Tensor | None,
     decoder_bias: Tensor | None,
     *,
-    activation: str = "sigmoid",
-    loss: str = "bce",
-    output_activation: str = "linear",
-    corruption: Corruption | None = None,
-    emphasis: Emphasis | None = None,
-    contractive: float = 0.0,
-    higher_order: float = 0.0,
-    higher_order_std: float = 0.1,
-    higher_order_samples: int = 1,
-    l1: float = 0.0,
-    kl: float = 0.0,
-    kl_target: float = 0.05,
-    code_noise: str = "none",
-    code_noise_std: float = 0.1,
-    dropout: float = 0.0,
     target: Tensor | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
+    **options: Unpack[ObjectiveOptions],
 ) -> AutoencoderLoss:
-    """The objective of a one-layer autoencoder as a single autograd node: five matrix products a step.
+    """The objective of a one-layer autoencoder as a single autograd node: five matrix products per step.
 
     ``L = mean_n l_n + contractive mean_n P_n + higher_order mean_n C_n + l1 mean_n sum_j |h_nj|
     + kl sum_j KL(kl_target || mean_n h_nj)`` with the code h = f(x~ W^T + b), the loss l of
@@ -192,22 +199,10 @@ def autoencoder_loss(
         weight, bias: the encoder's, [H, D] and [H].
         decoder_weight: [D, H], or ``None`` for tied weights, V = W^T.
         decoder_bias: [D].
-        activation: of the code.
-        loss, output_activation: as in :func:`reconstruction_loss`.
-        corruption: of the input (denoising; Vincent et al. 2010).
-        emphasis: weighs the loss of corrupted and of clean entries apart (Vincent et al. 2010, sec. 4.3).
-        contractive: weight of the penalty (Rifai et al. 2011a).
-        higher_order: weight of C = E ||J(x~) - J(x~ + e)||_F^2, e normal with ``higher_order_std``, estimated
-            from ``higher_order_samples`` draws a row (Rifai et al. 2011b); one more encoder product a draw.
-        l1: weight of the codes' absolute sum.
-        kl: weight of the divergence of the units' mean activations from ``kl_target``; sigmoid codes only.
-        code_noise: what the decoder sees of the code: ``"none"``; ``"gaussian"``, with ``code_noise_std``
-            added; ``"bernoulli"``, a binary draw whose gradient passes straight through (sigmoid codes only).
-        dropout: probability that a unit is dropped from the decoder's input, the others scaled by
-            1 / (1 - dropout). Penalties see the code without noise and dropout.
         target: [*, D], in place of x.
         reduction: over rows: ``"mean"``, ``"sum"`` or ``"none"`` (every term but kl is then [*]).
         generator: of the noise; torch's default generator of the device otherwise.
+        **options: the fields of :class:`fastae.objective.Objective`, below.
 
     Returns:
         ``AutoencoderLoss``: the total, then each term without its weight (``None`` where the weight is 0).
@@ -215,6 +210,32 @@ def autoencoder_loss(
     Raises:
         ValueError: an argument that does not fit, named.
     """
+    return objective_loss(
+        x,
+        weight,
+        bias,
+        decoder_weight,
+        decoder_bias,
+        Objective(**options),
+        target=target,
+        reduction=reduction,
+        generator=generator,
+    )
+
+
+def objective_loss(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    decoder_weight: Tensor | None,
+    decoder_bias: Tensor | None,
+    objective: Objective,
+    *,
+    target: Tensor | None = None,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> AutoencoderLoss:
+    """:func:`autoencoder_loss` of an :class:`~fastae.objective.Objective`."""
     check_linear("x", x, weight, bias)
     features = (weight.shape[1], weight.shape[0])
     if decoder_weight is not None:
@@ -222,56 +243,153 @@ def autoencoder_loss(
     if decoder_bias is not None:
         check_like("decoder_bias", decoder_bias, features[:1], weight)
     check_name("reduction", reduction, REDUCTIONS)
-    check_objective(
-        activation=activation,
-        loss=loss,
-        output_activation=output_activation,
-        corruption=corruption,
-        emphasis=emphasis,
-        contractive=contractive,
-        higher_order=higher_order,
-        higher_order_std=higher_order_std,
-        higher_order_samples=higher_order_samples,
-        l1=l1,
-        kl=kl,
-        kl_target=kl_target,
-        code_noise=code_noise,
-        code_noise_std=code_noise_std,
-        dropout=dropout,
-    )
     if target is None:
         target = x
     else:
         check_target(target, x.shape, x)
-
-    random = corruption is not None or code_noise != "none" or dropout or higher_order
-    seed = draw_seed(x.device, generator) if random else None
-    objective = Objective(
-        activation,
-        loss,
-        output_activation,
-        "none" if corruption is None else corruption.kind,
-        [] if corruption is None else corruption.params,
-        None if emphasis is None else (emphasis.corrupted, emphasis.clean),
-        contractive,
-        higher_order,
-        higher_order_std,
-        higher_order_samples,
-        l1,
-        kl,
-        kl_target,
-        code_noise,
-        code_noise_std,
-        dropout,
-        reduction,
-    )
+    seed = draw_seed(x.device, generator) if objective.random else None
     cast, weight, bias, decoder_weight, decoder_bias = autocast_like_linear(
         x, weight, bias, decoder_weight, decoder_bias
     )
-    terms = AutoencoderObjective.apply(
-        as_rows(cast), as_rows(target), weight, bias, decoder_weight, decoder_bias, seed, objective
+    *terms, divergence = AutoencoderObjective.apply(
+        as_rows(cast),
+        as_rows(target),
+        weight,
+        bias,
+        decoder_weight,
+        decoder_bias,
+        seed,
+        objective,
+        reduction,
     )
     if reduction == "none" and x.dim() != 2:
-        *rows, divergence = terms
-        terms = (*(None if row is None else row.view(x.shape[:-1]) for row in rows), divergence)
-    return AutoencoderLoss(*terms)  # pyright: ignore[reportArgumentType]
+        terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
+    return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def deep_contractive_encode(
+    x: Tensor,
+    layers: Sequence[Layer],
+    *,
+    probes: int = 1,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The code of a deep encoder and an unbiased estimate of its penalty ``||dcode/dx||_F^2``.
+
+    The estimate is Hutchinson's (1989), ``||J^T v||^2`` for random signs v.
+
+    Args:
+        x: [*, D].
+        layers: (weight [out, in], bias [out] or ``None``, activation) of each layer, from the input on.
+        probes: random probes per row; the estimate's variance falls as 1 / probes.
+        reduction: over rows: ``"mean"``, ``"sum"`` or ``"none"`` (one value per row, [*]).
+        generator: of the probes.
+
+    Returns:
+        The code [*, H_last] and the penalty; gradients flow to x and every parameter.
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+    """
+    if not layers:
+        raise ValueError("layers: needs at least one layer")
+    probes = check_whole("probes:", probes)
+    check_name("reduction", reduction, REDUCTIONS)
+    width = x
+    for weight, bias, activation in layers:
+        check_linear("x" if width is x else "code", width, weight, bias)
+        get_activation(activation)
+        width = x.new_empty(0, weight.shape[0])
+    weights, biases, activations = zip(*layers, strict=True)
+    cast, *parameters = autocast_like_linear(x, *weights, *biases)
+    seed = draw_seed(x.device, generator)
+    code, penalty = DeepEncode.apply(as_rows(cast), seed, probes, activations, *parameters)
+    return code.view(*x.shape[:-1], code.shape[-1]), reduce_rows(penalty, reduction, x.shape[:-1])
+
+
+_OF_LAYERS = ("activation", "output_activation", "higher_order", "higher_order_std", "higher_order_samples")
+"""Options that a deep autoencoder takes from its layers, or does not have."""
+
+
+@takes_options(Objective, without=_OF_LAYERS)
+def deep_autoencoder_loss(
+    x: Tensor,
+    encoder: Sequence[Layer],
+    decoder: Sequence[Layer],
+    *,
+    probes: int = 1,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+    **options: Unpack[ObjectiveOptions],
+) -> AutoencoderLoss:
+    """The objective of an unrolled deep autoencoder: :func:`autoencoder_loss` with several layers per side.
+
+    Args:
+        x: [*, D].
+        encoder: layers from the input to the code, as in :func:`deep_contractive_encode`.
+        decoder: layers from the code to the reconstruction. The last one's activation is the output
+            activation for mse and must be ``"linear"`` for bce, which takes logits.
+        probes: random probes per row for the penalty of the whole encoder.
+        reduction, generator: as in :func:`autoencoder_loss`.
+        **options: as in :func:`autoencoder_loss`; the penalties and the noise are those of the last code.
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+        TypeError: an option that deep autoencoders do not have.
+    """
+    for name in options:
+        if name in _OF_LAYERS:
+            raise TypeError(
+                f"{name}: deep_autoencoder_loss has no such option; layers have an activation each"
+            )
+    if not encoder or not decoder:
+        raise ValueError("encoder, decoder: need at least one layer each")
+    check_name("reduction", reduction, REDUCTIONS)
+    o = Objective(**{**options, "activation": encoder[-1][2], "output_activation": decoder[-1][2]})
+    check_linear("x", x, encoder[0][0], encoder[0][1])
+    if decoder[-1][0].shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"decoder: its last layer gives {decoder[-1][0].shape[0]} features, but x has {x.shape[-1]}"
+        )
+    rows = code = as_rows(x)
+    seed = None
+    if o.corruption is not None:
+        seed = draw_seed(x.device, generator)
+        code = Corrupt.apply(rows, seed, o.corruption, STREAM_CORRUPTION)
+    terms: dict[str, Tensor] = {}
+    if o.contractive:
+        code, terms["contractive"] = deep_contractive_encode(
+            code, encoder, probes=probes, reduction="none", generator=generator
+        )
+    else:
+        code = _apply_layers(code, encoder)
+    wide = code.to(sum_dtype(code.dtype))
+    if o.l1:
+        terms["l1"] = l1_penalty(wide)
+    divergence = kl_penalty(wide, o.kl_target) if o.kl else None
+    if o.perturbs_code:
+        code = Perturb.apply(code, draw_seed(x.device, generator), o.code_noise, o.code_noise_std, o.dropout)
+    code = _apply_layers(code, decoder[:-1])
+    weight, bias, _ = decoder[-1]
+    check_linear("code", code, weight, bias)
+    reconstruction = ReconstructionLoss.apply(
+        *autocast_like_linear(code, weight, bias), rows, decoding_of(o, seed), reduction
+    )
+    terms = {name: reduce_rows(value, reduction, value.shape) for name, value in terms.items()}
+    total = reconstruction
+    for name, value in terms.items():
+        total = total + getattr(o, name) * value
+    if divergence is not None and (count := kl_count(reduction, len(rows))):
+        total = total + o.kl * count * divergence
+    values = {"total": total, "reconstruction": reconstruction, **terms}
+    if reduction == "none":
+        values = {name: value.view(x.shape[:-1]) for name, value in values.items()}
+    return AutoencoderLoss(**values, kl=divergence)
+
+
+def _apply_layers(code: Tensor, layers: Sequence[Layer]) -> Tensor:
+    for weight, bias, activation in layers:
+        check_linear("code", code, weight, bias)
+        code, _ = Encode.apply(*autocast_like_linear(code, weight, bias), activation, False)
+    return code

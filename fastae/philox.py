@@ -130,12 +130,17 @@ def keep_scale(p: float) -> float:
     return 2**MASK_WIDTH / (2**MASK_WIDTH - hit_count(p))
 
 
+def uniform(bits: Tensor) -> Tensor:
+    """Uniform draws in [0, 1) in float32, whole multiples of 2**-24, from the upper 24 of 32 ``bits``."""
+    return bits.bitwise_right_shift(8).bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+
+
 def standard_normal(bits: Tensor) -> Tensor:
     """Standard normal draws in float32 from ``bits`` [rows, 2k], by Box and Muller's transform.
 
     Columns 2k and 2k+1 share a pair of uniforms of 24 bits, so every |draw| is below 5.8.
     """
-    uniform = bits.bitwise_right_shift(8).bitwise_and_(0xFFFFFF).to(torch.float32)
-    radius = uniform[:, 0::2].add(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
-    angle = uniform[:, 1::2].mul(2.0 * math.pi * 2.0**-24)
+    draws = uniform(bits)
+    radius = draws[:, 0::2].add(2.0**-24).log_().mul_(-2.0).sqrt_()
+    angle = draws[:, 1::2].mul(2.0 * math.pi)
     return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(-2)

@@ -8,8 +8,8 @@ and bias c [D]. Losses and penalties are sums over features and units and come o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +17,12 @@ from torch import Tensor
 
 from . import philox
 from .activations import get_activation
-from .corruption import Corruption, Emphasis, Gaussian, mask_width
-from .precision import sum_dtype
+from .corruption import Corruption, Event, Gaussian, SaltAndPepper, Swap
+from .objective import AutoencoderLoss, Objective, ObjectiveOptions
+from .tensors import sum_dtype
 
-
-class AutoencoderLoss(NamedTuple):
-    """The value of an autoencoder's objective and of its parts.
-
-    ``total`` is the weighted sum; the other terms come without their weights, so that runs with different
-    weights compare, and are ``None`` where the weight is 0 (they are not computed). All are differentiable.
-    Means over rows of sums over features or units; with ``reduction="none"`` all but ``kl`` are [M]. ``kl``
-    is always the divergence itself, which the total holds once a row.
-    """
-
-    total: Tensor
-    reconstruction: Tensor
-    contractive: Tensor | None = None
-    higher_order: Tensor | None = None
-    l1: Tensor | None = None
-    kl: Tensor | None = None
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 # --- encoder and penalties ------------------------------------------------------------------------------
@@ -167,44 +154,59 @@ def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activati
 # --- corruption -----------------------------------------------------------------------------------------
 
 
+def _bits(x: Tensor, event: Event, seed: int, stream: int) -> Tensor:
+    return philox.random_bits(seed, x.shape[0], x.shape[1], stream, width=event.width)
+
+
 def corrupted_entries(
     x: Tensor, corruption: Corruption, seed: int, stream: int = philox.STREAM_CORRUPTION
 ) -> Tensor:
-    """Which entries of x [M, D] the corruption touches (bool [M, D]); Gaussian noise touches every one."""
-    if corruption.kind == "gaussian":
+    """The entries of x [M, D] that the corruption touches (bool [M, D]); without an event, all of them."""
+    event = corruption.event
+    if event is None:
         return torch.ones(x.shape, dtype=torch.bool)
-    probability = corruption.params[0]
-    if probability == 0.0:
+    if event.p == 0.0:
         return torch.zeros(x.shape, dtype=torch.bool)
-    width = mask_width(corruption.kind)
-    bits = philox.random_bits(seed, x.shape[0], x.shape[1], stream, width=width)
-    return bits <= philox.threshold(probability, width)
+    return _bits(x, event, seed, stream) <= event.threshold
 
 
-def _add_noise(x: Tensor, std: float, bits: Tensor) -> Tensor:
+def _add_noise(x: Tensor, std: float, seed: int, stream: int) -> Tensor:
     """x plus normal noise, added in float32 or float64 and rounded once."""
+    rows, columns = x.shape
+    bits = philox.random_bits(seed, rows, columns + columns % 2, stream)
     wide = sum_dtype(x.dtype)
-    return (x.to(wide) + std * philox.standard_normal(bits)[:, : x.shape[1]].to(wide)).to(x.dtype)
+    return (x.to(wide) + std * philox.standard_normal(bits)[:, :columns].to(wide)).to(x.dtype)
+
+
+def _gaussian(x: Tensor, corruption: Gaussian, seed: int, stream: int) -> Tensor:
+    return _add_noise(x, corruption.std, seed, stream)
+
+
+def _salt_and_pepper(x: Tensor, corruption: SaltAndPepper, seed: int, stream: int) -> Tensor:
+    salt = _bits(x, corruption.event, seed, stream) > corruption.event.half
+    extreme = torch.where(salt, corruption.high, corruption.low).to(x.dtype)
+    return torch.where(corrupted_entries(x, corruption, seed, stream), extreme, x)
+
+
+def _swap(x: Tensor, corruption: Swap, seed: int, stream: int) -> Tensor:
+    # given a hit the draw is uniform among the hits: its place there picks the row
+    draw = _bits(x, corruption.event, seed, stream).to(torch.int64) + 2**31
+    source = (draw * len(x) // corruption.event.hits).clamp_max(len(x) - 1)
+    return torch.where(corrupted_entries(x, corruption, seed, stream), x.gather(0, source), x)
+
+
+CORRUPTIONS: dict[str, Callable[..., Tensor]] = {
+    "masking": lambda x, *draw: x.masked_fill(corrupted_entries(x, *draw), 0.0),
+    "gaussian": _gaussian,
+    "salt_and_pepper": _salt_and_pepper,
+    "swap": _swap,
+}
+"""By the kind of corruption."""
 
 
 def corrupt(x: Tensor, corruption: Corruption, seed: int, stream: int = philox.STREAM_CORRUPTION) -> Tensor:
     """A draw of x~ ~ C(x~ | x) for x [M, D], a pure function of (seed, stream, row, column)."""
-    rows, columns = x.shape
-    if corruption.kind == "gaussian":
-        bits = philox.random_bits(seed, rows, columns + columns % 2, stream)
-        return _add_noise(x, corruption.params[0], bits)
-    hit = corrupted_entries(x, corruption, seed, stream)
-    if corruption.kind == "masking":
-        return x.masked_fill(hit, 0.0)
-    bits = philox.random_bits(seed, rows, columns, stream, width=mask_width(corruption.kind))
-    if corruption.kind == "salt_and_pepper":
-        p, low, high = corruption.params
-        salt = bits > philox.threshold(p / 2.0)
-        return torch.where(hit, torch.where(salt, high, low).to(x.dtype), x)
-    # given a hit the draw is uniform among the hits: its place there picks the row
-    draw = bits.to(torch.int64) + 2**31
-    source = draw * rows // philox.hit_count(corruption.params[0], 32)
-    return torch.where(hit, x.gather(0, source.clamp_max(rows - 1)), x)
+    return x.clone() if corruption.is_identity else CORRUPTIONS[corruption.kind](x, corruption, seed, stream)
 
 
 # --- the whole objective --------------------------------------------------------------------------------
@@ -217,12 +219,10 @@ def perturb_code(code: Tensor, seed: int, noise: str, noise_std: float, dropout:
     """
     rows, units = code.shape
     if noise == "gaussian":
-        bits = philox.random_bits(seed, rows, units + units % 2, philox.STREAM_CODE_NOISE)
-        code = _add_noise(code, noise_std, bits)
+        code = _add_noise(code, noise_std, seed, philox.STREAM_CODE_NOISE)
     elif noise == "bernoulli":
         bits = philox.random_bits(seed, rows, units, philox.STREAM_CODE_NOISE)
-        uniform = bits.bitwise_right_shift(8).bitwise_and(0xFFFFFF).to(sum_dtype(code.dtype)) * 2.0**-24
-        code = code + ((uniform < code).to(code.dtype) - code).detach()
+        code = code + ((philox.uniform(bits) < code).to(code.dtype) - code).detach()
     if dropout > 0.0:
         bits = philox.random_bits(seed, rows, units, philox.STREAM_DROPOUT, width=philox.MASK_WIDTH)
         code = code * (bits > philox.threshold(dropout)) * philox.keep_scale(dropout)
@@ -237,53 +237,39 @@ def autoencoder_loss(
     decoder_bias: Tensor | None,
     *,
     seed: int = 0,
-    activation: str = "sigmoid",
-    loss: str = "bce",
-    output_activation: str = "linear",
-    corruption: Corruption | None = None,
-    emphasis: Emphasis | None = None,
-    contractive: float = 0.0,
-    higher_order: float = 0.0,
-    higher_order_std: float = 0.1,
-    higher_order_samples: int = 1,
-    l1: float = 0.0,
-    kl: float = 0.0,
-    kl_target: float = 0.05,
-    code_noise: str = "none",
-    code_noise_std: float = 0.1,
-    dropout: float = 0.0,
     target: Tensor | None = None,
+    **options: Unpack[ObjectiveOptions],
 ) -> AutoencoderLoss:
-    """The objective of ``fastae.functional.autoencoder_loss``, one value a row (kl: a scalar)."""
+    """The objective of ``fastae.functional.autoencoder_loss``, one value per row (kl: a scalar)."""
+    o = Objective(**options)
     target = x if target is None else target
-    noisy = x if corruption is None else corrupt(x, corruption, seed)
-    code = encode(noisy, weight, bias, activation)
+    noisy = x if o.corruption is None else corrupt(x, o.corruption, seed)
+    code = encode(noisy, weight, bias, o.activation)
 
     entry_weights = None
-    if emphasis is not None and corruption is not None:
-        hit = corrupted_entries(x, corruption, seed)
-        entry_weights = torch.where(hit, emphasis.corrupted, emphasis.clean).to(x.dtype)
-    decoder_input = perturb_code(code, seed, code_noise, code_noise_std, dropout)
+    if o.emphasis is not None and o.corruption is not None:
+        hit = corrupted_entries(x, o.corruption, seed)
+        corrupted, clean = (x.new_tensor(value) for value in (o.emphasis.corrupted, o.emphasis.clean))
+        entry_weights = torch.where(hit, corrupted, clean)
+    decoder_input = perturb_code(code, seed, o.code_noise, o.code_noise_std, o.dropout)
     decoder_weight = weight.T if decoder_weight is None else decoder_weight
     total = reconstruction = reconstruction_loss(
-        decoder_input, decoder_weight, decoder_bias, target, loss, output_activation, entry_weights
+        decoder_input, decoder_weight, decoder_bias, target, o.loss, o.output_activation, entry_weights
     )
     terms: dict[str, Tensor] = {}
-    if contractive:
-        terms["contractive"] = contractive_penalty(noisy, weight, bias, activation)
-        total = total + contractive * terms["contractive"]
-    if higher_order:
+    if o.contractive:
+        terms["contractive"] = contractive_penalty(noisy, weight, bias, o.activation)
+    if o.higher_order:
+        noise = Gaussian(o.higher_order_std)
         copies = [
-            corrupt(noisy, Gaussian(higher_order_std), seed, philox.STREAM_CONTRACTION + k)
-            for k in range(higher_order_samples)
+            corrupt(noisy, noise, seed, philox.STREAM_CONTRACTION + k) for k in range(o.higher_order_samples)
         ]
-        rows = [higher_order_penalty(noisy, copy, weight, bias, activation) for copy in copies]
+        rows = [higher_order_penalty(noisy, copy, weight, bias, o.activation) for copy in copies]
         terms["higher_order"] = torch.stack(rows).mean(0)
-        total = total + higher_order * terms["higher_order"]
-    if l1:
+    if o.l1:
         terms["l1"] = l1_penalty(code)
-        total = total + l1 * terms["l1"]
-    if kl:
-        terms["kl"] = kl_penalty(code, kl_target)
-        total = total + kl * terms["kl"]
+    if o.kl:
+        terms["kl"] = kl_penalty(code, o.kl_target)
+    for name, value in terms.items():
+        total = total + getattr(o, name) * value
     return AutoencoderLoss(total, reconstruction, **terms)

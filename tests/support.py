@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastae.ops.declaration import DECLARATIONS
 
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda z: z,
@@ -27,3 +31,10 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": F.relu6,
 }
 """PyTorch's own activations, by the names of :data:`fastae.activations.ACTIVATIONS`."""
+
+
+def arguments(name: str, *args: Any, **options: Any) -> tuple[Any, ...]:
+    """All arguments of an operator by position, the declaration's defaults for those that are not given."""
+    bound = inspect.signature(DECLARATIONS[name]).bind(*args, **options)
+    bound.apply_defaults()
+    return bound.args

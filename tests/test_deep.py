@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastae import Emphasis, Gaussian, Masking, functional, ops, philox, reference
 from fastae.activations import ACTIVATIONS, get_activation
-from fastae.deep import deep_autoencoder_loss, deep_contractive_encode
+from fastae.functional import deep_autoencoder_loss, deep_contractive_encode
 
 STACKS = [
     ("sigmoid",),
@@ -22,6 +22,7 @@ STACKS = [
     ("leaky_relu", "linear"),
     ("gelu", "silu"),
     ("elu", "gelu_tanh", "softsign"),
+    ("mish", "hardtanh", "relu6"),
     ("selu", "relu", "tanh"),
 ]
 EVERY_STACK = pytest.mark.parametrize("activations", STACKS, ids="-".join)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+import inspect
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastae import ops
+from fastae import corruption, ops, reference
+from fastae.ops import torch_impl
+from fastae.ops.declaration import DECLARATIONS
+from tests.support import arguments
 
 M, D, H = 5, 7, 6
 
@@ -20,15 +25,13 @@ def rand(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 SEED, SCALAR = torch.tensor([3]), torch.tensor(0.5)
 X, CODE, W, B, V, C = rand(M, D), rand(M, H), rand(H, D), rand(H), rand(D, H), rand(D)
 ROWS, NONE, SQ_NORMS = rand(M), torch.empty(0), rand(H) + 1.0
+HIT = {"seed": SEED, "kind": "masking", "params": [0.3], "corrupted": 2.0, "clean": 0.5}
+SUMS = {"sq_norms": SQ_NORMS, "l1": True, "code_sum": True}
 TRANSPOSED = rand(D, H).t()  # a weight as a view of its transpose
 
 
-def code_grad(
-    grad=X, weight: Tensor | None = V, activation="tanh", preact=NONE, **options
-) -> tuple[Any, ...]:
-    names = "scale", "penalty_scale", "sq_norms", "l1_scale", "column_grad", "extra", "seed", "dropout"
-    given = dict.fromkeys(names, None) | {"dropout": 0.0} | options
-    return (grad, weight, CODE, preact, activation, *given.values())
+def code_grad(grad=X, weight: Tensor | None = V, activation="tanh", preact=NONE, **options):
+    return arguments("code_grad", grad, weight, CODE, preact, activation, **options)
 
 
 PENALTY = {"penalty_scale": SCALAR, "sq_norms": SQ_NORMS}
@@ -57,35 +60,25 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     ],
     "squared_norms": [(W,), (TRANSPOSED,), (W.bfloat16(),)],
     "encode": [
-        (X, W, None, "sigmoid", None, None, None, False, False, None, "none", 0.0, 0.0),
-        (X, W, B, "sigmoid", SQ_NORMS, None, None, True, True, SEED, "gaussian", 0.1, 0.3),
-        (X, TRANSPOSED, B, "sigmoid", SQ_NORMS, None, None, True, True, SEED, "bernoulli", 0.0, 0.0),
-        (X, W, B, "gelu", SQ_NORMS, None, None, True, False, SEED, "none", 0.0, 0.3),
-        (
-            X.bfloat16(),
-            W.bfloat16(),
-            B.bfloat16(),
-            "silu",
-            SQ_NORMS,
-            None,
-            None,
-            True,
-            True,
-            None,
-            "none",
-            0.0,
-            0.0,
+        arguments("encode", X, W, None, "sigmoid"),
+        arguments(
+            "encode", X, W, B, "sigmoid", **SUMS, seed=SEED, noise="gaussian", noise_std=0.1, dropout=0.3
         ),
-        (X[:0], W, B, "tanh", SQ_NORMS, None, None, True, True, None, "none", 0.0, 0.0),
-        (X, W, B, "tanh", SQ_NORMS, CODE, NONE, False, False, None, "none", 0.0, 0.0),
-        (X, W, B, "silu", SQ_NORMS, CODE, CODE / 2, False, False, None, "none", 0.0, 0.0),
+        arguments("encode", X, TRANSPOSED, B, "sigmoid", **SUMS, seed=SEED, noise="bernoulli"),
+        arguments("encode", X, W, B, "gelu", SQ_NORMS, l1=True, seed=SEED, dropout=0.3),
+        arguments("encode", X.bfloat16(), W.bfloat16(), B.bfloat16(), "silu", **SUMS),
+        arguments("encode", X[:0], W, B, "tanh", **SUMS),
+        arguments("encode", X, W, B, "tanh", SQ_NORMS, CODE, NONE),
+        arguments("encode", X, W, B, "silu", SQ_NORMS, CODE, CODE / 2),
     ],
     "decode_loss": [
-        (CODE, V, C, X, "bce", "linear", None, 0.0, 16, 1.0, 1.0, True),
-        (CODE, V, None, X, "mse", "linear", None, 0.0, 16, 1.0, 1.0, False),
-        (CODE, W.t(), C, X, "mse", "gelu", SEED, 0.3, 16, 2.0, 0.5, True),
-        (CODE.bfloat16(), V.bfloat16(), C.bfloat16(), X, "bce", "linear", SEED, 0.3, 16, 2.0, 0.5, True),
-        (CODE[:0], V, C, X[:0], "bce", "linear", None, 0.0, 16, 1.0, 1.0, True),
+        arguments("decode_loss", CODE, V, C, X, "bce", column_sums=True),
+        arguments("decode_loss", CODE, V, None, X, "mse"),
+        arguments("decode_loss", CODE, W.t(), C, X, "mse", "gelu", **HIT, column_sums=True),
+        arguments(
+            "decode_loss", CODE.bfloat16(), V.bfloat16(), C.bfloat16(), X, "bce", **HIT, column_sums=True
+        ),
+        arguments("decode_loss", CODE[:0], V, C, X[:0], "bce", column_sums=True),
     ],
     "code_grad": [
         code_grad(),
@@ -98,12 +91,15 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         code_grad(CODE, None, seed=SEED, dropout=0.3),
     ],
     "weight_grad": [
-        (CODE, X, None, None, None, None, None, None),
-        (CODE, X, SCALAR, None, None, None, None, None),
-        (CODE, X, ROWS, W, SQ_NORMS, None, None, None),
-        (CODE, X, None, TRANSPOSED, SQ_NORMS, None, None, None),
-        (CODE, X, None, None, None, CODE, X, ROWS),
-        (CODE, X, None, W, SQ_NORMS, CODE, X, SCALAR),
+        arguments("weight_grad", CODE, X, **options)
+        for options in (
+            {},
+            {"scale": SCALAR},
+            {"scale": ROWS, "weight": W, "u": SQ_NORMS},
+            {"weight": TRANSPOSED, "u": SQ_NORMS},
+            {"a2": CODE, "b2": X, "scale2": ROWS},
+            {"weight": W, "u": SQ_NORMS, "a2": CODE, "b2": X, "scale2": SCALAR},
+        )
     ],
     "slope_difference_grad": [
         (CODE, NONE, CODE / 2, NONE, "sigmoid", SQ_NORMS, SCALAR),
@@ -122,22 +118,58 @@ def test_every_operator_has_a_case():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "given"),
     [
-        pytest.param(name, arguments, id=f"{name}-{number}")
+        pytest.param(name, given, id=f"{name}-{number}")
         for name, cases in CASES.items()
-        for number, arguments in enumerate(cases)
+        for number, given in enumerate(cases)
     ],
 )
-def test_operator_is_what_its_schema_and_fake_say(name: str, arguments: tuple[Any, ...]):
+def test_operator_is_what_its_schema_and_fake_say(name: str, given: tuple[Any, ...]):
     """Shapes, strides and dtypes; no output shares memory with an input, and none is written to."""
-    torch.library.opcheck(getattr(ops, name), arguments)
+    torch.library.opcheck(getattr(torch.ops.fastae, name).default, given)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_operator_works_in_the_dtypes_it_is_given_under_autocast(name: str):
-    for arguments in CASES[name]:
-        outside = getattr(ops, name)(*arguments)
+    for given in CASES[name]:
+        outside = getattr(ops, name)(*given)
         with torch.autocast("cpu", torch.bfloat16):
-            inside = getattr(ops, name)(*arguments)
+            inside = getattr(ops, name)(*given)
         torch.testing.assert_close(inside, outside, rtol=0, atol=0)
+
+
+def implementations(name: str) -> dict[str, Any]:
+    found = {"torch": getattr(torch_impl, name)}
+    if importlib.util.find_spec("triton"):
+        from fastae.ops import triton_impl
+
+        found["triton"] = getattr(triton_impl, name)
+    return found
+
+
+def parameters(function: Any) -> list[tuple[str, Any, Any]]:
+    return [(p.name, p.annotation, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("name", ops.NAMES)
+def test_implementations_have_the_parameters_of_the_declaration(name: str):
+    declared = parameters(DECLARATIONS[name])
+    for place, function in implementations(name).items():
+        assert parameters(function) == declared, place
+
+
+@pytest.mark.parametrize("name", ops.NAMES)
+def test_results_are_named_and_documented(name: str):
+    function = DECLARATIONS[name]
+    assert function.__doc__
+    assert type(getattr(ops, name)(*CASES[name][0])) is get_type_hints(function)["return"]
+
+
+def test_every_implementation_knows_the_same_corruptions():
+    tables = [corruption.CORRUPTIONS, reference.CORRUPTIONS, torch_impl.PROCESSES]
+    if importlib.util.find_spec("triton"):
+        from fastae_kernels.device import noise
+
+        tables.append(noise.CORRUPTIONS)
+    assert len({tuple(table) for table in tables}) == 1

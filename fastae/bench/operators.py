@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..activations import get_activation
 from ..philox import STREAM_CORRUPTION
-from ..precision import sum_dtype
+from ..tensors import sum_dtype
 from .gate import largest_error
 from .problems import CONTRACTIVE, MASKING, Problem
 from .providers import Unavailable
@@ -93,7 +93,7 @@ class Operator:
     """
 
     name: str
-    arguments: Callable[[Tensors], tuple[Any, ...]]
+    arguments: Callable[[Tensors], dict[str, Any]]
     exact: Callable[[Tensors], tuple[Tensor, ...]]
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -131,44 +131,78 @@ def _exact_dual_weight_grad(t: Tensors) -> tuple[Tensor, ...]:
 OPERATORS = {
     "corrupt": Operator(
         "corrupt",
-        lambda t: (t.x, t.seed, MASKING.kind, MASKING.params, STREAM_CORRUPTION),
+        lambda t: {
+            "x": t.x,
+            "seed": t.seed,
+            "kind": MASKING.kind,
+            "params": MASKING.params,
+            "stream": STREAM_CORRUPTION,
+        },
         lambda t: (reference.corrupt(t.x, MASKING, int(t.seed)),),
     ),
     "squared_norms": Operator(
-        "squared_norms", lambda t: (t.weight,), lambda t: (reference.squared_norms(t.weight),)
+        "squared_norms", lambda t: {"weight": t.weight}, lambda t: (reference.squared_norms(t.weight),)
     ),
     "encode": Operator(
         "encode",
-        lambda t: (t.x, t.weight, t.bias, "sigmoid", t.sq_norms, None, None, False, False, None, "none", 0.0,
-                   0.0),
+        lambda t: {
+            "x": t.x,
+            "weight": t.weight,
+            "bias": t.bias,
+            "activation": "sigmoid",
+            "sq_norms": t.sq_norms,
+        },
         _exact_encode,
         {"contractive": True},
     ),
     "decode_loss": Operator(
         "decode_loss",
-        lambda t: (t.code, t.weight.t(), t.decoder_bias, t.x, "bce", "linear", None, 0.0, 0, 1.0, 1.0, True),
+        lambda t: {
+            "code": t.code,
+            "weight": t.weight.t(),
+            "bias": t.decoder_bias,
+            "target": t.x,
+            "loss": "bce",
+            "column_sums": True,
+        },
         _exact_decode_loss,
     ),
     "code_grad": Operator(
         "code_grad",
-        lambda t: (t.grad, t.weight.t(), t.code, t.code.new_empty(0), "sigmoid", t.scale, t.penalty_scale,
-                   t.sq_norms, None, None, None, None, 0.0),
+        lambda t: {
+            "grad": t.grad,
+            "weight": t.weight.t(),
+            "code": t.code,
+            "preact": t.code.new_empty(0),
+            "activation": "sigmoid",
+            "scale": t.scale,
+            "penalty_scale": t.penalty_scale,
+            "sq_norms": t.sq_norms,
+        },
         _exact_code_grad,
         {"contractive": True},
     ),
     "weight_grad": Operator(
         "weight_grad",
-        lambda t: (t.dz, t.x, None, t.weight, t.u, None, None, None),
+        lambda t: {"a": t.dz, "b": t.x, "weight": t.weight, "u": t.u},
         _exact_weight_grad,
         {"contractive": True, "scale": False},
     ),
     "weight_grad dual": Operator(
         "weight_grad",
-        lambda t: (t.dz, t.x, None, t.weight, t.u, t.code, t.grad, t.scale),
+        lambda t: {
+            "a": t.dz,
+            "b": t.x,
+            "weight": t.weight,
+            "u": t.u,
+            "a2": t.code,
+            "b2": t.grad,
+            "scale2": t.scale,
+        },
         _exact_dual_weight_grad,
         {"contractive": True, "dual": True},
     ),
-}  # fmt: skip
+}
 """In the order of a step; ``weight_grad`` is the encoder's of untied weights, its dual form that of tied."""
 
 
@@ -203,7 +237,7 @@ class Call:
         self._arguments = operator.arguments(tensors)
 
     def forward(self) -> Any:
-        return self._function(*self._arguments)
+        return self._function(**self._arguments)
 
     def error(self) -> float:
         """The largest relative error of its results against float64; nan where they are not finite."""

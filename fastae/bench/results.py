@@ -18,7 +18,7 @@ import torch
 
 from .._version import __version__
 from ..files import write_whole
-from ..precision import float32_products
+from ..tensors import float32_products
 from .providers import FLOOR
 
 FORMAT = 1

@@ -9,13 +9,13 @@ from typing import Literal
 
 from rich.console import Console
 
-from ..arguments import resolve_device
 from ..bench import report
 from ..bench.problems import Shape
 from ..bench.providers import FLOOR
 from ..bench.results import CaseResult, Results, describe, open_results
 from ..bench.runs import Run
 from ..bench.suite import NAMES, SHAPES, Case, Suite
+from ..devices import resolve_device
 from ..files import write_whole
 from ..train.data import load_dataset
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..arguments import check_name
-from ..deep import Layer
+from ..checks import check_name
+from ..functional import Layer
 from .networks import (
     Network,
     apply_layers,

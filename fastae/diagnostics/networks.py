@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ..activations import get_activation
 from ..arguments import check_floating, check_linear
-from ..deep import Layer
+from ..functional import Layer
 from ..nn import Autoencoder, EncoderLayer, StackedAutoencoder
-from ..precision import autocast_enabled, sum_dtype
+from ..tensors import autocast_enabled, sum_dtype
 
 Network: TypeAlias = (
     Autoencoder | StackedAutoencoder | EncoderLayer | nn.Sequential | Sequence[EncoderLayer] | Sequence[Layer]

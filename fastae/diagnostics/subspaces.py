@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..arguments import check_floating
 from ..nn import Autoencoder, StackedAutoencoder
-from ..precision import sum_dtype
+from ..tensors import sum_dtype
 from .networks import autoencoders, check_finite, check_rows, chunks, measurement
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..activations import get_activation
-from ..deep import Layer
+from ..functional import Layer
 from ..nn import Autoencoder, StackedAutoencoder
 from .jacobian import squared_jacobian_norm
 from .networks import (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..activations import get_activation
 from ..arguments import check_floating
-from ..precision import sum_dtype
+from ..tensors import sum_dtype
 from .networks import check_rows, measurement
 
 SATURATED_SLOPE = 0.19

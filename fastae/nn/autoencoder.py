@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..functional import AutoencoderLoss
+from ..checks import check_whole
+from ..objective import AutoencoderLoss
 from .encoder import EncoderLayer
-from .options import Options
+from .options import OptionChanges, Options
 from .sampling import denoising_chain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class TiedDecoder(nn.Module):
@@ -53,13 +57,12 @@ class Autoencoder(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **changes: Any,
+        **changes: Unpack[OptionChanges],
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("code_features", code_features)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: must be a whole number >= 1, got {value!r}")
-        self.options = Options.make(options, changes)
+        in_features = check_whole("in_features:", in_features)
+        code_features = check_whole("code_features:", code_features)
+        self.options = Options.make(options, {**changes})
         bias, place = self.options.bias, {"device": device, "dtype": dtype}
         self.encoder = EncoderLayer(in_features, code_features, self.options.activation, bias, **place)  # pyright: ignore[reportArgumentType]
         self.decoder: TiedDecoder | nn.Linear = (
@@ -100,15 +103,15 @@ class Autoencoder(nn.Module):
 
         See :func:`fastae.functional.autoencoder_loss` for the terms, ``reduction`` and ``generator``.
         """
-        return functional.autoencoder_loss(
+        return functional.objective_loss(
             x,
             self.encoder.weight,
             self.encoder.bias,
             self.decoder.weight if isinstance(self.decoder, nn.Linear) else None,
             self.decoder.bias,
+            self.options if self.training else self.options.without_noise(),
             reduction=reduction,
             generator=generator,
-            **self.options.objective(self.training),
         )
 
     def encode(self, x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
-from ..checks import check_share
-from ..functional import AutoencoderLoss
+from ..checks import check_share, check_whole
+from ..objective import AutoencoderLoss
 from .autoencoder import Autoencoder
 from .options import Options
 from .sampling import denoising_chain
@@ -25,14 +25,14 @@ class StackedAutoencoder(nn.Module):
 
     - input corruption, emphasis, loss and its output activation are the first layer's options;
     - code noise, dropout, l1, kl and the contractive weight are the last layer's, the penalty being
-      ||dcode/dx||_F^2 of the whole encoder, estimated without bias from ``probes`` random probes a row
+      ||dcode/dx||_F^2 of the whole encoder, estimated without bias from ``probes`` random probes per row
       (exact and by the closed form where the stack has one layer). Higher-order contraction is for layers.
 
     Args:
         sizes: input width, then the width of each code: ``[784, 1000, 500]``.
-        options: an :class:`Options`, or one a layer.
-        probes: probes a row for the deep contractive penalty.
-        **changes: any of :class:`Options`; a list or tuple gives one value a layer.
+        options: an :class:`Options`, or one per layer.
+        probes: probes per row for the deep contractive penalty.
+        **changes: any of :class:`Options`; a list or tuple gives one value per layer.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, named.
@@ -52,11 +52,11 @@ class StackedAutoencoder(nn.Module):
         sizes = list(sizes)
         if len(sizes) < 2:
             raise ValueError(f"sizes: needs the input's width and at least one code's, got {sizes}")
-        if not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise ValueError(f"sizes: must be whole numbers >= 1, got {sizes}")
-        if not isinstance(probes, int) or probes < 1:
-            raise ValueError(f"probes: must be a whole number >= 1, got {probes!r}")
-        self.probes = probes
+        try:
+            sizes = [check_whole("sizes:", size) for size in sizes]
+        except ValueError:
+            raise ValueError(f"sizes: must be whole numbers >= 1, got {sizes}") from None
+        self.probes = check_whole("probes:", probes)
         layer_options = layerwise_options(len(sizes) - 1, options, changes)
         self.layers = nn.ModuleList(
             Autoencoder(d, h, o, device=device, dtype=dtype)
@@ -99,7 +99,6 @@ class StackedAutoencoder(nn.Module):
         layers = self.autoencoders
         if len(layers) == 1:
             return layers[0](x, reduction=reduction, generator=generator)
-        first, last = layers[0].options, layers[-1].options
         return functional.deep_autoencoder_loss(
             x,
             [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers],
@@ -107,21 +106,19 @@ class StackedAutoencoder(nn.Module):
                 (layer.decoder_weight, layer.decoder.bias, layer.options.reconstruction_activation)
                 for layer in layers[:0:-1]
             ]
-            + [(layers[0].decoder_weight, layers[0].decoder.bias, first.output_activation)],
-            loss=first.loss,
-            corruption=first.corruption if self.training else None,
-            emphasis=first.emphasis if self.training else None,
-            contractive=last.contractive,
+            + [(layers[0].decoder_weight, layers[0].decoder.bias, layers[0].options.output_activation)],
             probes=self.probes,
-            l1=last.l1,
-            kl=last.kl,
-            kl_target=last.kl_target,
-            code_noise=last.code_noise if self.training else "none",
-            code_noise_std=last.code_noise_std,
-            dropout=last.dropout if self.training else 0.0,
             reduction=reduction,
             generator=generator,
+            **self._deep_options(),
         )
+
+    def _deep_options(self) -> dict[str, Any]:
+        """The input's options are the first layer's, the code's the last one's."""
+        options = [layer.options for layer in self.autoencoders]
+        if not self.training:
+            options = [o.without_noise() for o in options]
+        return {name: getattr(options[l], name) for name, l in _DEEP.items()}
 
     def encoder(self) -> nn.Sequential:
         """The encoders alone, as modules that share this stack's parameters."""
@@ -135,8 +132,7 @@ class StackedAutoencoder(nn.Module):
         ``dropout`` drops that share of every code. The logits start at zero, so that the first steps do not
         destroy what was pretrained.
         """
-        if not isinstance(classes, int) or classes < 2:
-            raise ValueError(f"classes: must be a whole number >= 2, got {classes!r}")
+        classes = check_whole("classes:", classes, 2)
         check_share("dropout:", dropout)
         modules: dict[str, nn.Module] = {}
         for number, layer in enumerate(self.autoencoders, 1):
@@ -166,10 +162,16 @@ class StackedAutoencoder(nn.Module):
         )
 
 
+_DEEP = {"loss": 0, "corruption": 0, "emphasis": 0} | dict.fromkeys(
+    ("contractive", "l1", "kl", "kl_target", "code_noise", "code_noise_std", "dropout"), -1
+)
+"""The layer that each option of the deep objective is taken from."""
+
+
 def layerwise_options(
     depth: int, options: Options | Sequence[Options] | None, changes: dict[str, Any]
 ) -> list[Options]:
-    """One :class:`Options` a layer from single values and values a layer.
+    """One :class:`Options` per layer, from single values and values per layer.
 
     Raises:
         ValueError: a number of values other than ``depth``, or a bce layer over codes outside [0, 1].

@@ -1,73 +1,40 @@
-"""The operators behind :mod:`fastae.functional`: schemas, shapes, and one implementation a device.
+"""The operators behind :mod:`fastae.functional`: each declared once, with one implementation per device.
 
 Every matrix here is two-dimensional with unit last stride (weights may be transposed views), rows are
-samples, and nothing is written to an input. The operators are opaque to torch.compile and know no autograd;
-:mod:`fastae.autograd` puts their hand-derived gradients around them. Sums over features, units and rows are
-kept in at least float32. A ``scale`` is a scalar tensor or one value a row.
+samples, and no input is written to. The operators are opaque to torch.compile and have no autograd formula;
+:mod:`fastae.gradients` wraps their hand-derived gradients around them. Sums over features, units and rows are
+kept in at least float32. A ``scale`` is a scalar tensor or one value per row.
 
-Results that were not asked for come back as tensors of no elements, since operators cannot return ``None``.
+Results that were not asked for are tensors without elements, since operators cannot return ``None``.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..activations import get_activation
-from ..precision import sum_dtype
+from ..tensors import sum_dtype
 from . import backend, torch_impl
+from .declaration import DECLARATIONS, operator
 
-_LIBRARY = torch.library.Library("fastae", "DEF")
 
-_SCHEMAS = {
-    # x~ [M, D]
-    "corrupt": "(Tensor x, Tensor seed, str kind, float[] params, int stream) -> Tensor",
-    # d loss / dx from grad = d loss / dx~, both [M, D]
-    "corrupt_backward": "(Tensor grad, Tensor seed, str kind, float[] params, int stream) -> Tensor",
-    # -1 or 1 with equal probability, in the shape and dtype of like [M, H]
-    "random_signs": "(Tensor like, Tensor seed, int stream) -> Tensor",
-    # the code that the decoder sees, [M, H]: noise, then dropout
-    "perturb": "(Tensor code, Tensor seed, str noise, float noise_std, float dropout) -> Tensor",
-    # q [H]
-    "squared_norms": "(Tensor weight) -> Tensor",
-    # code [M, H], noisy code [M, H], pre-activation [M, H], penalty [M], l1 [M], column sums of the code [H];
-    # the penalty is of the slopes, or of their difference from those of another input's code
-    "encode": (
-        "(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? sq_norms, Tensor? base_code, "
-        "Tensor? base_preact, bool l1, bool code_sum, Tensor? seed, str noise, float noise_std, "
-        "float dropout) "
-        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-    ),
-    # loss of each row [M], its gradient to the pre-activation a [M, D], that one's column sums [D]
-    "decode_loss": (
-        "(Tensor code, Tensor weight, Tensor? bias, Tensor target, str loss, str output_activation, "
-        "Tensor? seed, float p, int width, float corrupted, float clean, bool column_sums) "
-        "-> (Tensor, Tensor, Tensor)"
-    ),
-    # d loss / d target of each row's loss, [M, D]
-    "decode_loss_target_grad": (
-        "(Tensor code, Tensor weight, Tensor? bias, Tensor target, str loss, str output_activation, "
-        "Tensor? seed, float p, int width, float corrupted, float clean) -> Tensor"
-    ),
-    # dz [M, H], its column sums db [H], u [H]; without a weight, grad is d loss / d code itself
-    "code_grad": (
-        "(Tensor grad, Tensor? weight, Tensor code, Tensor preact, str activation, Tensor? scale, "
-        "Tensor? penalty_scale, Tensor? sq_norms, Tensor? l1_scale, Tensor? column_grad, Tensor? extra, "
-        "Tensor? seed, float dropout) -> (Tensor, Tensor, Tensor)"
-    ),
-    # a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2
-    "weight_grad": (
-        "(Tensor a, Tensor b, Tensor? scale, Tensor? weight, Tensor? u, Tensor? a2, Tensor? b2, "
-        "Tensor? scale2) -> Tensor"
-    ),
-    # dz [M, H], dz2 [M, H], u [H] of sum_j (s_j - s2_j)^2 q_j
-    "slope_difference_grad": (
-        "(Tensor code, Tensor preact, Tensor code2, Tensor preact2, str activation, Tensor sq_norms, "
-        "Tensor scale) -> (Tensor, Tensor, Tensor)"
-    ),
-}
+@functools.cache
+def _implementation(name: str, device: torch.device) -> Callable[..., Any]:
+    if backend.backend_of(name, device)[0] == "torch":
+        return getattr(torch_impl, name)
+    from . import triton_impl  # imports Triton
+
+    return getattr(triton_impl, name)
+
+
+def forget_backends() -> None:
+    """Make the next call of each operator read FASTAE_BACKEND again."""
+    _implementation.cache_clear()
 
 
 def _none(like: Tensor) -> Tensor:
@@ -78,24 +45,98 @@ def _sums(like: Tensor, size: int, wanted: bool = True) -> Tensor:
     return like.new_empty(size if wanted else 0, dtype=sum_dtype(like.dtype))
 
 
-def _fake_encode(
-    x,
-    weight,
-    bias,
-    activation,
-    sq_norms,
-    base_code,
-    base_preact,
-    l1,
-    code_sum,
-    seed,
-    noise,
-    noise_std,
-    dropout,
-):
+class Encoded(NamedTuple):
+    """Results of :func:`encode`."""
+
+    code: Tensor  # [M, H]
+    noisy: Tensor  # [M, H], as the decoder sees the code, where noise or dropout was asked for
+    preact: Tensor  # [M, H], where the activation's derivatives need it
+    penalty: Tensor  # [M], with sq_norms
+    l1: Tensor  # [M], the sum of the code's magnitudes
+    code_sum: Tensor  # [H], the sum of the code over rows
+
+
+class DecodedLoss(NamedTuple):
+    """Results of :func:`decode_loss`."""
+
+    rows: Tensor  # [M], the loss per row
+    grad: Tensor  # [M, D], its gradient with respect to the pre-activation a
+    column_sums: Tensor  # [D], of grad
+
+
+class CodeGradient(NamedTuple):
+    """Results of :func:`code_grad`."""
+
+    dz: Tensor  # [M, H]
+    db: Tensor  # [H], the column sums of dz
+    u: Tensor  # [H], the factor of the weight's own rows in its gradient, with penalty_scale
+
+
+class SlopeDifferenceGradient(NamedTuple):
+    """Results of :func:`slope_difference_grad`."""
+
+    dz: Tensor  # [M, H]
+    dz2: Tensor  # [M, H]
+    u: Tensor  # [H]
+
+
+_operator = operator(_implementation)
+
+
+@_operator
+def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+    """A draw x~ [M, D] of a corruption, given by its kind and numbers, of x [M, D]."""
+    return x.new_empty(x.shape)
+
+
+@_operator
+def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+    """d loss / dx from grad = d loss / dx~, both [M, D]."""
+    return grad.new_empty(grad.shape)
+
+
+@_operator
+def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
+    """-1 or 1 with equal probability, in the shape and dtype of ``like`` [M, H]."""
+    return like.new_empty(like.shape)
+
+
+@_operator
+def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float = 0.0, dropout: float = 0.0) -> Tensor:
+    """The code as the decoder sees it, [M, H]: noise, then dropout."""
+    return code.new_empty(code.shape)
+
+
+@_operator
+def squared_norms(weight: Tensor) -> Tensor:
+    """q_j = sum_i W_ji^2, [H], of a weight [H, D]."""
+    return _sums(weight, weight.shape[0])
+
+
+@_operator
+def encode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    sq_norms: Tensor | None = None,
+    base_code: Tensor | None = None,
+    base_preact: Tensor | None = None,
+    l1: bool = False,
+    code_sum: bool = False,
+    seed: Tensor | None = None,
+    noise: str = "none",
+    noise_std: float = 0.0,
+    dropout: float = 0.0,
+) -> Encoded:
+    """h = f(x W^T + b) for x [M, D] and W [H, D], and the sums over it that are asked for.
+
+    With ``sq_norms`` q [H] the penalty per row, sum_j s_j^2 q_j, of the slopes s = f'; or, with a base code
+    (and pre-activation) [M, H] of another input, of the difference between the slopes there and here.
+    """
     rows, units = x.shape[0], weight.shape[0]
     code = x.new_empty(rows, units)
-    return (
+    return Encoded(
         code,
         torch.empty_like(code) if noise != "none" or dropout else _none(x),
         torch.empty_like(code) if get_activation(activation).needs_preactivation else _none(x),
@@ -105,74 +146,109 @@ def _fake_encode(
     )
 
 
-def _fake_decode_loss(code, weight, bias, target, loss, output_activation, seed, p, width, *options):
-    *_, column_sums = options
-    return _sums(code, code.shape[0]), code.new_empty(target.shape), _sums(code, target.shape[1], column_sums)
+@_operator
+def decode_loss(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    seed: Tensor | None = None,
+    kind: str = "none",
+    params: list[float] | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+    column_sums: bool = False,
+) -> DecodedLoss:
+    """The reconstruction loss per row for a code [M, H], weight [D, H] and target [M, D], and its gradient.
+
+    With a seed, entries count ``corrupted`` times where the corruption (``kind``, ``params``) drawn from that
+    seed hits them, and ``clean`` times elsewhere.
+    """
+    return DecodedLoss(
+        _sums(code, code.shape[0]),
+        code.new_empty(target.shape),
+        _sums(code, target.shape[1], column_sums),
+    )
 
 
-def _fake_code_grad(
-    grad, weight, code, preact, activation, scale, penalty_scale, sq_norms, l1_scale, column_grad, extra,
-    seed, dropout,
-):  # fmt: skip
+@_operator
+def decode_loss_target_grad(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    seed: Tensor | None = None,
+    kind: str = "none",
+    params: list[float] | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+) -> Tensor:
+    """The gradient [M, D] of the loss per row of :func:`decode_loss` with respect to the target."""
+    return target.new_empty(target.shape)
+
+
+@_operator
+def code_grad(
+    grad: Tensor,
+    weight: Tensor | None,
+    code: Tensor,
+    preact: Tensor,
+    activation: str,
+    scale: Tensor | None = None,
+    penalty_scale: Tensor | None = None,
+    sq_norms: Tensor | None = None,
+    l1_scale: Tensor | None = None,
+    column_grad: Tensor | None = None,
+    extra: Tensor | None = None,
+    seed: Tensor | None = None,
+    dropout: float = 0.0,
+) -> CodeGradient:
+    """The gradient dz [M, H] with respect to the encoder's pre-activation, and its column sums.
+
+    The upstream gradient with respect to the code is ``scale`` times grad [M, D] times weight [D, H], or
+    without a weight ``scale`` times grad [M, H] itself. ``l1_scale``, ``column_grad`` [H] and
+    ``penalty_scale`` (with ``sq_norms`` [H]) add the gradients of the penalties, ``extra`` [M, H] is added to
+    dz. ``preact`` is read where the activation needs it.
+    """
     units = code.shape[1]
-    dz = code.new_empty(code.shape)
-    return dz, _sums(code, units), _sums(code, units, penalty_scale is not None)
+    return CodeGradient(
+        code.new_empty(code.shape), _sums(code, units), _sums(code, units, penalty_scale is not None)
+    )
 
 
-def _fake_slope_difference_grad(code, preact, code2, preact2, activation, sq_norms, scale):
-    return code.new_empty(code.shape), code.new_empty(code.shape), _sums(code, code.shape[1])
+@_operator
+def weight_grad(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    u: Tensor | None = None,
+    a2: Tensor | None = None,
+    b2: Tensor | None = None,
+    scale2: Tensor | None = None,
+) -> Tensor:
+    """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, for matrices with one row per sample."""
+    return a.new_empty(a.shape[1], b.shape[1])
 
 
-_FAKES = {
-    "corrupt": lambda x, seed, kind, params, stream: x.new_empty(x.shape),
-    "corrupt_backward": lambda grad, seed, kind, params, stream: grad.new_empty(grad.shape),
-    "random_signs": lambda like, seed, stream: like.new_empty(like.shape),
-    "perturb": lambda code, *options: code.new_empty(code.shape),
-    "squared_norms": lambda weight: _sums(weight, weight.shape[0]),
-    "encode": _fake_encode,
-    "decode_loss": _fake_decode_loss,
-    "decode_loss_target_grad": lambda code, weight, bias, target, *options: target.new_empty(target.shape),
-    "code_grad": _fake_code_grad,
-    "weight_grad": lambda a, b, *options: a.new_empty(a.shape[1], b.shape[1]),
-    "slope_difference_grad": _fake_slope_difference_grad,
-}
+@_operator
+def slope_difference_grad(
+    code: Tensor,
+    preact: Tensor,
+    code2: Tensor,
+    preact2: Tensor,
+    activation: str,
+    sq_norms: Tensor,
+    scale: Tensor,
+) -> SlopeDifferenceGradient:
+    """The gradient of sum_j (s_j - s2_j)^2 q_j with respect to both pre-activations, and u."""
+    return SlopeDifferenceGradient(
+        code.new_empty(code.shape), code.new_empty(code.shape), _sums(code, code.shape[1])
+    )
 
 
-@functools.cache
-def _implementation(name: str, device: torch.device):
-    if backend.backend_of(name, device)[0] == "torch":
-        return getattr(torch_impl, name)
-    from . import triton_impl  # brings Triton along
-
-    return getattr(triton_impl, name)
-
-
-def forget_backends() -> None:
-    """Lets the next call of each operator look at FASTAE_BACKEND again."""
-    _implementation.cache_clear()
-
-
-def _by_device(name: str):
-    return lambda *args: _implementation(name, args[0].device)(*args)
-
-
-for _name, _schema in _SCHEMAS.items():
-    _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(_name, _by_device(_name), "CompositeExplicitAutograd")
-    # gradients are put around the operators, not into them: nothing to look up there at every call
-    _LIBRARY.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-    torch.library.register_fake(f"fastae::{_name}", _FAKES[_name], lib=_LIBRARY)
-
-NAMES = tuple(_SCHEMAS)
-
-corrupt = torch.ops.fastae.corrupt.default
-corrupt_backward = torch.ops.fastae.corrupt_backward.default
-random_signs = torch.ops.fastae.random_signs.default
-perturb = torch.ops.fastae.perturb.default
-squared_norms = torch.ops.fastae.squared_norms.default
-encode = torch.ops.fastae.encode.default
-decode_loss = torch.ops.fastae.decode_loss.default
-decode_loss_target_grad = torch.ops.fastae.decode_loss_target_grad.default
-code_grad = torch.ops.fastae.code_grad.default
-weight_grad = torch.ops.fastae.weight_grad.default
-slope_difference_grad = torch.ops.fastae.slope_difference_grad.default
+NAMES = tuple(DECLARATIONS)

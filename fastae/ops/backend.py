@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs, and why."""
+"""The choice of an implementation for the operators, with its reason."""
 
 from __future__ import annotations
 
@@ -28,18 +28,6 @@ def requested_backend() -> str:
 @functools.cache
 def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def _problem() -> str | None:
-    try:
-        requested_backend()
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-PROBLEM = _problem()
-"""What is wrong with FASTAE_BACKEND: raised at first use, so that importing never fails."""
 
 
 def backend_of(op: str, device: torch.device) -> tuple[str, str]:

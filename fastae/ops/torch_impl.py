@@ -8,15 +8,17 @@ on a CPU a fresh large buffer costs more in page faults than the arithmetic on i
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import philox
 from ..activations import Activation, get_activation, softplus
-from ..corruption import mask_width
+from ..corruption import Corruption, Event, Gaussian, SaltAndPepper, make_corruption
 from ..philox import row_blocks
-from ..precision import outside_autocast, sum_dtype
+from ..tensors import outside_autocast, sum_dtype
 
 
 def _none(like: Tensor) -> Tensor:
@@ -45,35 +47,30 @@ def _rows_of(scale: Tensor, block: slice) -> Tensor:
 # --- random numbers -------------------------------------------------------------------------------------
 
 
-def _keep(bits: Tensor, p: float, like: Tensor) -> Tensor:
-    """1 where a draw of probability ``p`` did not happen, else 0, in ``like``'s dtype."""
-    if p == 0.0:
+def _keep(bits: Tensor, event: Event, like: Tensor) -> Tensor:
+    """1 where the event did not happen, else 0, in ``like``'s dtype."""
+    if event.p == 0.0:
         return torch.ones(bits.shape, dtype=like.dtype, device=like.device)
     keep = torch.empty(bits.shape, dtype=like.dtype)
-    width = 8 * bits.element_size()
-    return torch.gt(bits, philox.threshold(p, width), out=keep).to(like.device)
+    return torch.gt(bits, event.threshold, out=keep).to(like.device)
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _select(x: Tensor, bits: Tensor, p: float, out: Tensor, hits: bool = False) -> None:
-    """``out`` = x where a draw of probability ``p > 0`` did not happen (``hits``: where it did), else 0.
+def _select(x: Tensor, bits: Tensor, event: Event, out: Tensor, hits: bool = False) -> None:
+    """``out`` = x where the event (p > 0) did not happen (``hits``: where it did), else 0.
 
     On the floats' bits, so that inf and nan are dropped, too; PyTorch's ``where`` takes eight times as long.
     """
     integer = _INTEGERS[x.element_size()]
     one = torch.empty(bits.shape, dtype=integer)
-    (torch.le if hits else torch.gt)(bits, philox.threshold(p, 8 * bits.element_size()), out=one)
+    (torch.le if hits else torch.gt)(bits, event.threshold, out=one)
     torch.mul(x.view(integer), one.to(x.device), out=out.view(integer))
 
 
-def _masked(x: Tensor, seed: Tensor, p: float, stream: int, width: int) -> Tensor:
-    """x with the entries set to 0 that an event of probability ``p > 0`` hits."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for block, bits in philox.bit_blocks(int(seed), x.shape[0], x.shape[1], stream, width=width):
-        _select(x[block], bits, p, out[block])
-    return out
+def _bit_blocks(x: Tensor, seed: Tensor, stream: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+    return philox.bit_blocks(int(seed), x.shape[0], x.shape[1], stream, width=width)
 
 
 def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
@@ -86,46 +83,100 @@ def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
     return out
 
 
-@outside_autocast
-def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
-    rows, columns = x.shape
-    if params[0] == 0.0:
-        return x.clone(memory_format=torch.contiguous_format)
-    if kind == "masking":
-        return _masked(x, seed, params[0], stream, mask_width(kind))
-    if kind == "gaussian":
-        return _add_normal(x, params[0], seed, stream)
+# --- corruption -----------------------------------------------------------------------------------------
+
+
+def _masked(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    """x with the entries set to 0 that the event (p > 0) hits."""
+    event = corruption.event
+    assert event is not None
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    width = mask_width(kind)
-    for block, bits in philox.bit_blocks(int(seed), rows, columns, stream, width=width):
-        hit = (bits <= philox.threshold(params[0], width)).to(x.device)
-        if kind == "salt_and_pepper":
-            p, low, high = params
-            replacement = torch.where(bits > philox.threshold(p / 2.0), high, low).to(x)
-        else:
-            replacement = x.gather(0, _swap_source(bits, params[0], rows).to(x.device))
-        out[block] = torch.where(hit, replacement, x[block])
+    for block, bits in _bit_blocks(x, seed, stream, event.width):
+        _select(x[block], bits, event, out[block])
     return out
 
 
-def _swap_source(bits: Tensor, p: float, rows: int) -> Tensor:
-    """The row each entry is swapped for: a draw that hit is uniform, and its place picks the row."""
-    hits = philox.hit_count(p, 32)
-    return ((bits.to(torch.int64) + 2**31) * rows // hits).clamp_max_(rows - 1)
+def _gaussian(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    assert isinstance(corruption, Gaussian)
+    return _add_normal(x, corruption.std, seed, stream)
+
+
+def _salted(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    assert isinstance(corruption, SaltAndPepper)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    event = corruption.event
+    for block, bits in _bit_blocks(x, seed, stream, event.width):
+        hit = (bits <= event.threshold).to(x.device)
+        extreme = torch.where(bits > event.half, corruption.high, corruption.low).to(x)
+        out[block] = torch.where(hit, extreme, x[block])
+    return out
+
+
+def _swapped(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    event = corruption.event
+    assert event is not None
+    for block, bits in _bit_blocks(x, seed, stream, event.width):
+        hit = (bits <= event.threshold).to(x.device)
+        other = x.gather(0, _swap_source(bits, event, x.shape[0]).to(x.device))
+        out[block] = torch.where(hit, other, x[block])
+    return out
+
+
+def _swap_source(bits: Tensor, event: Event, rows: int) -> Tensor:
+    """The row each entry is swapped for: given a hit the draw is uniform, and its place picks the row."""
+    return ((bits.to(torch.int64) + 2**31) * rows // event.hits).clamp_max_(rows - 1)
+
+
+def _unchanged(grad: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    return grad.clone(memory_format=torch.contiguous_format)
+
+
+def _swapped_backward(grad: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    kept = _masked(grad, seed, corruption, stream)
+    event = corruption.event
+    assert event is not None
+    for block, bits in _bit_blocks(grad, seed, stream, event.width):
+        moved = torch.empty_like(grad[block])
+        _select(grad[block], bits, event, moved, hits=True)
+        kept.scatter_add_(0, _swap_source(bits, event, grad.shape[0]).to(grad.device), moved)
+    return kept
+
+
+_Function = Callable[[Tensor, Tensor, Corruption, int], Tensor]
+
+
+class _Process(NamedTuple):
+    """A draw of a corruption that is not the identity, and its gradient."""
+
+    draw: _Function
+    backward: _Function
+
+
+PROCESSES = {
+    "masking": _Process(_masked, _masked),
+    "gaussian": _Process(_gaussian, _unchanged),
+    "salt_and_pepper": _Process(_salted, _masked),
+    "swap": _Process(_swapped, _swapped_backward),
+}
+"""By the kind of corruption."""
+
+
+@outside_autocast
+def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+    corruption = make_corruption(kind, params)
+    function = _unchanged if corruption.is_identity else PROCESSES[kind].draw
+    return function(x, seed, corruption, stream)
 
 
 @outside_autocast
 def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
-    if kind == "gaussian" or params[0] == 0.0:
-        return grad.clone(memory_format=torch.contiguous_format)
-    kept = _masked(grad, seed, params[0], stream, mask_width(kind))
-    if kind == "swap":
-        rows, columns = grad.shape
-        for block, bits in philox.bit_blocks(int(seed), rows, columns, stream, width=mask_width(kind)):
-            moved = torch.empty_like(grad[block])
-            _select(grad[block], bits, params[0], moved, hits=True)
-            kept.scatter_add_(0, _swap_source(bits, params[0], rows).to(grad.device), moved)
-    return kept
+    corruption = make_corruption(kind, params)
+    function = _unchanged if corruption.is_identity else PROCESSES[kind].backward
+    return function(grad, seed, corruption, stream)
+
+
+# --- noise on the code ----------------------------------------------------------------------------------
 
 
 @outside_autocast
@@ -137,25 +188,23 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
 
 
 @outside_autocast
-def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float, dropout: float) -> Tensor:
+def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float = 0.0, dropout: float = 0.0) -> Tensor:
     if noise == "gaussian":
         out = _add_normal(code, noise_std, seed, philox.STREAM_CODE_NOISE)
     elif noise == "bernoulli":
         out = torch.empty_like(code)
         rows, units = code.shape
         for block, bits in philox.bit_blocks(int(seed), rows, units, philox.STREAM_CODE_NOISE):
-            uniform = bits.bitwise_right_shift(8).bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0**-24)
-            torch.lt(uniform.to(code.device), code[block], out=out[block])
+            torch.lt(philox.uniform(bits).to(code.device), code[block], out=out[block])
     else:
         out = code if dropout else code.clone()
     return _drop(out, seed, dropout, torch.empty_like(code)) if dropout else out
 
 
 def _drop(x: Tensor, seed: Tensor, dropout: float, out: Tensor) -> Tensor:
-    rows, columns = x.shape
-    bits_of = philox.bit_blocks(int(seed), rows, columns, philox.STREAM_DROPOUT, width=philox.MASK_WIDTH)
-    for block, bits in bits_of:
-        torch.mul(x[block], _keep(bits, dropout, x).mul_(philox.keep_scale(dropout)), out=out[block])
+    event = Event(dropout)
+    for block, bits in _bit_blocks(x, seed, philox.STREAM_DROPOUT, event.width):
+        torch.mul(x[block], _keep(bits, event, x).mul_(philox.keep_scale(dropout)), out=out[block])
     return out
 
 
@@ -174,15 +223,15 @@ def encode(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-    sq_norms: Tensor | None,
-    base_code: Tensor | None,
-    base_preact: Tensor | None,
-    l1: bool,
-    code_sum: bool,
-    seed: Tensor | None,
-    noise: str,
-    noise_std: float,
-    dropout: float,
+    sq_norms: Tensor | None = None,
+    base_code: Tensor | None = None,
+    base_preact: Tensor | None = None,
+    l1: bool = False,
+    code_sum: bool = False,
+    seed: Tensor | None = None,
+    noise: str = "none",
+    noise_std: float = 0.0,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     f = get_activation(activation)
     z = _linear(x, weight, bias)
@@ -235,14 +284,14 @@ def code_grad(
     code: Tensor,
     preact: Tensor,
     activation: str,
-    scale: Tensor | None,
-    penalty_scale: Tensor | None,
-    sq_norms: Tensor | None,
-    l1_scale: Tensor | None,
-    column_grad: Tensor | None,
-    extra: Tensor | None,
-    seed: Tensor | None,
-    dropout: float,
+    scale: Tensor | None = None,
+    penalty_scale: Tensor | None = None,
+    sq_norms: Tensor | None = None,
+    l1_scale: Tensor | None = None,
+    column_grad: Tensor | None = None,
+    extra: Tensor | None = None,
+    seed: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     f = get_activation(activation)
     rows, units = code.shape
@@ -289,12 +338,12 @@ def code_grad(
 def weight_grad(
     a: Tensor,
     b: Tensor,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    u: Tensor | None,
-    a2: Tensor | None,
-    b2: Tensor | None,
-    scale2: Tensor | None,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    u: Tensor | None = None,
+    a2: Tensor | None = None,
+    b2: Tensor | None = None,
+    scale2: Tensor | None = None,
 ) -> Tensor:
     a, alpha = _scaled(a, scale)
     if weight is not None and u is not None:
@@ -326,23 +375,23 @@ def _decode_blocks(
     weight: Tensor,
     bias: Tensor | None,
     seed: Tensor | None,
-    p: float,
-    width: int,
+    kind: str,
+    params: list[float] | None,
     corrupted: float,
     clean: float,
-):
+) -> tuple[Tensor, Iterator[tuple[slice, Tensor | None]]]:
     """The pre-activation a [M, D], and its blocks with the weights of their entries (None: all 1)."""
     a = _linear(code, weight, bias)
 
-    def blocks():
+    def blocks() -> Iterator[tuple[slice, Tensor | None]]:
         if seed is None:
             for block in row_blocks(*a.shape):
                 yield block, None
             return
-        rows, columns = a.shape
-        bits_of = philox.bit_blocks(int(seed), rows, columns, philox.STREAM_CORRUPTION, width=width)
-        for block, bits in bits_of:
-            keep = _keep(bits, p, _wide(a[:0]))
+        event = make_corruption(kind, params or []).event
+        assert event is not None
+        for block, bits in _bit_blocks(a, seed, philox.STREAM_CORRUPTION, event.width):
+            keep = _keep(bits, event, _wide(a[:0]))
             yield block, keep.mul_(clean - corrupted).add_(corrupted)
 
     return a, blocks()
@@ -355,16 +404,16 @@ def decode_loss(
     bias: Tensor | None,
     target: Tensor,
     loss: str,
-    output_activation: str,
-    seed: Tensor | None,
-    p: float,
-    width: int,
-    corrupted: float,
-    clean: float,
-    column_sums: bool,
+    output_activation: str = "linear",
+    seed: Tensor | None = None,
+    kind: str = "none",
+    params: list[float] | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+    column_sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     f = get_activation(output_activation)
-    grad, blocks = _decode_blocks(code, weight, bias, seed, p, width, corrupted, clean)
+    grad, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
     sums = rows.new_zeros(grad.shape[1] if column_sums else 0)
     for block, entry_weights in blocks:
@@ -396,15 +445,15 @@ def decode_loss_target_grad(
     bias: Tensor | None,
     target: Tensor,
     loss: str,
-    output_activation: str,
-    seed: Tensor | None,
-    p: float,
-    width: int,
-    corrupted: float,
-    clean: float,
+    output_activation: str = "linear",
+    seed: Tensor | None = None,
+    kind: str = "none",
+    params: list[float] | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
 ) -> Tensor:
     f = get_activation(output_activation)
-    logits, blocks = _decode_blocks(code, weight, bias, seed, p, width, corrupted, clean)
+    logits, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     for block, entry_weights in blocks:
         a = _wide(logits[block])

@@ -1,4 +1,4 @@
-"""The operators on Triton kernels, in the terms of their schemas; what kernels do not serve goes to PyTorch.
+"""The operators on Triton kernels, as they are declared; float64 goes to PyTorch.
 
 Imported on first use, since it imports Triton.
 """
@@ -15,8 +15,8 @@ from fastae_kernels.device import noise
 from torch import Tensor
 
 from .. import philox
-from ..corruption import mask_width
-from ..precision import outside_autocast
+from ..corruption import Corruption, Event, make_corruption
+from ..tensors import outside_autocast
 from . import torch_impl
 
 
@@ -25,9 +25,8 @@ def _served(function: Callable[..., Any]) -> Callable[..., Any]:
     other = getattr(torch_impl, function.__name__)
 
     @functools.wraps(function)
-    def wrapped(*args: Any) -> Any:
-        first = args[0].dtype
-        return (function if first in operators.DTYPES else other)(*args)
+    def wrapped(first: Tensor, *args: Any, **options: Any) -> Any:
+        return (function if first.dtype in operators.DTYPES else other)(first, *args, **options)
 
     return outside_autocast(wrapped)
 
@@ -40,48 +39,49 @@ def _sums_or_none(sums: Tensor | None, like: Tensor) -> Tensor:
     return _or_none(sums, like, torch.float32)
 
 
-def _mask(seed: Tensor, stream: int, p: float, width: int) -> noise.Mask:
-    return noise.Mask(seed, stream, philox.threshold(p, width), noise.BITS[width])
+def _mask(seed: Tensor, stream: int, event: Event) -> noise.Mask:
+    return noise.Mask(seed, stream, event.threshold, noise.BITS[event.width])
 
 
 def _dropout(seed: Tensor | None, p: float) -> noise.Mask | None:
     if seed is None or not p:
         return None
-    mask = _mask(seed, philox.STREAM_DROPOUT, p, philox.MASK_WIDTH)
-    return mask._replace(keep_scale=philox.keep_scale(p))
+    return _mask(seed, philox.STREAM_DROPOUT, Event(p))._replace(keep_scale=philox.keep_scale(p))
 
 
 def _code_noise(kind: str, std: float) -> noise.Noise | None:
     return None if kind == "none" else noise.Noise(noise.CODE_NOISES[kind], philox.STREAM_CODE_NOISE, std)
 
 
-def _corruption(seed: Tensor, kind: str, params: list[float], stream: int) -> noise.Corruption:
-    function = noise.CORRUPTIONS[kind]
-    if kind == "gaussian":
-        return noise.Corruption(function, seed, stream, std=params[0])
-    width = mask_width(kind)
-    event = _mask(seed, stream, params[0], width)[:4]
-    if kind == "salt_and_pepper":
-        p, low, high = params
-        return noise.Corruption(function, *event, salt=philox.threshold(p / 2.0), low=low, high=high)
-    return noise.Corruption(function, *event, hits=philox.hit_count(params[0], width))
+def _corruption(seed: Tensor, corruption: Corruption, stream: int) -> noise.Corruption:
+    """The kernels' arguments: the event's draws, and the numbers by the names that they have there."""
+    numbers = {name: value for name, value in vars(corruption).items() if name in noise.Corruption._fields}
+    arguments = noise.Corruption(noise.CORRUPTIONS[corruption.kind], seed, stream, **numbers)
+    event = corruption.event
+    if event is None:
+        return arguments
+    return arguments._replace(
+        threshold=event.threshold, bits=noise.BITS[event.width], salt=event.half, hits=event.hits
+    )
 
 
 @_served
 def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
-    if params[0] == 0.0:
+    corruption = make_corruption(kind, params)
+    if corruption.is_identity:
         return x.clone(memory_format=torch.contiguous_format)
-    return operators.corrupt(x, _corruption(seed, kind, params, stream))
+    return operators.corrupt(x, _corruption(seed, corruption, stream))
 
 
 @_served
 def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
-    if kind == "gaussian" or params[0] == 0.0:
+    corruption = make_corruption(kind, params)
+    event = corruption.event
+    if event is None or corruption.is_identity:
         return grad.clone(memory_format=torch.contiguous_format)
-    width = mask_width(kind)
-    mask = _mask(seed, stream, params[0], width)
+    mask = _mask(seed, stream, event)
     if kind == "swap":
-        return operators.swap_backward(grad, mask, philox.hit_count(params[0], width))
+        return operators.swap_backward(grad, mask, event.hits)
     return operators.corrupt(grad, noise.Corruption(noise.CORRUPTIONS["masking"], *mask[:4]))
 
 
@@ -91,7 +91,7 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
 
 
 @_served
-def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float, dropout: float) -> Tensor:
+def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float = 0.0, dropout: float = 0.0) -> Tensor:
     return operators.perturb(code, _code_noise(noise, noise_std), _dropout(seed, dropout), seed)
 
 
@@ -106,15 +106,15 @@ def encode(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-    sq_norms: Tensor | None,
-    base_code: Tensor | None,
-    base_preact: Tensor | None,
-    l1: bool,
-    code_sum: bool,
-    seed: Tensor | None,
-    noise: str,
-    noise_std: float,
-    dropout: float,
+    sq_norms: Tensor | None = None,
+    base_code: Tensor | None = None,
+    base_preact: Tensor | None = None,
+    l1: bool = False,
+    code_sum: bool = False,
+    seed: Tensor | None = None,
+    noise: str = "none",
+    noise_std: float = 0.0,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     code, noisy, preact, penalty, l1_rows, sums = operators.encode(
         x,
@@ -146,14 +146,14 @@ def code_grad(
     code: Tensor,
     preact: Tensor,
     activation: str,
-    scale: Tensor | None,
-    penalty_scale: Tensor | None,
-    sq_norms: Tensor | None,
-    l1_scale: Tensor | None,
-    column_grad: Tensor | None,
-    extra: Tensor | None,
-    seed: Tensor | None,
-    dropout: float,
+    scale: Tensor | None = None,
+    penalty_scale: Tensor | None = None,
+    sq_norms: Tensor | None = None,
+    l1_scale: Tensor | None = None,
+    column_grad: Tensor | None = None,
+    extra: Tensor | None = None,
+    seed: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dz, db, u = operators.code_grad(
         grad,
@@ -176,22 +176,26 @@ def code_grad(
 def weight_grad(
     a: Tensor,
     b: Tensor,
-    scale: Tensor | None,
-    weight: Tensor | None,
-    u: Tensor | None,
-    a2: Tensor | None,
-    b2: Tensor | None,
-    scale2: Tensor | None,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    u: Tensor | None = None,
+    a2: Tensor | None = None,
+    b2: Tensor | None = None,
+    scale2: Tensor | None = None,
 ) -> Tensor:
     return operators.weight_grad(a, b, scale, weight, u, a2, b2, scale2)
 
 
-def _emphasis(seed: Tensor | None, p: float, width: int, corrupted: float, clean: float) -> dict[str, Any]:
-    """Which entries count how much; an event of probability 0 hits none."""
+def _emphasis(
+    seed: Tensor | None, kind: str, params: list[float] | None, corrupted: float, clean: float
+) -> dict[str, Any]:
+    """The weights of hit and of other entries; an event of probability 0 hits none."""
     if seed is None:
         return {}
-    mask = _mask(seed, philox.STREAM_CORRUPTION, p, width)
-    return {"mask": mask, "corrupted": corrupted if p else clean, "clean": clean}
+    event = make_corruption(kind, params or []).event
+    assert event is not None
+    mask = _mask(seed, philox.STREAM_CORRUPTION, event)
+    return {"mask": mask, "corrupted": corrupted if event.p else clean, "clean": clean}
 
 
 @_served
@@ -201,13 +205,13 @@ def decode_loss(
     bias: Tensor | None,
     target: Tensor,
     loss: str,
-    output_activation: str,
-    seed: Tensor | None,
-    p: float,
-    width: int,
-    corrupted: float,
-    clean: float,
-    column_sums: bool,
+    output_activation: str = "linear",
+    seed: Tensor | None = None,
+    kind: str = "none",
+    params: list[float] | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+    column_sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, grad, sums = operators.decode_loss(
         code,
@@ -216,7 +220,7 @@ def decode_loss(
         target,
         loss,
         output_activation,
-        **_emphasis(seed, p, width, corrupted, clean),
+        **_emphasis(seed, kind, params, corrupted, clean),
         column_sums=column_sums,
     )
     return rows, grad, _sums_or_none(sums, code)
@@ -229,12 +233,12 @@ def decode_loss_target_grad(
     bias: Tensor | None,
     target: Tensor,
     loss: str,
-    output_activation: str,
-    seed: Tensor | None,
-    p: float,
-    width: int,
-    corrupted: float,
-    clean: float,
+    output_activation: str = "linear",
+    seed: Tensor | None = None,
+    kind: str = "none",
+    params: list[float] | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
 ) -> Tensor:
     return operators.decode_loss_target_grad(
         code,
@@ -243,7 +247,7 @@ def decode_loss_target_grad(
         target,
         loss,
         output_activation,
-        **_emphasis(seed, p, width, corrupted, clean),
+        **_emphasis(seed, kind, params, corrupted, clean),
     )
 
 

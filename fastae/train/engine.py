@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import resolve_device
+from ..devices import resolve_device
 from ..errors import CheckpointError
 from ..nn import StackedAutoencoder
 from .batches import Resident, Streamed, free_memory, open_rows

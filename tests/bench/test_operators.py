@@ -48,8 +48,8 @@ RESULTS = [(name, k) for name in OPERATORS for k in range(len(outputs(Call(OPERA
 def test_a_wrong_result_does_not_pass(name, number, factor, monkeypatch):
     right = getattr(ops, OPERATORS[name].name)
 
-    def wrong(*arguments):
-        results = right(*arguments)
+    def wrong(**arguments):
+        results = right(**arguments)
         if isinstance(results, Tensor):
             return results * factor
         full = [k for k, r in enumerate(results) if r.numel()]
@@ -62,11 +62,12 @@ def test_a_wrong_result_does_not_pass(name, number, factor, monkeypatch):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operand_shows_in_a_result(name):
     operands = OPERATORS[name].arguments(TENSORS)
-    places = [k for k, a in enumerate(operands) if isinstance(a, Tensor) and a.is_floating_point()]
-    for place in (k for k in places if operands[k].numel()):
-        call = Call(OPERATORS[name], TENSORS)
-        call._arguments = tuple(1.01 * a if k == place else a for k, a in enumerate(operands))
-        assert call.error() > TOLERANCES["float32"], place
+    tensors = {k: a for k, a in operands.items() if isinstance(a, Tensor) and a.is_floating_point()}
+    for place, tensor in tensors.items():
+        if tensor.numel():
+            call = Call(OPERATORS[name], TENSORS)
+            call._arguments = {**operands, place: 1.01 * tensor}
+            assert call.error() > TOLERANCES["float32"], place
 
 
 # --- the cost -------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def test_each_operand_and_each_result_is_counted_once():
     tensors = Tensors.of(problem)
     for name, operator in OPERATORS.items():
         call = Call(operator, tensors)
-        operands = [a for a in operator.arguments(tensors) if isinstance(a, Tensor)]
+        operands = [a for a in operator.arguments(tensors).values() if isinstance(a, Tensor)]
         moved = sum(t.nbytes for t in (*operands, *outputs(call)) if t.numel() > 1)
         assert moved <= cost_of(operator, problem).bytes <= 1.05 * moved, name  # and sums by tiles
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from fastae import Masking, SaltAndPepper, Swap, ops, philox
 from fastae import reference as R
+from fastae.corruption import Corruption
 from fastae.ops import torch_impl
 from tests.kernels.comparison import normal, uniform
 from tests.kernels.support import DEVICE, DTYPES, assert_accurate, small_tiles
+from tests.support import arguments
 
 Arguments = tuple[Any, ...]
 
@@ -98,47 +100,32 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
     wide_x, wide_code = torch.cat((x, x), 1)[:, :D], torch.cat((code, code), 1)[:, :H]
 
     def encode(x=x, weight=weight, bias: Tensor | None = bias, activation="sigmoid", **options) -> Arguments:
-        names = "sq_norms", "base_code", "base_preact"
-        last = {
-            "l1": False,
-            "code_sum": False,
-            "seed": None,
-            "noise": "none",
-            "noise_std": 0.2,
-            "dropout": 0.0,
-        }
-        return (x, weight, bias, activation, *(dict.fromkeys(names) | last | options).values())
+        return arguments("encode", x, weight, bias, activation, noise_std=0.2, **options)
 
     def decode(
-        code=code, weight=decoder, bias: Tensor | None = decoder_bias, target=x, **options
+        code=code, weight=decoder, bias: Tensor | None = decoder_bias, target=x, loss="mse", **options
     ) -> Arguments:
-        given = {
-            "loss": "mse", "output_activation": "linear", "seed": None, "p": 0.0, "width": 16,
-            "corrupted": 1.0, "clean": 1.0, "column_sums": True,
-        }  # fmt: skip
-        return (code, weight, bias, target, *(given | options).values())
+        options = {"column_sums": True} | options
+        return arguments("decode_loss", code, weight, bias, target, loss, **options)
 
     def code_grad(
         grad=x, weight: Tensor | None = decoder, activation="tanh", preact=none, **options
     ) -> Arguments:
-        names = "scale", "penalty_scale", "sq_norms", "l1_scale", "column_grad", "extra", "seed"
-        given = dict.fromkeys(names) | {"dropout": 0.0} | options
-        return (grad, weight, code[: len(grad)], preact, activation, *given.values())
+        return arguments("code_grad", grad, weight, code[: len(grad)], preact, activation, **options)
 
     def weight_grad(**options) -> Arguments:
-        names = "scale", "weight", "u", "a2", "b2", "scale2"
-        return (code, x, *(dict.fromkeys(names) | options).values())
+        return arguments("weight_grad", code, x, **options)
 
     noisy: dict[str, Any] = {"seed": SEED, "dropout": 0.3}
-    mask = {"seed": SEED, "p": 0.3, "corrupted": 2.0, "clean": 0.5}
+    mask = {"seed": SEED, "kind": "masking", "params": [0.3], "corrupted": 2.0, "clean": 0.5}
     penalty = {"penalty_scale": scalar, "sq_norms": sq_norms}
     second = {"a2": code / 2, "b2": x / 3}
     decodings = [
         decode(loss="bce"),
         decode(bias=None, column_sums=False),
         decode(weight=weight.t(), output_activation="gelu", **mask),
-        decode(code=wide_code, loss="bce", target=wide_x, **mask | {"width": 32}),
-        decode(target=x.t().contiguous().t(), **mask | {"p": 0.0}),
+        decode(code=wide_code, loss="bce", target=wide_x, **mask | {"kind": "swap"}),
+        decode(target=x.t().contiguous().t(), **mask | {"params": [0.0]}),
         decode(target=x.float(), output_activation="sigmoid"),
         decode(code=code[:0], target=x[:0]),
         decode(
@@ -326,7 +313,7 @@ def test_normal_noise_and_signs_do_not_depend_on_tiles():
 def test_dropout_of_an_encoder_does_not_depend_on_tiles():
     x, weight = whole_numbers(M, D), whole_numbers(H, D, seed=1)
     code, seen, *_ = on_every_tile(
-        lambda: ops.encode(x, weight, None, "linear", None, None, None, True, True, SEED, "none", 0.0, 0.4),
+        lambda: ops.encode(x, weight, None, "linear", l1=True, code_sum=True, seed=SEED, dropout=0.4),
         gemm=True,
     )
     assert torch.equal(code, x @ weight.t())
@@ -336,21 +323,22 @@ def test_dropout_of_an_encoder_does_not_depend_on_tiles():
 def test_dropout_of_a_gradient_does_not_depend_on_tiles():
     grad, weight = whole_numbers(M, D), whole_numbers(D, H, seed=1)
     code, none = uniform(M, H).to(DEVICE, torch.float32), torch.empty(0, device=DEVICE)
-    tail = (code, none, "linear", None, None, None, None, None, None, SEED, 0.4)
-    dz, *_ = on_every_tile(lambda: ops.code_grad(grad, weight, *tail)[:1], gemm=True)
+    dz, *_ = on_every_tile(
+        lambda: ops.code_grad(grad, weight, code, none, "linear", seed=SEED, dropout=0.4)[:1], gemm=True
+    )
     assert torch.equal(dz.cpu(), R.perturb_code((grad @ weight).cpu(), 3, "none", 0.0, 0.4))
 
 
-@pytest.mark.parametrize("width", [16, 32])
-def test_emphasis_does_not_depend_on_tiles(width: int):
+@pytest.mark.parametrize("corruption", [Masking(0.4), Swap(0.4)], ids=str)
+def test_emphasis_does_not_depend_on_tiles(corruption: Corruption):
     """The mean squared error of whole numbers is exact, and so are weights of 2 and 0.5."""
     code, weight, target = whole_numbers(M, D), whole_numbers(H, D, seed=1), whole_numbers(M, H, seed=2)
-    tail = ("mse", "linear", SEED, 0.4, width, 2.0, 0.5)
+    tail = ("mse", "linear", SEED, corruption.kind, corruption.params, 2.0, 0.5)
     _, grad, _ = on_every_tile(lambda: ops.decode_loss(code, weight, None, target, *tail, True), gemm=True)
     (to_target,) = on_every_tile(
         lambda: ops.decode_loss_target_grad(code, weight, None, target, *tail), gemm=True
     )
-    hit = R.corrupted_entries(target.cpu(), Swap(0.4) if width == 32 else Masking(0.4), 3)
+    hit = R.corrupted_entries(target.cpu(), corruption, 3)
     weights = torch.where(hit, 2.0, 0.5).to(DEVICE)
     assert torch.equal(grad, 2.0 * weights * (code @ weight.t() - target))
     assert torch.equal(to_target, -grad)

@@ -142,7 +142,7 @@ def encode(x: Tensor, weight: Tensor) -> list[Tensor]:
     """Code, code after dropout, penalty, l1 and sums over rows."""
     bias, q = rand(len(weight), dtype=x.dtype), rand(len(weight)).square()
     seed = torch.tensor([3], device=DEVICE)
-    results = ops.encode(x, weight, bias, "tanh", q, None, None, True, True, seed, "none", 0.0, 0.3)
+    results = ops.encode(x, weight, bias, "tanh", q, l1=True, code_sum=True, seed=seed, dropout=0.3)
     return [*results[:2], *results[3:]]
 
 

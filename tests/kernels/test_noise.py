@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastae import Gaussian, Masking, SaltAndPepper, Swap, functional, ops, philox, reference
 from fastae.corruption import CORRUPTIONS as CLASSES
-from fastae.corruption import mask_width
 from tests.kernels.drawing import a_seed, bits_of, normal_of
 from tests.kernels.support import DEVICE, DTYPES, small_tiles
 
@@ -99,7 +98,7 @@ def test_corruption_and_its_gradient_are_the_formula(corruption, shape, dtype: t
 @pytest.mark.parametrize("kind", ["masking", "salt_and_pepper", "swap"])
 def test_draw_at_the_threshold_is_a_hit_and_the_next_is_not(kind: str):
     """With each draw as the last hit, the last that becomes ``low``, the first of a row's share."""
-    width = mask_width(kind)
+    width = CLASSES[kind](0.5).event.width
     draws = philox.random_bits(99, 2, 5, philox.STREAM_CORRUPTION, width=width).long() + 2 ** (width - 1)
     x = matrix(2, 5, "contiguous", torch.float32)
     for hits in torch.cat((draws + 1, 2 * draws, 2 * draws + 2)).flatten().tolist():
@@ -115,7 +114,7 @@ def test_draw_at_the_threshold_is_a_hit_and_the_next_is_not(kind: str):
 
 def test_binary_code_is_zero_where_the_draw_is_the_probability():
     bits = philox.random_bits(7, 5, 33, philox.STREAM_CODE_NOISE)
-    uniform = bits.bitwise_right_shift(8).bitwise_and(0xFFFFFF).float() * 2.0**-24
+    uniform = philox.uniform(bits)
     for code, value in ((uniform, 0.0), (uniform.nextafter(torch.tensor(2.0)), 1.0)):
         out = ops.perturb(code.to(DEVICE), a_seed(7), "bernoulli", 0.0, 0.0)
         assert (out == value).all()
@@ -180,7 +179,7 @@ def test_dropout_has_one_mask_in_encoder_noise_and_backward(strategy: str, units
         perturbed = ops.perturb(code, seed, "none", 0.0, 0.3)
         products = [(torch.ones_like(code), None), (code, 2.0 * torch.eye(units, device=DEVICE))]
         backs = [
-            ops.code_grad(grad, weight, code, code, "linear", *[None] * 6, seed, 0.3)[0]
+            ops.code_grad(grad, weight, code, code, "linear", seed=seed, dropout=0.3).dz
             for grad, weight in products
         ]
     bits = philox.random_bits(2**63 - 2, 40, units, philox.STREAM_DROPOUT, width=16)

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ import torch
 from fastae import Emphasis, Gaussian, Masking, SaltAndPepper, Swap, functional
 from fastae.activations import ACTIVATIONS
 from fastae.nn import Options
+from fastae.nn.options import OptionChanges
+from fastae.objective import Objective, ObjectiveOptions, attribute_docs
 
 CHANGES = {
     "activation": "tanh",
     "loss": "mse",
     "output_activation": "softplus",
-    "tied": False,
     "corruption": SaltAndPepper(0.3, -1.0, 2.0),
     "emphasis": Emphasis(2.0, 0.5),
     "contractive": 0.1,
@@ -31,6 +33,7 @@ CHANGES = {
     "code_noise": "bernoulli",
     "code_noise_std": 0.8,
     "dropout": 0.9,
+    "tied": False,
     "bias": False,
 }
 NEEDS = {"output_activation": {"loss": "mse"}, "emphasis": {"corruption": "masking:0.5"}}
@@ -79,8 +82,19 @@ def test_the_defaults():
 
 def test_names_and_defaults_are_those_of_the_objective():
     parameters = inspect.signature(functional.autoencoder_loss).parameters
-    for name, value in Options().objective(training=True).items():
-        assert parameters[name].default == value, name
+    for name, value in vars(Objective()).items():
+        assert parameters[name].default == value == getattr(Options(), name), name
+
+
+@pytest.mark.parametrize(("options", "types"), [(Objective, ObjectiveOptions), (Options, OptionChanges)])
+def test_the_types_of_keyword_arguments_are_those_of_the_fields(options, types):
+    assert get_type_hints(types) == get_type_hints(options)
+
+
+def test_every_option_is_documented():
+    docs = attribute_docs(Options)
+    assert list(docs) == list(CHANGES)
+    assert all(docs[name] in (functional.autoencoder_loss.__doc__ or "") for name in vars(Objective()))
 
 
 def test_options_are_immutable_hashable_and_compare_by_value():
@@ -242,10 +256,9 @@ def test_the_objective_outside_training_drops_noise_and_only_noise():
         code_noise_std=0.7,
         dropout=0.8,
     )
-    training, evaluation = options.objective(True), options.objective(False)
-    assert training == {k: v for k, v in vars(options).items() if k not in ("tied", "bias")}
     clean = {"corruption": None, "emphasis": None, "code_noise": "none", "dropout": 0.0}
-    assert evaluation == {**training, **clean}
+    assert vars(options.without_noise()) == {**vars(options), **clean}
+    assert Options(l1=0.5).without_noise() == Options(l1=0.5)
 
 
 @EVERY_CHANGE
@@ -253,7 +266,9 @@ def test_the_objective_outside_training_drops_noise_and_only_noise():
 def test_every_objective_is_one_that_the_functional_takes(name, training):
     g = torch.Generator().manual_seed(0)
     x, weight = torch.rand(4, 3, generator=g), torch.randn(2, 3, generator=g)
-    terms = functional.autoencoder_loss(x, weight, None, None, None, **changed(name).objective(training))
+    options = changed(name) if training else changed(name).without_noise()
+    given = {k: v for k, v in vars(options).items() if k not in ("tied", "bias")}
+    terms = functional.autoencoder_loss(x, weight, None, None, None, **given)
     assert terms.total.isfinite()
 
 
