@@ -1,8 +1,22 @@
 """Errors that name a file or a run; wrong arguments raise ``ValueError`` or ``TypeError``."""
 
+from __future__ import annotations
+
+_LONGEST = 500  # characters of a message
+
+
+def one_line(text: object) -> str:
+    """Text from elsewhere (a file, another library's error) as one printable line of bounded length."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
+
 
 class DataError(ValueError):
-    """A data file or data set that cannot be used."""
+    """A data file or data set that cannot be used. The message is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class MissingPackageError(ImportError, DataError):

@@ -100,7 +100,7 @@ class Problem:
         if whole.test is None or (recipe.make is None and whole.test.labels is None):
             raise ValueError(f"data: {whole.name} needs a test part with labels")
         rows = whole.train
-        published = recipe.make is not None or rows.fingerprint().startswith(MNIST)
+        published = recipe.make is not None or rows.sample_fingerprint().startswith(MNIST)
         if recipe.train_rows is not None:
             rows = rows.subset(slice(0, recipe.train_rows))
         held_out = whole.test
@@ -163,7 +163,7 @@ class Report:
         return {
             "data": self.problem.name,
             "published_data": self.problem.published,
-            "fingerprint": self.problem.train.train.fingerprint(),
+            "fingerprint": self.problem.train.train.sample_fingerprint(),
             "measured_on": "validation rows" if self.validate else "test part",
             "float32_products": torch.get_float32_matmul_precision(),
         }

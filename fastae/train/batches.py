@@ -91,9 +91,11 @@ class Streamed:
             yield batch, 1, len(batch[0])
 
     def batches(self, order: Tensor, size: int) -> Iterator[Batch]:
+        targets = self.rows.targets
+
         def read(index: Tensor) -> Batch:
             x = torch.from_numpy(self.rows.read(index.numpy())).to(self.dtype)
-            labels = None if self.rows.labels is None else torch.from_numpy(self.rows.labels[index.numpy()])
+            labels = None if targets is None else torch.from_numpy(targets[index.numpy()])
             if self.device.type == "cuda":
                 return x.pin_memory(), labels
             return x, labels
@@ -144,5 +146,5 @@ def open_rows(
     for place, values in rows.chunks(_CHUNK):
         chunk = torch.from_numpy(values).to(device, dtype)
         kept[place] = chunk if encode is None else encode(chunk)
-    labels = None if rows.labels is None else torch.from_numpy(rows.labels).to(device)
+    labels = None if rows.targets is None else torch.from_numpy(rows.targets).to(device)
     return Resident(kept, labels)

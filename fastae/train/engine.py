@@ -124,7 +124,8 @@ class _Run:
     ) -> None:
         self.config, self.dataset = config, dataset
         self.rows, self.validation = _split(config, dataset)
-        _check_labels(config, dataset)
+        if config.classifier:
+            dataset.check_classes()
         _check_schedules(config, len(self.rows))
         self.restored: TrainState | None = None
         self.runner: StageRunner | None = None
@@ -173,7 +174,7 @@ class _Run:
             state = RunState.from_json(values, within_stage=within_stage)
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: {error}") from error
-        if checkpoint.stack.sizes[0] != dataset.width or state.data != fresh.data:
+        if checkpoint.stack.sizes[0] != dataset.width or not dataset.train.matches(state.data):
             raise CheckpointError(
                 f"{checkpoint.path.parent}: was trained on other data than {dataset.name} is now "
                 f"({len(dataset.train)} rows of {dataset.width})"
@@ -297,12 +298,6 @@ def _split(config: TrainConfig, dataset: Dataset) -> tuple[Rows, Rows]:
         return split(dataset.train, config.validation, config.seed)
     except ValueError as error:
         raise ValueError(f"validation: {error}") from None
-
-
-def _check_labels(config: TrainConfig, dataset: Dataset) -> None:
-    if config.classifier and (dataset.num_classes or 0) < 2:
-        kind = "none" if dataset.num_classes is None else "one class only"
-        raise ValueError(f"classifier: needs labels of two classes or more, and {dataset.name} has {kind}")
 
 
 def _check_schedules(config: TrainConfig, rows: int) -> None:

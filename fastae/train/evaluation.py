@@ -64,16 +64,16 @@ def _evaluate(
     for place, values in rows.chunks(_CHUNK):
         x = torch.from_numpy(values).to(parameter)
         diagnosis.add(x)
-        if classifier is not None and rows.labels is not None:
-            labels = torch.from_numpy(rows.labels[place]).to(parameter.device)
+        if classifier is not None and rows.targets is not None:
+            labels = torch.from_numpy(rows.targets[place]).to(parameter.device)
             wrong += float((classifier(x).argmax(1) != labels).sum())
     result = diagnosis.result()
     if probe_rows is not None and len(probe_rows) > probe_limit:
         # not the first ones, which may be of one class
         drawn = np.random.default_rng(0).permutation(len(probe_rows))[:probe_limit]
         probe_rows = probe_rows.subset(np.sort(drawn))
-    if rows.labels is not None:
-        if probe_rows is not None and probe_rows.labels is not None and np.ptp(probe_rows.labels):
+    if rows.targets is not None:
+        if probe_rows is not None and probe_rows.targets is not None and np.ptp(probe_rows.targets):
             result["probe_error"] = _probe_error(stack, probe_rows, rows)
         if classifier is not None:
             result["classifier_error"] = wrong / len(rows)
@@ -108,8 +108,8 @@ def _without_noise(*models: nn.Module | None) -> Iterator[None]:
 def _probe_error(stack: StackedAutoencoder, train: Rows, test: Rows) -> float:
     linear_model = require("sklearn.linear_model", "the linear probe")
     preprocessing = require("sklearn.preprocessing", "the linear probe")
-    assert train.labels is not None and test.labels is not None
+    assert train.targets is not None and test.targets is not None
     scaler = preprocessing.StandardScaler()
     codes = scaler.fit_transform(encode_rows(stack, train))
-    probe = linear_model.LogisticRegression(C=0.1, max_iter=300).fit(codes, train.labels)
-    return float(np.mean(probe.predict(scaler.transform(encode_rows(stack, test))) != test.labels))
+    probe = linear_model.LogisticRegression(C=0.1, max_iter=300).fit(codes, train.targets)
+    return float(np.mean(probe.predict(scaler.transform(encode_rows(stack, test))) != test.targets))

@@ -35,6 +35,7 @@ def make_files() -> None:
     Path("cell.csv").write_text("1,2,3\n4,five,6\n7,8,9\n")
     Path("ragged.csv").write_text("1,2,3\n4,5\n")
     Path("text.txt").write_text("1 2 3")
+    Path("sheet.xlsx").write_bytes(b"PK")
     np.savez("labels.npz", x=good, y=np.arange(59))
     np.savez("one.npz", x=good, y=np.zeros(60, int))
     Path("idx").mkdir()
@@ -99,7 +100,7 @@ BAD_TRAINING = {  # arguments of train: what the message has to name
     "capital data": ("--data MNIST", "MNIST 'mnist'"),
     "missing file": ("--data missing.npy", "missing.npy"),
     "missing test file": ("--data good.npy --test missing.npy", "missing.npy"),
-    "unknown file": ("--data text.txt", "text.txt '.txt' .npy"),
+    "unknown file": ("--data sheet.xlsx", "sheet.xlsx '.xlsx' .npy"),
     "truncated npy": ("--data cut.npy", "cut.npy"),
     "truncated npz": ("--data cut.npz", "cut.npz"),
     "truncated gz": ("--data idx", "train-images-idx3-ubyte.gz"),

@@ -8,9 +8,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from fastae.train import data as data_module
-from fastae.train import sources
-from fastae.train.data import load_dataset
+from fastae.train.data import load_dataset, named
+from fastae.train.data.sources.idx import IDX_FILES
 from tests.train.files import MNIST, refuses, write_idx, write_idx_folder
 
 
@@ -46,13 +45,12 @@ def mirror(tmp_path, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "mirror")))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    md5 = tuple(
-        hashlib.md5((tmp_path / "mirror" / f"{file}.gz").read_bytes()).hexdigest()
-        for file in sources.IDX_FILES
+    sha256 = tuple(
+        hashlib.sha256((tmp_path / "mirror" / f"{file}.gz").read_bytes()).hexdigest() for file in IDX_FILES
     )
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    download = data_module._Download(f"http://127.0.0.1:{server.server_port}/", md5)
-    monkeypatch.setitem(data_module._DOWNLOADS, "mnist", download)
+    download = named.Download(f"http://127.0.0.1:{server.server_port}/", sha256)
+    monkeypatch.setitem(named.DOWNLOADS, "mnist", download)
     yield arrays, asked
     server.shutdown()
     server.server_close()
@@ -87,7 +85,7 @@ def test_offline(tmp_path, monkeypatch, name):
         raise requests.ConnectionError("no route\nto host")
 
     monkeypatch.setattr(requests, "get", offline)
-    monkeypatch.setitem(data_module._DOWNLOADS, name, data_module._DOWNLOADS[name]._replace(installed=None))
+    monkeypatch.setitem(named.DOWNLOADS, name, named.DOWNLOADS[name]._replace(installed=None))
     with refuses(
         f"{name}: download failed", "folder", "train-images-idx3-ubyte.gz", "'digits'", "no route to host"
     ):
@@ -96,8 +94,8 @@ def test_offline(tmp_path, monkeypatch, name):
 
 def test_installed_copy_is_used(tmp_path, monkeypatch):
     write_idx_folder(tmp_path / "installed")
-    download = data_module._DOWNLOADS["fashion-mnist"]._replace(installed=tmp_path / "installed")
-    monkeypatch.setitem(data_module._DOWNLOADS, "fashion-mnist", download)
+    download = named.DOWNLOADS["fashion-mnist"]._replace(installed=tmp_path / "installed")
+    monkeypatch.setitem(named.DOWNLOADS, "fashion-mnist", download)
     data = load_dataset("fashion-mnist", cache_dir=tmp_path / "unused")
     assert (data.name, len(data.train)) == ("fashion-mnist", 6) and not (tmp_path / "unused").exists()
 

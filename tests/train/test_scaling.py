@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastae.train import sources
-from fastae.train.data import AffineScaling, Dataset, load_dataset
+from fastae.train.data import AffineScaling, Dataset, dataset_from_arrays, load_dataset, parts
 from tests.train.files import refuses, save_npy
+
+sparse = pytest.importorskip("scipy.sparse")
 
 
 def scaled(tmp_path: Path, x: np.ndarray, scaling: str | AffineScaling) -> Dataset:
@@ -35,7 +36,7 @@ def test_auto_scaling(tmp_path):
 
 
 def test_fitted_values(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK_ELEMENTS", 8)  # several chunks
+    monkeypatch.setattr(parts, "_BLOCK_ELEMENTS", 8)  # several chunks
     x = np.array([[1, -2, 7, 0.1], [3, 2, 7, 0.1], [5, 6, 7, 0.1], [2, 4, 7, 0.1], [4, -4, 7, 0.1]])
     np.testing.assert_allclose(scaled(tmp_path, x, "unit").train.read(), (x + 4) / 11, atol=1e-7)
     np.testing.assert_allclose(
@@ -51,7 +52,7 @@ def test_fitted_values(tmp_path, monkeypatch):
 
 
 def test_constant_columns_become_exactly_zero(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK_ELEMENTS", 40)
+    monkeypatch.setattr(parts, "_BLOCK_ELEMENTS", 40)
     x = np.tile(np.random.default_rng(0).normal(size=11), (997, 1)).astype(np.float32)
     for name in ("minmax", "standard"):
         data = scaled(tmp_path, x, name)
@@ -94,13 +95,17 @@ def test_scaling_round_trips(tmp_path, table, name):
     read = data.train.read()
     np.testing.assert_array_equal(data.scaling.apply(table * 30), read)
     np.testing.assert_allclose(data.scaling.inverse(read), table * 30, atol=1e-4)
-    assert data.scaling.inverse(read).dtype == np.float32
+    assert data.scaling.inverse(read).dtype == np.float64
 
     values = data.scaling.to_dict()
-    tensors = {**values, "offset": torch.tensor(values["offset"]), "scale": torch.tensor(values["scale"])}
+    tensors = {
+        **values,
+        "offset": torch.from_numpy(data.scaling.offset),
+        "scale": torch.from_numpy(data.scaling.scale),
+    }
     for restored in (json.loads(json.dumps(values)), tensors):
         again = AffineScaling.from_dict(restored)
-        assert again.name == data.scaling.name and again.scale.dtype == again.offset.dtype == np.float32
+        assert again.name == data.scaling.name and again.scale.dtype == again.offset.dtype == np.float64
         np.testing.assert_array_equal(again.offset, data.scaling.offset)
         np.testing.assert_array_equal(again.scale, data.scaling.scale)
         np.testing.assert_array_equal(scaled(tmp_path, table, again).train.read(), data.scaling.apply(table))
@@ -128,3 +133,101 @@ def test_fitted_scaling_must_fit(tmp_path, table):
 def test_impossible_scalings(offset, scale, message):
     with pytest.raises(ValueError, match=message):
         AffineScaling("unit", offset, scale)
+
+
+# Values far from 0, and values that float32 cannot keep apart ---------------------------------------------
+
+STAMPS = 1.7e9 + 60 * np.random.default_rng(0).random((300, 2))
+COLUMNS = {
+    "float64 time stamps": STAMPS,
+    "int64 counter": (10**12 + np.arange(600)).reshape(300, 2),
+    "uint64 counter": (np.uint64(10**12) + np.arange(600, dtype=np.uint64)).reshape(300, 2),
+    "float32 far away": (2**23 + np.arange(600)).reshape(300, 2).astype(np.float32),
+    "small steps": 1 + 1e-9 * np.arange(600).reshape(300, 2),
+}
+
+
+def arrays(tmp_path: Path, x: np.ndarray, scaling: str) -> Dataset:
+    return dataset_from_arrays("x", x, scaling=scaling)  # type: ignore[arg-type]
+
+
+def npz(tmp_path: Path, x: np.ndarray, scaling: str) -> Dataset:
+    np.savez(tmp_path / "x.npz", x=x)
+    return load_dataset(str(tmp_path / "x.npz"), scaling=scaling)  # type: ignore[arg-type]
+
+
+def csv(tmp_path: Path, x: np.ndarray, scaling: str) -> Dataset:
+    np.savetxt(tmp_path / "x.csv", x, fmt="%d" if x.dtype.kind in "iu" else "%.17g", delimiter=",")
+    return load_dataset(str(tmp_path / "x.csv"), scaling=scaling)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("read", [scaled, arrays, npz, csv])
+@pytest.mark.parametrize("scaling", ["auto", "minmax", "standard"])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_large_offset_takes_no_precision(tmp_path, name, scaling, read):
+    x = COLUMNS[name]
+    exact = x.astype(np.float64)
+    if scaling == "standard":
+        expected = (exact - exact.mean(0)) / exact.std(0)
+    elif scaling == "minmax":
+        expected = (exact - exact.min(0)) / (exact.max(0) - exact.min(0))
+    else:
+        expected = (exact - exact.min()) / (exact.max() - exact.min())
+    data = read(tmp_path, x, scaling)
+    taken = data.train.read()
+    np.testing.assert_allclose(taken, expected, atol=1e-5)
+    assert [len(np.unique(c)) for c in taken.T] == [len(np.unique(c)) for c in x.T]
+    np.testing.assert_array_equal(data.train.read(np.array([7, 3])), taken[[7, 3]])
+    np.testing.assert_array_equal(data.scaling.apply(x), taken)
+    np.testing.assert_allclose(data.scaling.inverse(taken), exact, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("x", "scaling", "column"),
+    [
+        (STAMPS, "none", 0),
+        (10**12 + np.arange(300)[:, None], "none", 0),
+        (np.c_[np.arange(300.0), STAMPS[:, 0]], "unit", 1),
+        (np.c_[np.full(300, -1e6), 1e-3 * np.arange(300)].astype(np.float32), "unit", 1),
+        (2**60 + np.arange(300)[:, None], "minmax", 0),
+        (sparse.csr_array(np.c_[np.zeros(300), 10**12 + np.arange(300)]), "auto", 1),
+    ],
+    ids=["float64", "int64", "unit of all", "float32", "beyond float64", "sparse"],
+)
+def test_values_that_float32_would_not_keep_apart_are_refused(x, scaling, column):
+    with refuses(
+        "x: ", "different values", f"column {column}", "float32", f"'{scaling}'" if column == 0 else ""
+    ):
+        dataset_from_arrays("x", x, scaling=scaling)
+
+
+def test_rounding_errors_are_not_spread_out():
+    x = np.full((50, 2), 0.3)
+    x[::2, 0] = 0.1 + 0.2
+    for scaling in ("none", "unit", "minmax", "standard"):
+        assert np.ptp(dataset_from_arrays("x", x, scaling=scaling).train.read(), axis=0).max() < 1e-12  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("x", "name"),
+    [
+        (np.c_[np.linspace(11, 15, 30), np.linspace(278, 1680, 30)], "minmax"),
+        (np.c_[np.linspace(0, 1, 30), np.linspace(1000, 1001, 30)], "minmax"),
+        (np.c_[np.arange(30), 1e6 * np.arange(30)], "minmax"),
+        (np.c_[np.arange(30), 3 * np.arange(30)], "unit"),
+        (np.random.default_rng(0).normal(size=(30, 4)), "unit"),
+        (np.linspace(0, 1, 60).reshape(30, 2) * [1, 1e-3], "none"),
+        (np.c_[np.zeros((30, 9)), np.tile(np.arange(30)[:, None], 9), np.arange(30) % 2], "unit"),  # pixels
+        ((np.arange(120).reshape(30, 2, 2) * [1, 1000]), "unit"),  # images
+    ],
+    ids=["wine", "offsets", "orders", "alike", "normal", "shares", "pixels", "images"],
+)
+def test_auto_scales_unlike_columns_of_tables_each(x, name):
+    assert dataset_from_arrays("x", x).scaling.name == name
+
+
+def test_auto_scales_unlike_sparse_columns_each():
+    x = sparse.csr_array(np.c_[np.arange(30), 1000 * np.arange(30)])
+    data = dataset_from_arrays("x", x)
+    assert (data.scaling.name, data.scaling.width) == ("maxabs", 2)
+    np.testing.assert_allclose(data.train.read().max(axis=0), 1)

@@ -1,0 +1,10 @@
+"""Training data as rows: data sets by name, path or from arrays, their scaling, and float32 reads.
+
+Importing this package needs none of the optional packages.
+"""
+
+from .dataset import Dataset, dataset_from_arrays, load_dataset
+from .rows import Rows, split
+from .scaling import AffineScaling, Scaling
+
+__all__ = ["AffineScaling", "Dataset", "Rows", "Scaling", "dataset_from_arrays", "load_dataset", "split"]

@@ -1,0 +1,196 @@
+"""Rows as they were given: any array-like, checked, before it is scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from ...errors import DataError, one_line
+from ...optional import require
+from .labels import check_labels
+
+# an eighth of float32's range: the difference of any two accepted values has a normal float32 reciprocal
+LARGEST = np.finfo(np.float32).max / 8
+_BLOCK_ELEMENTS = 1 << 22
+
+
+class CsrMatrix(Protocol):
+    """The part of ``scipy.sparse.csr_array`` that is used; SciPy is imported only where rows are sparse."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> Any: ...
+    def astype(self, dtype: Any, /) -> Any: ...
+    def min(self, axis: int) -> Any: ...
+    def max(self, axis: int) -> Any: ...
+
+
+RowArray: TypeAlias = np.ndarray | CsrMatrix
+
+
+@dataclass(frozen=True, eq=False)
+class RawPart:
+    """Checked, unscaled rows.
+
+    Attributes:
+        name: of the file or data set; begins the messages of errors.
+        x: [N, D], an array, a memory map or a CSR matrix.
+        labels: [N], as :func:`~.labels.check_labels` returns them, or None.
+        feature_shape: the shape of one row before flattening, as (28, 28).
+        feature_names: one name per column, where there are names.
+        label_source: the column, array or file that the labels were taken from.
+        notes: what was left out in reading, for the data set's description.
+    """
+
+    name: str
+    x: RowArray
+    labels: np.ndarray | None
+    feature_shape: tuple[int, ...]
+    feature_names: tuple[str, ...] | None = None
+    label_source: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """D, the number of columns."""
+        return self.x.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """The parts that one file or folder holds."""
+
+    train: RawPart
+    test: RawPart | None = None
+
+
+def check_part(
+    name: str,
+    x: Any,
+    labels: Any = None,
+    *,
+    feature_names: tuple[str, ...] | None = None,
+    label_source: str = "",
+    notes: tuple[str, ...] = (),
+) -> RawPart:
+    """Make a part of x [N, ...] and labels [N].
+
+    Args:
+        name: begins the messages of errors.
+        x: an array, a tensor, a data frame of numbers, a list, or a SciPy sparse matrix of any format. All
+            dimensions after the first become one.
+        labels: of any kind that :func:`~.labels.check_labels` takes.
+        feature_names, label_source, notes: see :class:`RawPart`.
+
+    Raises:
+        DataError: for what cannot be trained on.
+    """
+    if feature_names is None:
+        feature_names = _column_names(x)
+    x = as_array(name, x)
+    if x.dtype.kind not in "buif":
+        raise DataError(f"{name}: dtype {x.dtype} is not real numbers")
+    if x.ndim < 2:
+        raise DataError(f"{name}: shape {x.shape} has no rows and columns; 2 or more dimensions are needed")
+    if 0 in x.shape:
+        raise DataError(f"{name}: no {'rows' if x.shape[0] == 0 else 'columns'} (shape {x.shape})")
+    feature_shape = tuple(int(size) for size in x.shape[1:])
+    if x.ndim > 2:
+        # flattening a map in Fortran order reads all of it: the result is a plain array, not a map
+        x = x.reshape(len(x), -1) if x.flags.c_contiguous else np.asarray(x).reshape(len(x), -1)
+    _check_finite(name, x)
+    if labels is not None:
+        labels = check_labels(name, as_array(f"{name}: labels", labels), x.shape[0])
+    return RawPart(name, x, labels, feature_shape, feature_names, label_source, notes)
+
+
+def as_array(name: str, values: Any) -> Any:
+    """``values`` as a NumPy array (a map stays one) or, where they are sparse, a CSR matrix.
+
+    Raises:
+        DataError: for what NumPy cannot make an array of, and for masked values.
+    """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(f"{name}: {int(values.mask.sum())} values are masked; fill them in or leave them out")
+    if isinstance(values, np.ndarray):
+        return values
+    if hasattr(values, "tocsr") and hasattr(values, "nnz"):
+        if len(values.shape) != 2:
+            raise DataError(f"{name}: sparse rows of shape {values.shape}; 2 dimensions are needed")
+        return require("scipy.sparse", name).csr_array(values)
+    try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        array = np.asarray(values)
+        if array.dtype.kind == "O" and array.ndim == 2 and hasattr(values, "columns"):
+            array = np.stack([_numbers(name, *column) for column in _columns(values)], axis=1)
+        return array
+    except DataError:
+        raise
+    except Exception as error:  # foreign types raise anything
+        kind = type(values).__name__
+        raise DataError(f"{name}: expected an array of numbers, got {kind} ({one_line(error)})") from error
+
+
+def blocks(x: np.ndarray, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """The rows of x [N, D], or those at ``index``, in blocks that bound what of a memory map is in memory."""
+    step = max(1, _BLOCK_ELEMENTS // x.shape[1])
+    for low in range(0, len(x) if index is None else len(index), step):
+        place = slice(low, low + step)
+        yield x[place] if index is None else x[index[place]]
+
+
+def _column_names(x: Any) -> tuple[str, ...] | None:
+    """The names of a data frame's columns; None for other values, and for names that are mere numbers."""
+    columns = getattr(x, "columns", None)
+    if columns is None or all(isinstance(column, int | np.integer) for column in columns):
+        return None
+    return tuple(map(str, columns))
+
+
+def _columns(frame: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The columns of a pandas or polars frame, of which not all have one dtype."""
+    series = (frame.iloc[:, i] for i in range(frame.shape[1])) if hasattr(frame, "iloc") else iter(frame)
+    for name, column in zip(frame.columns, series, strict=True):
+        yield str(name), np.asarray(column)
+
+
+def _numbers(name: str, column: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float | np.number):
+            raise DataError(
+                f"{name}: row {row} of column {column!r} is no number, but {one_line(repr(value))[:60]}"
+            )
+    return values.astype(np.float64)
+
+
+def _check_finite(name: str, x: RowArray) -> None:
+    if x.dtype.kind != "f":
+        return
+    count, row, column, start = 0, 0, 0, 0
+    for block in blocks(x if isinstance(x, np.ndarray) else x.data[:, None]):
+        bad = ~(np.abs(block) <= block.dtype.type(min(LARGEST, np.finfo(block.dtype).max)))
+        if bad.any():
+            if not count:
+                row, column = np.argwhere(bad)[0] + (start, 0)
+            count += int(bad.sum())
+        start += len(block)
+    if not count:
+        return
+    if not isinstance(x, np.ndarray):  # the row found is a position among the stored values
+        row, column = np.searchsorted(x.indptr, row, side="right") - 1, x.indices[row]
+    raise DataError(
+        f"{name}: {count} value(s) NaN, infinite or beyond {LARGEST:.0e},"
+        f" the first in row {row}, column {column} (counted from 0)"
+    )
