@@ -88,14 +88,18 @@ def run(config: Config, console: Console) -> None:
     image_shape(stack.sizes[0], shape)
     rows, part = (dataset.test, "test part") if dataset.test is not None else (dataset.train, "only part")
     figures = evaluate(stack, rows, classifier=checkpoint.classifier)
-    index = spread(len(rows), config.rows)
+    index, targets = spread(len(rows), config.rows), rows.targets
     subject = Subject(
         stack,
         torch.from_numpy(rows.read(index)).to(next(stack.parameters()).detach()),
-        None if rows.labels is None else rows.labels[index],
+        None if targets is None else targets[index],
         shape,
         read_log(checkpoint.path),
         config.projection,
+        feature_names=None if config.shape else dataset.feature_names,
+        class_names=None if rows.classes is None else [str(name) for name in rows.classes],
+        scaling=checkpoint.scaling,
+        figures=figures,
     )
     drawings = list(draw(subject))
     pngs = [render(drawing.figure) for drawing in drawings]

@@ -1,4 +1,4 @@
-"""What pictures are made of: checked arrays, rows as images, and evenly spread choices."""
+"""Inputs of the pictures: checked arrays, rows as images, and evenly spread choices."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 Values: TypeAlias = np.ndarray | Tensor | Sequence[Any]
-_LEAST_SIDE = 5  # of a square image that nobody said is one
-_MOST_PIXELS = 64  # a side; larger images are subsampled
+_LEAST_SIDE = 5  # of a square image whose shape was not given
+_MOST_PIXELS = 64  # per side; larger images are subsampled
 
 
 def as_array(name: str, values: Values, ndim: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def as_curves(name: str, values: Values | Mapping[str, Values]) -> dict[str, np.
 
 
 def as_labels(labels: Values | None, rows: int) -> np.ndarray | None:
-    """Integer labels, one a row; ``ValueError`` for another number of them."""
+    """Integer labels, one per row; ``ValueError`` for another number of them."""
     if labels is None:
         return None
     if isinstance(labels, Tensor):
@@ -55,6 +55,17 @@ def as_labels(labels: Values | None, rows: int) -> np.ndarray | None:
             f"labels: expected {rows} whole numbers, got shape {list(labels.shape)}, {labels.dtype}"
         )
     return labels.astype(np.int64)
+
+
+def as_names(name: str, names: Sequence[str] | None, labels: np.ndarray | None) -> dict[int, str]:
+    """Name of each of ``labels``: by number out of ``names``, or the number itself."""
+    found = [] if labels is None else np.unique(labels).tolist()
+    if names is None:
+        return {label: str(label) for label in found}
+    if found and not 0 <= found[0] <= found[-1] < len(names):
+        given = f"{found[0]} to {found[-1]}"
+        raise ValueError(f"{name}: expected one for each of the labels {given}, got {len(names)}")
+    return {label: str(names[label]) for label in found}
 
 
 def same_shape(name: str, array: np.ndarray, like: np.ndarray, other: str) -> None:
@@ -84,7 +95,7 @@ def spread(size: int, limit: int) -> np.ndarray:
 
 
 class ImageShape(NamedTuple):
-    """How a row of ``height * width * channels`` values is an image; ``channels`` is 1 or 3."""
+    """Layout of a row of ``height * width * channels`` values as an image; ``channels`` is 1 or 3."""
 
     height: int
     width: int
@@ -103,12 +114,12 @@ class ImageShape(NamedTuple):
 
 
 def image_shape(width: int, shape: Sequence[int] | None = None) -> ImageShape | None:
-    """How rows of ``width`` values are images, or ``None`` where they are not.
+    """Layout of rows of ``width`` values as images, or ``None`` where they are none.
 
     Args:
-        width: values a row, D.
-        shape: of one row: (height, width), with 1 or 3 channels first or last, or flat. What is flat or
-            unknown counts as an image if D is a square of 5 or more.
+        width: values per row, D.
+        shape: shape of one row: (height, width), with 1 or 3 channels first or last, or flat. A flat or
+            unknown one counts as an image if D is a square of 5 or more.
 
     Raises:
         ValueError: ``shape`` does not hold ``width`` values.
@@ -130,13 +141,16 @@ def image_shape(width: int, shape: Sequence[int] | None = None) -> ImageShape | 
 
 
 def montage(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images [N, h, w(, 3)] as one, ``columns`` a row, with a gap of NaN (white, in colour) around each."""
+    """Images [N, h, w] as one with gaps of NaN, ``columns`` per row; [N, h, w, 3] as RGBA with clear gaps."""
     count, height, width = images.shape[:3]
     gap = max(1, round(min(height, width) / 14))
     rows = math.ceil(count / columns)
-    blank = 1.0 if images.ndim == 4 else np.nan
+    if images.ndim == 4:
+        images = np.concatenate([images, np.ones_like(images[..., :1])], -1)
     step_y, step_x = height + gap, width + gap
-    canvas = np.full((rows * step_y + gap, columns * step_x + gap, *images.shape[3:]), blank)
+    canvas = np.full(
+        (rows * step_y + gap, columns * step_x + gap, *images.shape[3:]), 0.0 if images.ndim == 4 else np.nan
+    )
     for number, image in enumerate(images):
         y, x = gap + number // columns * step_y, gap + number % columns * step_x
         canvas[y : y + height, x : x + width] = image

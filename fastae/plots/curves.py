@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .arrays import Values, as_array, as_curves
-from .style import COLOURS, INK, new_figure, plain, styled, whole
+from .style import COLOURS, INK, MUTED, columns_of, counted, new_figure, plain, set_heading, styled
 
 _PARTS = {"train": "training", "validation": "validation"}
 _UNITS = {
@@ -24,16 +24,17 @@ _UNITS = {
     "kl": "KL, sum over units",
     "error": "share of rows, %",
 }
-_COLUMNS = 3
 _MARKERS = "os^Dv<>"
+_BEGINNING = 0.1  # of the epochs, which may leave a panel at its top
 
 
 @styled
 def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learning curves") -> Figure:
-    """One panel for each stage and term, over epochs: training and, where there is one, validation.
+    """Draw a panel per stage and term: training and, where there is one, validation over epochs.
 
-    Terms come without their weights, the total with them; a total that is its only term is left out. Curves
-    are broken, and crosses below them, where values are not finite.
+    Terms come without their weights, the total with them; a total of a single term is left out. Where the
+    first epochs would flatten the rest, they leave the panel, and their largest value is written there.
+    Values that are not finite break their curve and are marked by crosses.
 
     Args:
         history: rows of a run's ``history`` or of its log.csv (numbers may be text; empty is missing).
@@ -58,7 +59,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learn
     ]  # fmt: skip
     if not any(math.isfinite(y) for curves in panels.values() for curve in curves.values() for _, y in curve):
         raise ValueError(f"history: no finite value in {len(history)} rows")
-    columns = 2 if len(shown) == 4 else min(_COLUMNS, len(shown))
+    columns = columns_of(len(shown), 2 if len(shown) == 4 else 3)
     rows = math.ceil(len(shown) / columns)
     figure = new_figure(title, 0.95 + 1.95 * rows)
     for number, (stage, term) in enumerate(shown, 1):
@@ -78,10 +79,12 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learn
                         epochs[lost], np.full(lost.sum(), 0.06), "x", color=INK, markersize=6,
                         transform=axes.get_xaxis_transform(), label="not finite",
                     )  # fmt: skip
-        axes.set_title(f"{stage}: {term.replace('_', '-')}")
+        set_heading(axes, f"{stage}: {term.replace('_', '-')}", 1.0 / columns)
         supervised = "error" in stages[stage] and term == "total"
         axes.set(xlabel="epoch", ylabel="cross-entropy,\nmean over rows" if supervised else _UNITS[term])
-        whole(axes.xaxis, 5, steps=[1, 2, 5, 10])
+        curves = list(panels[stage, term].values())
+        counted(axes.xaxis, max(int(epoch) for curve in curves for epoch, _ in curve), 5)
+        _clip_beginning(axes)
         if any(line.get_label() in _PARTS.values() for line in axes.lines):
             axes.yaxis.set_major_locator(MaxNLocator(5))
         else:  # crosses only, which have no height
@@ -94,7 +97,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learn
 def spectrum(
     values: Values | Mapping[str, Values], *, title: str = "Singular values of the encoder's Jacobian"
 ) -> Figure:
-    """Singular values of dh/dx, largest first, on a logarithmic scale where they are positive.
+    """Draw singular values of dh/dx, largest first, on a logarithmic scale where they are positive.
 
     Few large ones over many small ones: the encoder follows a few directions, those along the data, and
     contracts the others (Rifai et al. 2011, sec. 5.3).
@@ -121,7 +124,9 @@ def spectrum(
     if positive:
         axes.set_yscale("log")
     axes.set(xlabel="number, largest first", ylabel="singular value of ∂h/∂x,\nmean over rows")
-    whole(axes.xaxis, 10)
+    longest = max(map(len, curves.values()))
+    counted(axes.xaxis, longest, 10)
+    axes.set_xlim(1 - 0.04 * longest, longest * 1.04)
     _legend(axes, curves)
     return figure
 
@@ -130,7 +135,7 @@ def spectrum(
 def contraction(
     radii: Values, ratios: Values | Mapping[str, Values], *, title: str = "Contraction around the data"
 ) -> Figure:
-    """How the code's distances compare with the input's, over the input's distance.
+    """Draw the ratio of distances between codes and between inputs, over the inputs' distance.
 
     Args:
         radii: distances ||e|| from a row, [R], positive.
@@ -158,8 +163,28 @@ def contraction(
     return figure
 
 
+def _clip_beginning(axes: Axes) -> None:
+    """Fit the y axis to what follows the first epochs, where these are far above it, and say how far."""
+    curves = [
+        np.ma.masked_invalid(line.get_ydata()) for line in axes.lines if line.get_label() in _PARTS.values()
+    ]
+    first = max(1, math.ceil(_BEGINNING * max(map(len, curves), default=0)))
+    later = np.ma.concatenate([curve[first:] for curve in curves]) if curves else np.ma.array([])
+    if later.count() < 4:
+        return
+    low, high, peak = float(later.min()), float(later.max()), max(float(curve.max()) for curve in curves)
+    room = (high - low) or 1e-3 * abs(high)
+    if not room or peak <= high + 2.0 * room:
+        return
+    axes.set_ylim(low - 0.1 * room, high + 0.25 * room)
+    axes.annotate(
+        f"from {peak:.3g}", (1.0, 1.0), (-4, -2), xycoords="axes fraction", textcoords="offset points",
+        ha="right", va="top", color=MUTED, size=8,
+    )  # fmt: skip
+
+
 def _looks(curves: Mapping[str, np.ndarray]):
-    """Each curve with a colour and a marker of its own."""
+    """Yield each curve with its colour and marker."""
     for number, item in enumerate(curves.items()):
         yield item, COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
 

@@ -1,4 +1,4 @@
-"""Where the reconstruction moves the points of a plane."""
+"""The displacement of a plane's points by the reconstruction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import diagnostics
 from ..nn import Autoencoder, StackedAutoencoder
 from .arrays import Values, as_array, check_count, same_shape, spread
-from .style import COLOURS, MAGNITUDE, new_figure, styled
+from .style import COLOURS, MAGNITUDE, figure_width, new_figure, styled
 
 
 @styled
@@ -26,10 +26,10 @@ def vector_field_2d(
     limit: int = 2000,
     title: str = "Where the reconstruction moves each point",
 ) -> Figure:
-    """Arrows along r(x) - x on a regular grid of the plane, with the data below them.
+    """Draw arrows along r(x) - x on a regular grid of the plane, over the data.
 
     A trained denoising or contractive autoencoder points to the data, and r(x) - x is the noise's variance
-    times an estimate of the score d log p(x) / dx (Alain and Bengio 2014). The colour tells ||r(x) - x||; an
+    times an estimate of the score d log p(x) / dx (Alain and Bengio 2014). The colour is ||r(x) - x||; an
     arrow's length grows with its cube root.
 
     Args:
@@ -37,7 +37,7 @@ def vector_field_2d(
         field: an autoencoder of two features, or the map from points [G, 2] to displacements [G, 2].
         grid: arrows along the longer side, at least 2.
         margin: around the data, as a share of their extent, above 0.
-        limit: of the data drawn.
+        limit: most rows of the data drawn.
 
     Raises:
         ValueError: ``data`` or the displacements are not [N, 2] and finite, or another argument, named.
@@ -73,7 +73,7 @@ def vector_field_2d(
     arrows = vectors * (shown / np.where(lengths > 0, lengths, 1.0))[:, None]
 
     ratio = float((high - low)[1] / (high - low)[0])
-    figure = new_figure(title, min(7.0, max(2.6, 0.4 + 5.6 * ratio)))
+    figure = new_figure(title, min(7.0, max(2.6, 0.4 + 0.78 * figure_width() * ratio)))
     axes = figure.add_subplot()
     chosen = points[spread(len(points), limit)]
     axes.scatter(*chosen.T, s=7, color=COLOURS[1], linewidths=0, label="data", zorder=2)

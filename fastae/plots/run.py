@@ -1,11 +1,11 @@
-"""Which pictures a trained stack gets, and the words that go with them."""
+"""The pictures of a trained stack, and the words that go with them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from .. import diagnostics, functional
 from ..nn import StackedAutoencoder
-from .arrays import image_shape, spread
-from .codes import code_histogram, code_map
+from .arrays import ImageShape, image_shape, spread
+from .codes import Projection, code_histogram, code_map, project
 from .curves import contraction, learning_curves, spectrum
 from .field import vector_field_2d
+from .table import Inverse
 from .tiles import errors, filters, reconstructions, tangent_tiles
+
+if TYPE_CHECKING:
+    from ..train.data import AffineScaling
 
 _JACOBIAN_ROWS = 64  # at most, that a spectrum averages over
 _JACOBIAN_EFFORT = 1 << 32  # of the decompositions of a picture: a few seconds, unless one row needs more
@@ -26,26 +30,38 @@ _TILES, _POINTS, _DIRECTIONS = 14, 6, 8
 
 
 class Drawing(NamedTuple):
-    """A figure with its file's name and the words that go with it."""
+    """A picture of a run: the name of its file, the words that go with it, and ``draw``, which makes it.
+
+    ``draw`` makes a figure of the width that is set by :func:`fastae.plots.style.figures_of`.
+    """
 
     name: str
     title: str
     caption: str
     alt: str
-    figure: Figure
+    draw: Callable[[], Figure]
+
+    @property
+    def figure(self) -> Figure:
+        """The figure, drawn anew."""
+        return self.draw()
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained stack and what it is drawn on.
+    """A trained stack and the rows it is drawn on.
 
     Attributes:
         stack: the autoencoders, in evaluation mode.
         x: rows [N, D], as the stack takes them.
         labels: of the rows, [N], or None.
-        shape: of one row, as (28, 28).
+        shape: shape of one row, as (28, 28).
         history: the rows of the run's log; may be empty.
         projection: "tsne" or "pca", for the map of the codes.
+        feature_names: of the columns, [D], where the rows are those of a table.
+        class_names: of the labels 0, 1, ..., where they have names.
+        scaling: of the data, to draw a table in its own units.
+        figures: the evaluation's, for headings.
     """
 
     stack: StackedAutoencoder
@@ -54,6 +70,50 @@ class Subject:
     shape: Sequence[int]
     history: Sequence[Mapping[str, Any]]
     projection: Literal["tsne", "pca"]
+    feature_names: Sequence[str] | None = None
+    class_names: Sequence[str] | None = None
+    scaling: AffineScaling | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def form(self) -> ImageShape | None:
+        """The layout of rows as images; ``None`` for a table."""
+        return None if self.feature_names else image_shape(self.x.shape[1], self.shape)
+
+    @property
+    def inverse(self) -> Inverse | None:
+        """The way to a table's own units, where it differs between columns."""
+        if self.form is not None or self.scaling is None or self.scaling.width is None:
+            return None
+        return self.scaling.inverse
+
+    def drawn(self, rows: Tensor) -> np.ndarray:
+        """Rows [N, D] as they are drawn: a table's in its own units, where all columns share their scale."""
+        values = rows.detach().cpu().double().numpy()
+        if self.form is None and self.scaling is not None and self.scaling.width is None:
+            return self.scaling.inverse(values)
+        return values
+
+    @property
+    def form_options(self) -> dict[str, Any]:
+        """Options of the pictures of rows."""
+        return {"shape": self.shape, "names": self.feature_names}
+
+    @cached_property
+    def reconstructed(self) -> Tensor:
+        """The reconstruction of each row, [N, D]."""
+        with torch.no_grad():
+            return self.stack.reconstruct(self.x)
+
+    @cached_property
+    def errors(self) -> Tensor:
+        """The loss of each row, [N], above its least value."""
+        return diagnostics.reconstruction_errors(self.stack, self.x, excess=True)[0]
+
+    @cached_property
+    def map(self) -> Projection:
+        """The last layer's codes in two dimensions."""
+        return project(self.codes[-1], self.projection)
 
     @cached_property
     def codes(self) -> list[Tensor]:
@@ -91,7 +151,7 @@ def draw(subject: Subject) -> Iterator[Drawing]:
 
 def _learning_curves(subject: Subject) -> Drawing | None:
     try:
-        figure = learning_curves(subject.history)
+        learning_curves(subject.history)
     except ValueError:  # nothing in the log yet
         return None
     stages = ", ".join(dict.fromkeys(str(row["stage"]) for row in subject.history))
@@ -101,7 +161,7 @@ def _learning_curves(subject: Subject) -> Drawing | None:
         "Every term of every stage over epochs, without its weight. Training terms are means over the epoch, "
         "with its noise, while the parameters move; validation terms are taken at its end.",
         f"Curves over epochs of these stages: {stages}.",
-        figure,
+        lambda: learning_curves(subject.history),
     )
 
 
@@ -112,33 +172,51 @@ def _reconstructions(subject: Subject) -> Drawing:
     with torch.no_grad():
         seen = functional.corrupt(x, corruption, generator=subject.generator())
         reconstructed = subject.stack.reconstruct(seen)
+    clean, corrupted, made = map(subject.drawn, (x, seen, reconstructed))
+    units = ""
+    if subject.inverse is not None:
+        units = " Dots are scaled values, in which features compare; numbers are in the data's own units."
     return Drawing(
         "reconstructions",
         "Reconstructions",
-        f"Rows{noise} and what all layers together make of them.",
+        f"Rows{noise} and what all layers together make of them.{units}",
         f"{_rows(len(x))}{noise} and their reconstructions.",
-        reconstructions(x, reconstructed, None if corruption is None else seen, shape=subject.shape),
+        lambda: reconstructions(
+            clean,
+            made,
+            None if corruption is None else corrupted,
+            inverse=subject.inverse,
+            **subject.form_options,
+        ),
     )
 
 
-def _filters(subject: Subject) -> Iterator[Drawing]:
-    form = image_shape(subject.x.shape[1], subject.shape)
-    colour = " (red) or inactive (blue)" if form is None or form.channels == 1 else ""
+def input_weights(subject: Subject) -> Iterator[Tensor]:
+    """The weights of each layer's units over the input, [H, D]: what they would be without activations."""
     seen = None
-    for number, (layer, code) in enumerate(zip(subject.stack.autoencoders, subject.codes, strict=True), 1):
+    for layer in subject.stack.autoencoders:
         weight = layer.encoder.weight.detach()
-        seen = weight if seen is None else weight @ seen  # what units would see if those below were linear
+        seen = weight if seen is None else weight @ seen
+        yield seen
+
+
+def _filters(subject: Subject) -> Iterator[Drawing]:
+    form = subject.form
+    colour = " (red) or inactive (blue)" if form is None or form.channels == 1 else ""
+    for number, (seen, code) in enumerate(zip(input_weights(subject), subject.codes, strict=True), 1):
         title, how = f"Filters of layer {number}", ""
         if number > 1:
             title += ", through those below"
             how = " Each is the sum of the filters below, weighted by the unit's weights."
+        usage = code.std(0, correction=0)
         yield Drawing(
             f"filters-{number}",
             title,
-            f"What makes a unit of layer {number} active{colour}; the units whose codes vary most come "
-            f"first.{how}",
-            f"Weights of layer {number}'s units over the input, one tile a unit.",
-            filters(seen, shape=subject.shape, usage=code.std(0, correction=0), title=title),
+            f"Weights over the input that make a unit of layer {number} active{colour}; the units whose "
+            f"codes vary most come first.{how}",
+            f"Weights of layer {number}'s units over the input, one {'strip' if form is None else 'tile'} "
+            "per unit.",
+            partial(filters, seen, usage=usage, title=title, **subject.form_options),
         )
 
 
@@ -151,22 +229,25 @@ def _codes(subject: Subject) -> Drawing:
         f"All codes of {_rows(len(subject.x))}. Saturated ones, whose slope is at most 0.19 of that at 0, "
         "hardly move with the input.",
         f"Histograms of the codes of each layer, whose means are {means}.",
-        code_histogram(subject.codes, activations),
+        lambda: code_histogram(subject.codes, activations),
     )
 
 
 def _code_map(subject: Subject) -> Drawing:
     by = "" if subject.labels is None else ", coloured by label"
-    how = {
-        "tsne": "t-SNE keeps neighbours together; distances between groups mean little.",
-        "pca": "The two directions of largest variance.",
-    }[subject.projection]
+    how = "The two directions of largest variance."
+    if not subject.map.has_units:
+        how = "t-SNE keeps neighbours together; distances between groups mean little."
+    elif subject.codes[-1].shape[1] <= 2:
+        how = "The codes themselves."
+    if subject.labels is not None:
+        how += " A class is named beside its points, or in the legend where there is no room."
     return Drawing(
         "code-map",
         "Map of the codes",
         f"The last layer's codes of {_rows(len(subject.x))}{by}. {how}",
         f"Scatter plot of {len(subject.x)} codes{by}.",
-        code_map(subject.codes[-1], subject.labels, method=subject.projection),
+        lambda: code_map(subject.map, subject.labels, names=subject.class_names),
     )
 
 
@@ -182,7 +263,7 @@ def _spectrum(subject: Subject) -> Drawing:
         f"Singular values of ∂h/∂x, means over {_rows(len(x))}; each row's own, squared, sum to its "
         "contractive penalty. Where they fall fast, the code follows few directions and ignores the others.",
         f"Falling curves, one for each depth; the largest values are {largest}.",
-        spectrum(values),
+        lambda: spectrum(values),
     )
 
 
@@ -206,10 +287,10 @@ def _contraction(subject: Subject) -> Drawing:
     return Drawing(
         "contraction",
         "Contraction around the rows",
-        "How far the code moves when a row moves by ‖e‖ in a random direction. The rows' own root mean "
+        "Distance of the code from its place when a row moves by ‖e‖ at random. The rows' own root mean "
         f"square distance from their mean is {size:.3g}.",
         "The ratio of distances between codes and between inputs, over the inputs' distance.",
-        contraction(radii, ratios),
+        lambda: contraction(radii, ratios),
     )
 
 
@@ -223,24 +304,36 @@ def _tangents(subject: Subject) -> Drawing:
         "Leading right singular vectors of ∂h/∂x of the whole encoder: the ways in which a row can move and "
         "be noticed. Their sign has no meaning.",
         f"{_rows(len(x))} beside their {directions.shape[1]} most sensitive directions.",
-        tangent_tiles(x, directions, shape=subject.shape),
+        lambda: tangent_tiles(x, directions, **subject.form_options),
     )
 
 
+def yardstick(figures: Mapping[str, Any]) -> str:
+    """R² of an evaluation's reconstructions, and that of PCA with as many components."""
+    parts = [(key, figures.get(key)) for key in ("r2", "pca_r2")]
+    named = [f"{'PCA ' * (key != 'r2')}R² {value:.3f}" for key, value in parts if value is not None]
+    return ", ".join(named)
+
+
 def _errors(subject: Subject) -> Drawing:
-    scores, _ = diagnostics.reconstruction_errors(subject.stack, subject.x, excess=True)
-    with torch.no_grad():
-        reconstructed = subject.stack.reconstruct(subject.x)
     loss = subject.stack.autoencoders[0].options.loss
-    unit, what = loss, "The error"
+    unit, kind = loss, "The error"
     if loss == "bce":
-        unit, what = "bce - entropy of x", "The cross-entropy, less that of a perfect reconstruction,"
+        unit, kind = "bce - entropy of x", "The cross-entropy, less that of a perfect reconstruction,"
     return Drawing(
         "errors",
         "Reconstruction error of each row",
-        f"{what} of clean rows as an anomaly score: those on the right are unlike the training data.",
-        f"Histogram of {len(scores)} errors above the rows that are reconstructed best and worst.",
-        errors(scores, subject.x, reconstructed, shape=subject.shape, unit=f"{unit}, sum over features"),
+        f"{kind} of clean rows as an anomaly score: those on the right are unlike the training data.",
+        f"Histogram of {len(subject.x)} errors above the rows that are reconstructed best and worst.",
+        lambda: errors(
+            subject.errors,
+            subject.drawn(subject.x),
+            subject.drawn(subject.reconstructed),
+            inverse=subject.inverse,
+            unit=f"{unit}, sum over features",
+            note=yardstick(subject.figures),
+            **subject.form_options,
+        ),
     )
 
 
@@ -250,5 +343,5 @@ def _vector_field(subject: Subject) -> Drawing:
         "Where the reconstruction moves each point",
         "Arrows of r(x) - x on a grid, with the rows. A denoising autoencoder points to where data lie.",
         "Arrows over the plane of the two features.",
-        vector_field_2d(subject.x, subject.stack),
+        lambda: vector_field_2d(subject.x, subject.stack),
     )

@@ -1,17 +1,18 @@
-"""Rows of data, weights and directions: as images where they are, else as lines and strips."""
+"""Rows of data, weights and directions: as images where they are images, else as those of a table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec, SubplotSpec
+from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from . import table
 from .arrays import (
     ImageShape,
     Values,
@@ -23,17 +24,26 @@ from .arrays import (
     same_shape,
     spread,
 )
-from .style import COLOURS, INK, SIGNED, WIDTH, bare, colours, new_figure, percent, styled, whole
+from .style import (
+    COLOURS,
+    INK,
+    SIGNED,
+    WIDTH,
+    bare,
+    colours,
+    columns_of,
+    figure_width,
+    lines_of,
+    new_figure,
+    percent,
+    set_heading,
+    styled,
+)
+from .table import Columns, Inverse
 
 _DATA = "Greys"
-_LOOKS = (
-    {"color": INK, "linewidth": 2.2, "alpha": 0.45},
-    {"color": COLOURS[1], "linewidth": 0.0, "marker": ".", "markersize": 4},
-    {"color": COLOURS[0], "linewidth": 1.4},
-)
-_MOST_FEATURES = 240  # drawn of a row that is no image
-_PANELS = 6
-_TILES = 10
+_TILES, _DIRECTIONS = 10, 8
+_TILE = 0.43  # inches, of a tile that is looked at by itself
 _TALLEST, _LOWEST = 9.0, 2.4  # inches, of a picture, and of a figure with a colour bar
 _LINE = 0.19  # inches that a name takes
 
@@ -44,17 +54,19 @@ def filters(
     *,
     shape: Sequence[int] | None = None,
     usage: Values | None = None,
+    names: Sequence[str] | None = None,
     limit: int = 112,
     title: str = "Filters: weights of the encoder's units",
 ) -> Figure:
-    """A unit's weights as a tile, all on one scale that is symmetric about 0; else as a strip each.
+    """Draw each unit's weights, on one scale that is symmetric about 0: as a tile, or a strip for a table.
 
     Args:
         weight: [H, D].
-        shape: of a row, as (28, 28); see :func:`fastae.plots.arrays.image_shape`.
+        shape: shape of a row, as (28, 28); see :func:`fastae.plots.arrays.image_shape`.
         usage: how much each unit is used, [H], as the deviation of its code; the most used come first. By
             default those with the largest norm do.
-        limit: of the units drawn.
+        names: of the features, [D]; rows with names are those of a table.
+        limit: most units drawn.
 
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
@@ -64,14 +76,18 @@ def filters(
     order_by = norms if usage is None else as_array("usage", usage, 1)
     same_shape("usage", order_by, norms, "the units")
     check_count("limit", limit)
+    columns_named = Columns(names)
+    columns_named.check(rows)
+    form = None if names else image_shape(rows.shape[1], shape)
+    if form is not None:
+        limit = math.ceil(limit * figure_width() / WIDTH)
     rows = rows[np.argsort(-order_by, kind="stable")[:limit]]
-    form = image_shape(rows.shape[1], shape)
     order = "largest norm" if usage is None else "most used"
     scale = _symmetric(rows)
     if form is None:
-        figure = new_figure(title, 1.4 + min(5.0, max(1.2, 0.12 * len(rows))))
+        figure = new_figure(title, 1.6 + min(5.0, max(1.2, 0.12 * len(rows))))
         axes = figure.add_subplot()
-        image = _strips(axes, rows, scale)
+        image = table.strips(axes, rows, scale, columns_named)
         axes.set_ylabel(f"unit, {order} first")
     else:
         tiles = form.images(rows)
@@ -83,7 +99,7 @@ def filters(
         axes = figure.add_subplot()
         image = _show(axes, canvas, SIGNED, -scale, scale)
     if len(rows) < len(norms):
-        axes.set_title(f"{len(rows)} of {len(norms)} units, {order} first")
+        set_heading(axes, f"{len(rows)} of {len(norms)} units, {order} first")
     if form is None or form.channels == 1:
         _bar(figure, axes, image, "weight")
     return figure
@@ -96,15 +112,19 @@ def reconstructions(
     corrupted: Values | None = None,
     *,
     shape: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    inverse: Inverse | None = None,
     limit: int = 14,
     title: str = "Reconstructions",
 ) -> Figure:
-    """Rows above their corruption, where there is one, and its reconstruction; as lines where not images.
+    """Draw rows above their corruption, where there is one, and their reconstruction; a table's as dots.
 
     Args:
         clean, reconstructed, corrupted: [N, D]; ``reconstructed`` comes from ``corrupted``, where given.
-        shape: of a row, as (28, 28).
-        limit: of the rows drawn, evenly spread.
+        shape: shape of a row, as (28, 28).
+        names: of the features, [D]; rows with names are those of a table.
+        inverse: undoes the scaling of rows [N, D]; a table's values are then written in its own units.
+        limit: most rows drawn, evenly spread.
 
     Raises:
         ValueError: shapes that differ or do not fit, or values that are not finite.
@@ -116,13 +136,14 @@ def reconstructions(
     named["reconstructed"] = as_array("reconstructed", reconstructed, 2)
     for name, rows in named.items():
         same_shape(name, rows, first, "clean")
-    form = image_shape(first.shape[1], shape)
-    chosen = spread(len(first), _fitting(form, limit) if form else min(limit, _PANELS))
-    named = {name: rows[chosen] for name, rows in named.items()}
+    columns = Columns(names, inverse)
+    columns.check(first)
+    form = None if names else image_shape(first.shape[1], shape)
+    chosen = spread(len(first), _fitting(form, limit) if form else table.panels_of(limit))
     if form is None:
-        return _line_panels(title, named, [f"row {number}" for number in chosen])
-    tiles = [form.images(rows) for rows in named.values()]
-    low, high = extent(named["clean"])
+        return table.rows_figure(title, named, chosen, columns, first.mean(0))
+    tiles = [form.images(rows[chosen]) for rows in named.values()]
+    low, high = extent(first[chosen])
     canvas = montage(_scaled(np.concatenate(tiles), low, high), len(chosen))
     figure = new_figure(title, 0.5 + _named_height(canvas, len(named), 0.86 if len(chosen) > 4 else 0.35))
     _show_named(figure.add_subplot(), canvas, list(named), low, high)
@@ -135,17 +156,19 @@ def tangent_tiles(
     directions: Values,
     *,
     shape: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
     limit: int = 6,
     title: str = "Directions that the code is most sensitive to",
 ) -> Figure:
-    """Points beside the leading directions of their tangent space, as the encoder sees it.
+    """Draw points beside the leading directions of their tangent space, as the encoder sees it.
 
     Args:
         points: [N, D].
         directions: unit vectors, [N, k, D], the most sensitive first; of
             :func:`fastae.diagnostics.tangents`.
-        shape: of a row, as (28, 28).
-        limit: of the points drawn, the first ones.
+        shape: shape of a row, as (28, 28).
+        names: of the features, [D]; rows with names are those of a table.
+        limit: most points drawn, the first ones.
 
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
@@ -153,23 +176,18 @@ def tangent_tiles(
     rows, vectors = as_array("points", points, 2), as_array("directions", directions, 3)
     same_shape("directions", vectors[:, 0], rows, "the points")
     check_count("limit", limit)
-    rows, vectors = rows[:limit], vectors[:limit, :8]
-    count, form = vectors.shape[1], image_shape(rows.shape[1], shape)
-    scale = _symmetric(vectors)
+    columns = Columns(names)
+    columns.check(rows)
+    form = None if names else image_shape(rows.shape[1], shape)
     if form is None:
-        figure = new_figure(title, max(_LOWEST, 1.0 + min(7.0, len(rows) * (0.45 + 0.16 * count))))
-        panels = [figure.add_subplot(len(rows), 1, number + 1) for number in range(len(rows))]
-        for number, axes in enumerate(panels):
-            image = _strips(axes, vectors[number], scale, labelled=axes is panels[-1])
-            axes.set_yticks(range(count), [str(k + 1) for k in range(count)])
-            axes.set_ylabel(f"point {number + 1}")
-        _bar(figure, panels, image, "weight in the direction")  # pyright: ignore[reportPossiblyUnboundVariable]
-        return figure
+        return _direction_strips(title, vectors[:limit, :_DIRECTIONS], columns)
+    rows, vectors = rows[:limit], vectors[:limit, : math.ceil(_DIRECTIONS * figure_width() / WIDTH)]
+    count, scale = vectors.shape[1], _symmetric(vectors)
     low, high = extent(rows)
     left = montage(_scaled(form.images(rows), low, high), 1)
     tiles = _signed(form.images(vectors.reshape(-1, rows.shape[1])), scale)
     right = montage(tiles, count)
-    share = (left.shape[1] + right.shape[1]) / WIDTH / 0.8
+    share = (left.shape[1] + right.shape[1]) / figure_width() / 0.8
     figure = new_figure(title, max(_LOWEST, min(_TALLEST, 0.7 + len(left) / share)))
     grid = GridSpec(1, 2, figure, width_ratios=[left.shape[1], right.shape[1]])
     axes = figure.add_subplot(grid[0])
@@ -190,18 +208,24 @@ def errors(
     reconstructed: Values,
     *,
     shape: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    inverse: Inverse | None = None,
     count: int = _TILES,
     unit: str = "sum over features",
+    note: str = "",
     title: str = "Reconstruction error of each row",
 ) -> Figure:
-    """The errors' histogram, and the rows that are reconstructed best and worst: an anomaly score's picture.
+    """Draw a histogram of the rows' errors, an anomaly score, and the rows reconstructed best and worst.
 
     Args:
         values: error of each row, [N].
         rows, reconstructed: [N, D].
-        shape: of a row, as (28, 28).
-        count: rows of each kind; fewer where they are not images or half of the rows is less.
-        unit: what the error sums or averages, for the axis.
+        shape: shape of a row, as (28, 28).
+        names: of the features, [D]; rows with names are those of a table.
+        inverse: undoes the scaling of rows [N, D]; a table's values are then written in its own units.
+        count: rows of each kind; fewer in a table, or where half of the rows is less.
+        unit: meaning of an error, for the axis.
+        note: what the title ends with.
 
     Raises:
         ValueError: shapes that differ or do not fit, or values that are not finite.
@@ -213,49 +237,64 @@ def errors(
     )
     same_shape("reconstructed", r, x, "rows")
     same_shape("values", scores, x[:, 0], "rows, one for each")
-    form = image_shape(x.shape[1], shape)
+    columns = Columns(names, inverse)
+    columns.check(x)
+    form = None if names else image_shape(x.shape[1], shape)
     check_count("count", count)
-    count = max(1, min(_fitting(form, count) if form else 3, len(scores) // 2))
+    count = max(1, min(_fitting(form, count) if form else columns_of(count, 2), len(scores) // 2))
     order = np.argsort(scores, kind="stable")
     groups = {"best": order[:count]}
     if len(scores) > 1:
         groups["worst"] = order[::-1][:count]
+    low, high = extent(x)
+    canvases = {}
     if form is None:
-        height = 1.5 * len(groups)
+        height = table.height_of_row(x.shape[1]) * len(groups)
     else:
-        low, high = extent(x)
         canvases = {
             name: montage(_scaled(form.images(np.concatenate([x[index], r[index]])), low, high), count)
             for name, index in groups.items()
         }
         share = 0.86 if count > 4 else 0.4
-        heights = [0.25 + _named_height(canvas, 2, share) for canvas in canvases.values()]
-        height = min(_TALLEST, sum(heights))
-    figure = new_figure(title, 2.9 + height)
+        height = min(_TALLEST, sum(0.25 + _named_height(canvas, 2, share) for canvas in canvases.values()))
+    figure = new_figure(f"{title}: {note}" if note else title, 2.9 + height)
     grid = GridSpec(1 + len(groups), 1, figure, height_ratios=[2.3, *[height / len(groups)] * len(groups)])
     _histogram(figure.add_subplot(grid[0]), scores, unit)
     for place, (name, index) in enumerate(groups.items(), 1):
         low_score, high_score = scores[index].min(), scores[index].max()
         heading = f"reconstructed {name}: error {low_score:.3g} to {high_score:.3g}"
         if form is None:
-            _lines(figure, grid[place], {"row": x[index], "reconstruction": r[index]}, heading)
+            panels = {"row": x[index], "reconstruction": r[index]}
+            table.draw_rows(figure, grid[place], panels, heading, columns, x.mean(0))
         else:
             axes = figure.add_subplot(grid[place])
-            names = ["row", "reconstruction"]
-            _show_named(axes, canvases[name], names, low, high)  # pyright: ignore[reportPossiblyUnboundVariable]
-            axes.set_title(heading)
+            _show_named(axes, canvases[name], ["row", "reconstruction"], low, high)
+            set_heading(axes, heading, 0.65)
     if form is None:
-        figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        table.legend_below(figure)
     return figure
 
 
-# --- images ---------------------------------------------------------------------------------------------
+def _direction_strips(title: str, vectors: np.ndarray, columns: Columns) -> Figure:
+    """Directions [N, k, D] of the points of a table: a panel of strips per point."""
+    count, scale = vectors.shape[1], _symmetric(vectors)
+    height = min(7.0, len(vectors) * (0.45 + 0.16 * count))
+    figure = new_figure(title, max(_LOWEST, 1.0 + height + (0.8 if columns.names else 0.0)))
+    panels = [figure.add_subplot(len(vectors), 1, number + 1) for number in range(len(vectors))]
+    image = None
+    for number, axes in enumerate(panels):
+        image = table.strips(axes, vectors[number], scale, columns, labelled=axes is panels[-1])
+        axes.set_yticks(range(1, count + 1))
+        axes.set_ylabel(f"point {number + 1}")
+    assert image is not None
+    _bar(figure, panels, image, "weight in the direction")
+    return figure
 
 
 def _symmetric(weights: np.ndarray) -> float:
     """The magnitude at the ends of the colour scale.
 
-    A few outliers do not wash out the rest, and what is below a tenth of them is not blown up either.
+    A few outliers do not wash out the rest, and noise below a tenth of them is not blown up either.
     """
     magnitudes = np.abs(weights)
     return max(float(np.quantile(magnitudes, 0.99)), 0.1 * float(magnitudes.max())) or 1.0
@@ -272,7 +311,7 @@ def _signed(images: np.ndarray, scale: float) -> np.ndarray:
 
 def _height(canvas: np.ndarray, share: float) -> float:
     """Inches that a picture takes as ``share`` of the figure's width, or less where it would be too tall."""
-    return min(_TALLEST, share * WIDTH * canvas.shape[0] / canvas.shape[1])
+    return min(_TALLEST, share * figure_width() * canvas.shape[0] / canvas.shape[1])
 
 
 def _named_height(canvas: np.ndarray, names: int, share: float) -> float:
@@ -282,17 +321,21 @@ def _named_height(canvas: np.ndarray, names: int, share: float) -> float:
 
 
 def _fitting(form: ImageShape, most: int) -> int:
-    """How many tiles beside each other are not too low for a name."""
-    return max(1, min(most, int(0.86 * WIDTH * form.height / (form.width * _LINE))))
+    """How many tiles fit beside each other, neither too narrow to be seen nor too low for a name."""
+    room = 0.86 * figure_width()
+    return max(1, min(most, int(room / _TILE), int(room * form.height / (form.width * _LINE))))
 
 
 def _show(axes: Axes, canvas: np.ndarray, cmap: str, low: float, high: float) -> AxesImage:
     bare(axes)
-    return axes.imshow(canvas, cmap=colours(cmap), vmin=low, vmax=high, interpolation="none")
+    image = axes.imshow(canvas, cmap=colours(cmap), vmin=low, vmax=high, interpolation="none")
+    if canvas.ndim == 3:
+        image.set_gid("photo")
+    return image
 
 
 def _show_named(axes: Axes, canvas: np.ndarray, names: Sequence[str], low: float, high: float) -> None:
-    """A montage of one row of tiles a name, with the names at its left."""
+    """A montage of one row of tiles per name, with the names at its left."""
     _show(axes, canvas, _DATA, low, high)
     if _height(canvas, 0.86) < _LINE * len(names):  # a strip, which is stretched
         axes.set_aspect("auto")
@@ -309,68 +352,6 @@ def _bar(figure: Figure, axes: Axes | list[Axes], image: AxesImage, label: str) 
     bar.update_ticks()
 
 
-# --- rows that are no images ----------------------------------------------------------------------------
-
-
-def _strips(axes: Axes, rows: np.ndarray, scale: float, labelled: bool = True) -> AxesImage:
-    """Rows [N, D] as strips of colour, one above the other; wide rows subsampled."""
-    kept = spread(rows.shape[1], _MOST_FEATURES)
-    image = axes.imshow(
-        rows[:, kept], cmap=colours(SIGNED), vmin=-scale, vmax=scale, aspect="auto", interpolation="none",
-        extent=(-0.5, rows.shape[1] - 0.5, len(rows) - 0.5, -0.5),
-    )  # fmt: skip
-    axes.grid(False)
-    whole(axes.xaxis, 8)
-    whole(axes.yaxis, 8)
-    if labelled:
-        axes.set_xlabel(_features(rows.shape[1], len(kept)))
-    else:
-        axes.tick_params(labelbottom=False)
-    return image
-
-
-def _features(width: int, kept: int) -> str:
-    return "feature" if kept == width else f"feature ({kept} of {width} drawn)"
-
-
-def _line_panels(title: str, named: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
-    """One panel a row of data, each with the same kinds of lines."""
-    figure = new_figure(title, 0.7 + 1.5 * math.ceil(len(names) / 2))
-    columns = min(2, len(names))
-    width = next(iter(named.values())).shape[1]
-    kept = spread(width, _MOST_FEATURES)
-    looks = _LOOKS if len(named) == 3 else _LOOKS[::2]
-    for number, name in enumerate(names):
-        axes = figure.add_subplot(math.ceil(len(names) / columns), columns, number + 1)
-        for (kind, rows), look in zip(named.items(), looks, strict=True):
-            axes.plot(kept, rows[number, kept], label=kind, **{**look, **_dotted(len(kept), look)})
-        axes.set(title=name, ylabel="value", xlim=(-0.5, width - 0.5))
-        whole(axes.xaxis, 6)
-        if number >= len(names) - columns:
-            axes.set_xlabel(_features(width, len(kept)))
-    handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(named))
-    return figure
-
-
-def _lines(figure: Figure, place: SubplotSpec, named: Mapping[str, np.ndarray], heading: str) -> None:
-    """Panels beside each other, one a row of data, in a part of a figure."""
-    first = next(iter(named.values()))
-    kept = spread(first.shape[1], _MOST_FEATURES)
-    panels = place.subgridspec(1, len(first)).subplots(sharey=True, squeeze=False)[0]
-    for number, axes in enumerate(panels):
-        for (kind, rows), look in zip(named.items(), _LOOKS[::2], strict=True):
-            axes.plot(kept, rows[number, kept], label=kind, **{**look, **_dotted(len(kept), look)})
-        axes.set_xlabel(_features(first.shape[1], len(kept)))
-        whole(axes.xaxis, 4)
-    panels[0].set(title=heading, ylabel="value")
-
-
-def _dotted(points: int, look: Mapping[str, object]) -> dict[str, object]:
-    """A line of few points shows them: one of a single point would be invisible."""
-    return {"marker": "o"} if points < 8 and "marker" not in look else {}
-
-
 def _histogram(axes: Axes, scores: np.ndarray, unit: str) -> None:
     bins = min(60, max(5, round(2 * len(scores) ** 0.5)))
     weights = np.full(len(scores), 1.0 / len(scores))
@@ -381,6 +362,9 @@ def _histogram(axes: Axes, scores: np.ndarray, unit: str) -> None:
         axes.axvline(
             value, color=INK if quantile == 0.5 else COLOURS[1], linestyle=line, label=f"{name} {value:.3g}"
         )
-    axes.set(xlabel=f"error of a row, {unit}", ylabel="share of rows")
+    axes.set(xlabel=lines_of(f"error of a row, {unit}", 0.6), ylabel="share of rows")
     percent(axes.yaxis)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)  # above the bars
+    columns = columns_of(2, 2)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, borderaxespad=0.2
+    )  # above the bars

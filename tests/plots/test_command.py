@@ -114,7 +114,7 @@ def test_every_picture_becomes_two_files(drawn):
     assert len(list(drawn.iterdir())) == 2 * len(expected) + 1
     for path in drawn.glob("*.png"):
         width, height = struct.unpack(">II", path.read_bytes()[16:24])
-        assert width == 1152 and height > 200
+        assert width == 1440 and height > 200
     for path in drawn.glob("*.svg"):
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 

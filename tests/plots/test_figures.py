@@ -1,6 +1,8 @@
 """Every picture on normal and on degenerate input; what it shows is what it was given."""
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -12,9 +14,10 @@ import pytest
 import torch
 from matplotlib.colors import same_color
 from matplotlib.quiver import Quiver
+from matplotlib.transforms import Bbox
 
 from fastae import nn, plots
-from fastae.plots.style import COLOURS, WIDTH
+from fastae.plots.style import COLOURS, DARK, NARROW, WIDTH, figures_of
 
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.filterwarnings("error")
@@ -43,7 +46,16 @@ def images(axes) -> list[np.ndarray]:
 
 
 def lines(axes) -> dict[str, np.ndarray]:
-    return {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
+    """Values of the named lines: along x in a panel of a table's row, else along y."""
+    horizontal = any(str(line.get_label()) == "clean" for line in axes.lines)
+    return {
+        str(line.get_label()): np.asarray(line.get_xdata() if horizontal else line.get_ydata())
+        for line in axes.lines
+    }
+
+
+def tick_labels(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
 
 
 # Filters ----------------------------------------------------------------------------------------------------
@@ -103,8 +115,7 @@ def test_large_images_are_subsampled(random):
 
 
 @pytest.mark.parametrize(("width", "shape"), SHAPES)
-@pytest.mark.parametrize("rows", [1, 30])
-@pytest.mark.parametrize("corrupted", [False, True])
+@pytest.mark.parametrize(("rows", "corrupted"), [(1, False), (30, True)])
 def test_reconstructions_of_any_width(check, random, width, shape, rows, corrupted):
     x = random.uniform(size=(rows, width))
     check(plots.reconstructions(x, 0.9 * x, x * (x > 0.3) if corrupted else None, shape=shape))
@@ -128,6 +139,28 @@ def test_lines_of_rows_that_are_no_images(random):
     np.testing.assert_allclose(drawn["clean"], x[0])
     np.testing.assert_allclose(drawn["corrupted"], x[0] / 4)
     np.testing.assert_allclose(drawn["reconstructed"], x[0] / 2)
+    assert tick_labels(axes.yaxis) == [f"feature {n}" for n in range(1, 7)]
+
+
+def test_rows_of_a_table_have_the_names_of_its_columns_and_values_in_its_units(check, random):
+    x = random.uniform(size=(3, 5))
+    names = ["alcohol", "cost in $", "a_b", "hue", "a name that is far too long to be written"]
+    figure = check(plots.reconstructions(x, x / 2, names=names, inverse=lambda rows: 1000 * rows, shape=(5,)))
+    assert tick_labels(figure.axes[0].yaxis)[:4] == ["alcohol", r"cost in \$", "a_b", "hue"]
+    (side,) = figure.axes[0].child_axes
+    assert tick_labels(side.yaxis)[0] == f"{1000 * x[0, 0]:.4g} → {500 * x[0, 0]:.4g}"
+    check(plots.errors(x.sum(1), x, x / 2, names=names, shape=(5,)))
+    check(plots.filters(x, names=names, shape=(5,)))
+    check(plots.tangent_tiles(x, x[:, None], names=names, shape=(5,)))
+
+
+def test_of_a_wide_row_the_features_furthest_from_their_mean_are_drawn(check, random):
+    x = random.poisson(0.02, size=(50, 400)).astype(float)
+    x[0, [7, 300]] = 40.0, 60.0
+    axes = check(plots.reconstructions(x, 0.5 * x, names=[f"n{k}" for k in range(400)])).axes[0]
+    assert tick_labels(axes.yaxis)[:2] == ["n300", "n7"]
+    np.testing.assert_allclose(lines(axes)["reconstructed"][:2], [30.0, 20.0])
+    assert axes.get_ylabel().startswith("12 of 400 features")
 
 
 def test_constant_rows(check):
@@ -138,7 +171,7 @@ def test_constant_rows(check):
 
 
 @pytest.mark.parametrize(("width", "shape"), SHAPES)
-@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 8), (9, 3)])
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (9, 8)])
 def test_tangents_of_any_width(check, random, width, shape, rows, count):
     check(
         plots.tangent_tiles(
@@ -148,7 +181,7 @@ def test_tangents_of_any_width(check, random, width, shape, rows, count):
 
 
 @pytest.mark.parametrize(("width", "shape"), SHAPES)
-@pytest.mark.parametrize("rows", [1, 2, 40])
+@pytest.mark.parametrize("rows", [1, 40])
 def test_errors_of_any_width(check, random, width, shape, rows):
     x = random.uniform(size=(rows, width))
     check(plots.errors(np.square(x).sum(1), x, 0 * x, shape=shape))
@@ -233,21 +266,86 @@ def test_map_by_label(check, random):
     (axes,) = figure.axes
     sizes = {str(points.get_label()): len(points.get_offsets()) for points in axes.collections}
     assert sizes == {"3": 20, "7": 10}
-    assert [text.get_text() for text in axes.texts] == ["3", "7"]
+    assert [text.get_text() for text in axes.texts] == ["3", "7"] and axes.get_legend() is None
     assert axes.get_xlabel().startswith("PCA 1 (9")  # nearly all of the variance lies between the groups
 
 
 def test_map_of_many_classes(check, random):
     figure = check(plots.code_map(random.normal(size=(90, 4)), np.arange(90) % 30))
-    points = {str(one.get_label()): one for one in figure.axes[0].collections}
-    assert len(points) == 21 and "others" in points
-    looks = {(tuple(one.get_facecolor()[0]), one.get_paths()[0].vertices.shape) for one in points.values()}
-    assert len(looks) == 21  # no two classes look alike
+    (axes,) = figure.axes
+    looks = {(tuple(one.get_facecolor()[0]), one.get_paths()[0].vertices.shape) for one in axes.collections}
+    assert len(looks) == len(axes.collections) == 21  # no two classes look alike
+    (legend,) = [axes.get_legend()]
+    in_legend = {text.get_text() for text in legend.get_texts()}
+    on_map = {text.get_text() for text in axes.texts}
+    assert "10 others" in in_legend and len(in_legend | on_map) == 21 and not in_legend & on_map
+
+
+def labelled_points(figure) -> tuple[dict[str, Bbox], dict[str, np.ndarray]]:
+    """Boxes of the labels on a map, and the places of each named class's points, in pixels."""
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    points = {str(one.get_label()): axes.transData.transform(one.get_offsets()) for one in axes.collections}
+    return boxes, points
+
+
+def _maps() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    random = np.random.default_rng(0)
+    label = np.arange(2000) % 40
+    separate = 8.0 * np.stack([label % 8, label // 8], 1) + random.normal(size=(2000, 2))
+    mixed = random.normal(size=(40, 2))[label] * 2.0 + random.normal(size=(2000, 2))
+    heaps = np.array([[0, 0], [20, 0], [10, 6], [10, -6]])[np.arange(400) % 4] + random.normal(size=(400, 2))
+    return {
+        "separate": (separate, label),
+        "mixed": (mixed, label),
+        "saturated": (1.0 / (1.0 + np.exp(-8.0 * mixed)), label % 10),
+        "split": (heaps, np.array([0, 0, 1, 2])[np.arange(400) % 4]),
+        "one point each": (random.normal(size=(15, 2)), np.arange(15)),
+    }
+
+
+@pytest.mark.parametrize("kind", _maps())
+@pytest.mark.parametrize("width", [WIDTH, NARROW])
+def test_labels_on_a_map_cover_nothing_and_stand_beside_what_they_name(check, kind, width):
+    codes, labels = _maps()[kind]
+    with figures_of(width):
+        figure = check(plots.code_map(codes, labels))
+    boxes, points = labelled_points(figure)
+    everything = np.concatenate(list(points.values()))
+    for (name, box), (_, other) in itertools.combinations(boxes.items(), 2):
+        assert not box.overlaps(other), name
+    for name, box in boxes.items():
+        assert not ((everything > box.min) & (everything < box.max)).all(1).any(), name
+        close, near = (
+            {
+                label: np.all((places > box.min - pad) & (places < box.max + pad), axis=1).sum()
+                for label, places in points.items()
+            }
+            for pad in (12.0, 22.0)
+        )
+        assert near[name] > 0 and close[name] == max(close.values()), (name, close)
+    legend = figure.axes[0].get_legend()
+    listed = {text.get_text() for text in legend.get_texts()} if legend else set()
+    assert not listed & boxes.keys()
+    coloured = min(20, len(np.unique(labels)))
+    assert len({name for name in listed | boxes.keys() if "others" not in name}) == coloured
+    if kind in ("separate", "split") and width == WIDTH:
+        assert len(boxes) == coloured
+
+
+def test_classes_are_named_by_their_names(check):
+    codes = np.concatenate([np.zeros((5, 2)), np.ones((5, 2))]) + 0.01 * np.arange(10)[:, None]
+    figure = check(plots.code_map(codes, np.arange(10) // 5, names=["$a$", "b_1"]))
+    assert {text.get_text() for text in figure.axes[0].texts} == {r"\$a\$", "b_1"}
+    with pytest.raises(ValueError, match=r"^names: expected one for each of the labels 0 to 1, got 1"):
+        plots.code_map(codes, np.arange(10) // 5, names=["a"])
 
 
 def test_tsne_says_so(random):
     (axes,) = plots.code_map(random.normal(size=(13, 4)), method="tsne").axes
-    assert "t-SNE 1 (perplexity 4" in axes.get_xlabel()
+    assert axes.get_xlabel() == "t-SNE 1"
+    assert axes.get_title("left") == "t-SNE with perplexity 4; coordinates have no unit"
 
 
 # Curves -----------------------------------------------------------------------------------------------------
@@ -347,10 +445,31 @@ def test_every_spectrum_has_a_floor_of_its_own(check):
     assert "none (all are 0)" in lines(axes)
 
 
+def test_what_is_counted_starts_at_1(check):
+    for count in (1, 2, 9, 64, 700):
+        (axes,) = check(plots.spectrum(np.geomspace(1.0, 0.1, count))).axes
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks[0] == 1 and len(ticks) <= 12 and ticks == sorted(set(ticks))
+
+
+def test_the_first_epochs_do_not_set_the_scale(check):
+    rows = history(epochs=40)
+    rows[0]["train_reconstruction"] = 900.0
+    for row in rows:
+        row["validation_reconstruction"] = row["train_reconstruction"]
+    (axes,) = check(plots.learning_curves(rows)).axes
+    assert axes.get_ylim()[1] < 3.0
+    assert [text.get_text() for text in axes.texts] == ["from 900"]
+    np.testing.assert_allclose(lines(axes)["training"][0], 900.0)
+
+
 @pytest.mark.parametrize("name", [r"cost $\foo$", "a $ and a $", "_hidden", "50 %"])
 def test_text_is_taken_as_it_is(check, name):
     figure = check(plots.spectrum({name: [1.0, 0.5], "b": [2.0, 1.0]}, title=name))
     assert len(figure.axes[0].get_legend().get_texts()) == 2
+    check(plots.learning_curves(history((name,)), title=name))
+    check(plots.errors([1.0, 2.0], np.eye(2, 4), np.eye(2, 4), note=name, unit="mse"))
 
 
 def test_a_spectrum_shows_its_values():
@@ -448,6 +567,19 @@ def test_all_axes_are_named_and_titled(name):
     for axes in figure.axes:
         labelled = axes.get_ylabel() or axes.get_xlabel()
         assert labelled or axes.images  # pictures have titles or named rows
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_narrow_figures_are_whole(check, name):
+    with figures_of(NARROW):
+        figure = check(EVERY[name]())
+    assert figure.get_figwidth() == NARROW and EVERY[name]().get_figwidth() == WIDTH
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_colour_has_one_for_a_dark_page(name):
+    svg = re.sub(r"base64,[^\"]*", "", plots.render(EVERY[name](), "svg").decode())
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) <= DARK.keys()
 
 
 def test_pyplot_is_never_imported():
