@@ -27,12 +27,12 @@ from .gradients import (
     ReconstructionLoss,
 )
 from .gradients.layers import decoding_of
+from .losses import get_loss
 from .objective import (
     REDUCTIONS,
     AutoencoderLoss,
     Objective,
     ObjectiveOptions,
-    check_loss,
     kl_count,
     takes_options,
 )
@@ -146,7 +146,7 @@ def reconstruction_loss(
     """
     check_linear("code", code, weight, bias)
     check_name("reduction", reduction, REDUCTIONS)
-    check_loss(loss, output_activation)
+    get_loss(loss, output_activation)
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
     code, weight, bias = autocast_like_linear(code, weight, bias)
     decoding = Decoding(loss, output_activation)

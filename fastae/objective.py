@@ -16,8 +16,8 @@ from torch import Tensor
 from .activations import get_activation
 from .checks import check_name, check_nonnegative, check_share
 from .corruption import Corruption, Emphasis, check_corruption
+from .losses import get_loss
 
-LOSSES = ("mse", "bce")
 REDUCTIONS = ("mean", "sum", "none")
 CODE_NOISES = ("none", "gaussian", "bernoulli")
 
@@ -91,7 +91,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         f = get_activation(self.activation)
-        check_loss(self.loss, self.output_activation)
+        get_loss(self.loss, self.output_activation)
         check_name("code_noise", self.code_noise, CODE_NOISES)
         check_corruption(self.corruption)
         self._check_emphasis()
@@ -135,7 +135,7 @@ class Objective:
     @property
     def reconstruction_activation(self) -> str:
         """Activation that turns the decoder's product into the reconstruction."""
-        return reconstruction_activation(self.loss, self.output_activation)
+        return get_loss(self.loss).reconstruction_activation(self.output_activation)
 
     @property
     def code_in_unit_interval(self) -> bool:
@@ -166,19 +166,6 @@ class ObjectiveOptions(TypedDict, total=False):
     code_noise: str
     code_noise_std: float
     dropout: float
-
-
-def check_loss(loss: str, output_activation: str) -> None:
-    check_name("loss", loss, LOSSES)
-    get_activation(output_activation, "output_activation")
-    if loss == "bce" and output_activation != "linear":
-        raise ValueError(
-            f"output_activation: bce takes logits and applies the sigmoid itself, got {output_activation!r}"
-        )
-
-
-def reconstruction_activation(loss: str, output_activation: str) -> str:
-    return "sigmoid" if loss == "bce" else output_activation
 
 
 def kl_count(reduction: str, rows: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from . import philox
 from .activations import get_activation
 from .corruption import Corruption, Event, Gaussian, SaltAndPepper, Swap
+from .losses import get_loss
 from .objective import AutoencoderLoss, Objective, ObjectiveOptions
 from .tensors import sum_dtype
 
@@ -142,13 +143,17 @@ def reconstruction_loss(
     return entries.sum(1)
 
 
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": lambda r, x: (r - x).square(),
+    "bce": lambda a, x: F.binary_cross_entropy_with_logits(a, x, reduction="none"),
+}
+"""Each entry's loss, of the reconstruction, or of logits where the loss brings its own sigmoid."""
+
+
 def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:
     """The loss of each entry, [M, D], of the decoder's product a [M, D]."""
-    if loss == "mse":
-        return (get_activation(output_activation).function(a) - target).square()
-    if loss == "bce":
-        return F.binary_cross_entropy_with_logits(a, target, reduction="none")
-    raise ValueError(f"loss: {loss!r} is not one of mse, bce")
+    get_loss(loss, output_activation)
+    return LOSSES[loss](get_activation(output_activation).function(a), target)
 
 
 # --- corruption -----------------------------------------------------------------------------------------

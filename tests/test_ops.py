@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastae import corruption, ops, reference
+from fastae import corruption, losses, ops, reference
 from fastae.ops import torch_impl
 from fastae.ops.declaration import DECLARATIONS
 from tests.support import arguments
@@ -166,10 +166,14 @@ def test_results_are_named_and_documented(name: str):
     assert type(getattr(ops, name)(*CASES[name][0])) is get_type_hints(function)["return"]
 
 
-def test_every_implementation_knows_the_same_corruptions():
-    tables = [corruption.CORRUPTIONS, reference.CORRUPTIONS, torch_impl.PROCESSES]
+def test_every_implementation_knows_the_same_corruptions_and_losses():
+    corruptions = [corruption.CORRUPTIONS, reference.CORRUPTIONS, torch_impl.PROCESSES]
+    formulas = [losses.LOSSES, reference.LOSSES]
     if importlib.util.find_spec("triton"):
+        from fastae_kernels.device import losses as device_losses
         from fastae_kernels.device import noise
 
-        tables.append(noise.CORRUPTIONS)
-    assert len({tuple(table) for table in tables}) == 1
+        corruptions.append(noise.CORRUPTIONS)
+        formulas.append(device_losses.LOSSES)
+    assert len({tuple(table) for table in corruptions}) == 1
+    assert len({tuple(table) for table in formulas}) == 1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
+from ..losses import get_loss
 from ..nn import Autoencoder, StackedAutoencoder
 from .networks import (
     apply_layers,
@@ -69,6 +69,7 @@ def reconstruction_errors(
     """
     layers = widened(reconstruction_layers(model), x, rows=1)
     options = autoencoders(model)[0].options
+    least = get_loss(options.loss).least
     count = math.prod(x.shape[:-1])
     row_errors = x.new_empty(count, dtype=layers[0][0].dtype)
     features = row_errors.new_zeros(x.shape[-1])
@@ -76,9 +77,8 @@ def reconstruction_errors(
         code = apply_layers(layers[:-1], rows)
         a = F.linear(code, *layers[-1][:2])
         entries = reference.reconstruction_entries(a, rows, options.loss, options.output_activation)
-        if excess and options.loss == "bce":
-            x_01 = rows.clamp(0.0, 1.0)
-            entries += torch.xlogy(x_01, x_01) + torch.xlogy(1.0 - x_01, 1.0 - x_01)
+        if excess and least is not None:
+            entries -= least(rows)
         row_errors[place] = entries.sum(1)
         features += entries.sum(0) / count
     return row_errors.view(x.shape[:-1]), features

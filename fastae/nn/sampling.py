@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..losses import get_loss
 from .options import Options
 
 
@@ -37,11 +38,11 @@ def denoising_chain(
         raise ValueError(f"steps: must be >= 0, got {steps!r}")
     if std is not None and not std >= 0.0:
         raise ValueError(f"std: must be >= 0, got {std!r}")
-    chain = [x]
+    chain, draw = [x], get_loss(options.loss).draw
     for _ in range(steps):
         mean = reconstruct(functional.corrupt(x, options.corruption, generator=generator))
-        if options.loss == "bce":
-            x = torch.bernoulli(mean, generator=generator)
+        if draw is not None:
+            x = draw(mean, generator)
         else:
             spread = (mean - x).square().mean().sqrt() if std is None else torch.as_tensor(std)
             std = float(spread)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from ..activations import get_activation
 from ..checks import check_share, check_whole
+from ..losses import get_loss
 from ..objective import AutoencoderLoss
 from .autoencoder import Autoencoder
 from .options import Options
@@ -189,10 +191,11 @@ def layerwise_options(
             layer[name] = one
     result = [Options.make(base, change) for base, change in zip(options, per_layer, strict=True)]
     for l in range(1, depth):
-        if result[l].loss == "bce" and not result[l - 1].code_in_unit_interval:
+        below = get_activation(result[l - 1].activation)
+        if not get_loss(result[l].loss).takes(*below.bounds):
             losses = [o.loss for o in result[:l]] + ["mse"] * (depth - l)
             raise ValueError(
-                f"loss: layer {l + 1} reconstructs {result[l - 1].activation} codes, which are not in [0, 1] "
-                f"as bce needs; use loss={losses}"
+                f"loss: layer {l + 1} reconstructs {below.name} codes, which are not in [0, 1] "
+                f"as {result[l].loss} needs; use loss={losses}"
             )
     return result

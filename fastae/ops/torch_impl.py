@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import philox
-from ..activations import Activation, get_activation, softplus
+from ..activations import Activation, get_activation
 from ..corruption import Corruption, Event, Gaussian, SaltAndPepper, make_corruption
+from ..losses import get_loss
 from ..philox import row_blocks
 from ..tensors import outside_autocast, sum_dtype
 
@@ -412,22 +413,21 @@ def decode_loss(
     clean: float = 1.0,
     column_sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    f = get_activation(output_activation)
+    formula, f = get_loss(loss, output_activation), get_activation(output_activation)
     grad, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
     sums = rows.new_zeros(grad.shape[1] if column_sums else 0)
     for block, entry_weights in blocks:
         a = _wide(grad[block])
         x = target[block].to(a.dtype)
-        if loss == "bce":
-            entries = softplus(a).addcmul_(a, x, value=-1.0)
-            g = a.sigmoid_().sub_(x)
-        else:
-            r = f.function(a) if output_activation != "linear" else a
-            slope = f.derivative(r, a) if output_activation != "linear" else None
-            g = torch.sub(r, x, out=a)
-            entries = g.square()
-            g.mul_(2.0) if slope is None else g.mul_(slope.mul_(2.0))
+        slope = None
+        if output_activation != "linear":
+            r = f.function(a)
+            slope = f.derivative(r, a)
+            a = r
+        entries, g = formula.entries_and_slope(a, x)
+        if slope is not None:
+            g.mul_(slope)
         if entry_weights is not None:
             entries.mul_(entry_weights)
             g.mul_(entry_weights)
@@ -452,12 +452,12 @@ def decode_loss_target_grad(
     corrupted: float = 1.0,
     clean: float = 1.0,
 ) -> Tensor:
-    f = get_activation(output_activation)
-    logits, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
+    formula, f = get_loss(loss, output_activation), get_activation(output_activation)
+    product, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     for block, entry_weights in blocks:
-        a = _wide(logits[block])
-        g = a.neg() if loss == "bce" else (target[block].to(a.dtype) - f.function(a)).mul_(2.0)
+        a = _wide(product[block])
+        g = formula.target_slope(f.function(a), target[block].to(a.dtype))
         if entry_weights is not None:
             g.mul_(entry_weights)
         grad[block] = g

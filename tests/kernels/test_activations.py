@@ -14,7 +14,7 @@ from fastae_kernels.device.losses import LOSSES
 from torch import Tensor
 
 from fastae.activations import ACTIVATIONS, softplus
-from fastae.objective import LOSSES as LOSS_NAMES
+from fastae.losses import LOSSES as LOSS_NAMES
 from tests.kernels.support import DEVICE, ON_GPU
 
 pytestmark = pytest.mark.filterwarnings(
