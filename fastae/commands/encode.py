@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from safetensors.numpy import save
 
 from ..files import write_whole
 from ..run import load_with_data
+from ..train.data import Rows
 from ..train.evaluation import encode_rows
 
 
@@ -22,7 +24,8 @@ class Config:
 
     Attributes:
         run: a run's folder, or one checkpoint's.
-        out: the file to write: .npy, or .safetensors (with the labels as "y").
+        out: the file to write: .npy, or .safetensors (with the labels as "y"; for text, their class numbers,
+            with the classes in the metadata).
         data: a data set's name or a path; by default the one the run was trained on.
         test: encode the test part instead of the training part.
         depth: after how many layers to stop; by default all.
@@ -56,5 +59,14 @@ def run(config: Config, console: Console) -> None:
     if out.suffix == ".npy":
         write_whole(out, lambda file: np.save(file, codes))
     else:
-        write_whole(out, save({"x": codes} if rows.labels is None else {"x": codes, "y": rows.labels}))
+        write_whole(out, _as_safetensors(codes, rows))
     console.print(f"{out}: codes {codes.shape[0]} x {codes.shape[1]}", highlight=False)
+
+
+def _as_safetensors(codes: np.ndarray, rows: Rows) -> bytes:
+    """Codes as ``x`` and labels as ``y``; a tensor cannot hold text."""
+    if rows.labels is None:
+        return save({"x": codes})
+    if rows.labels.dtype.kind != "U" or rows.targets is None or rows.classes is None:
+        return save({"x": codes, "y": rows.labels})
+    return save({"x": codes, "y": rows.targets}, {"classes": json.dumps(rows.classes.tolist())})

@@ -14,7 +14,11 @@ from .tables import as_json, print_figures
 
 def run(config: Config, console: Console) -> None:
     """Run the command."""
-    result = train(config, progress=RichProgress())
+
+    def announce(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    result = train(config, progress=RichProgress(), announce=announce)
     test = result.dataset.test
     rows, part = (test, "test") if test is not None else (result.dataset.train, "only")
     probe = result.dataset.train if test is not None else None

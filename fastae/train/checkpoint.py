@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..errors import CheckpointError
 from ..nn import Options, StackedAutoencoder
-from .data import AffineScaling, Dataset
+from .data import AffineScaling, Dataset, load_dataset
+from .data.labels import classes_from_json
 
 FORMAT = 1
 _PREFIX = "checkpoint-"
@@ -56,6 +57,9 @@ class Checkpoint:
         classifier: encoders of its own and a last layer that gives logits, or ``None``.
         scaling: what the training data were scaled by.
         feature_shape: the shape of one row, as (28, 28).
+        feature_names: one name per column, where there are names.
+        classes: the labels [K] that the classifier's outputs stand for, or ``None`` without a classifier.
+        paths: the absolute paths of the files that ``config`` names; see :class:`~.data.Dataset`.
         config: the run's configuration, as JSON holds it.
         state: where training stands; empty unless asked for.
         path: the folder it was read from.
@@ -68,6 +72,50 @@ class Checkpoint:
     config: dict[str, Any]
     state: TrainState
     path: Path
+    feature_names: tuple[str, ...] | None = None
+    classes: np.ndarray | None = None
+    paths: dict[str, str] = field(default_factory=dict)
+
+    def load_data(self, data: str | None = None) -> Dataset:
+        """Load data as the training data were: the same columns, scaling and classes.
+
+        Args:
+            data: a data set's name or a path. By default what the run was trained on: the files where they
+                were, else as the configuration names them. Nothing is downloaded then, as a configuration
+                from elsewhere must not start that.
+
+        Raises:
+            DataError: for data that cannot be found, read or used.
+            CheckpointError: for a configuration that does not say what the run was trained on.
+        """
+        options: dict[str, Any] = {"label": self._option("label", ()), "drop": self._option("drop", ())}
+        if data is None:
+            for key in ("data", "test", "labels"):
+                named = self._option(key, None)
+                kept = self.paths.get(key)
+                options[key] = kept if named is not None and kept and os.path.exists(kept) else named
+            if options["data"] is None:
+                raise CheckpointError(f"{self.path}: does not say what it was trained on; name the data")
+            options |= {"test_fraction": self._option("test_fraction", 0.0), "seed": self._option("seed", 0)}
+        else:
+            options["data"] = data
+        return load_dataset(
+            **options,
+            scaling=self.scaling,
+            features=self.feature_names,
+            classes=self.classes,
+            download=data is not None,
+        )
+
+    def _option(self, name: str, default: Any) -> Any:
+        """An option of the run's configuration; ``CheckpointError`` unless of the default's type."""
+        value = self.config.get(name, default)
+        if isinstance(default, tuple):
+            if isinstance(value, list | tuple) and all(isinstance(text, str) for text in value):
+                return tuple(value)
+        elif isinstance(value, str | None) if default is None else type(value) in (int, type(default)):
+            return value
+        raise CheckpointError(f"{self.path / 'config.json'}: train.{name}: got {value!r}")
 
 
 def save_checkpoint(
@@ -83,6 +131,8 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written; those written before are untouched.
     """
+    outputs = None if classifier is None else classifier[-1].out_features
+    classes = dataset.classes if dataset.num_classes == outputs else None
     description = {
         "format": FORMAT,
         "fastae": __version__,
@@ -90,13 +140,16 @@ def save_checkpoint(
             "sizes": stack.sizes,
             "probes": stack.probes,
             "layers": [layer.options.to_dict() for layer in stack.autoencoders],
-            "classes": None if classifier is None else classifier[-1].out_features,
+            "classes": outputs,
             "dtype": str(stack.autoencoders[0].encoder.weight.dtype).removeprefix("torch."),
         },
         "data": {
             "name": dataset.name,
             "feature_shape": list(dataset.feature_shape),
             "scaling": dataset.scaling.to_dict(),
+            "feature_names": None if dataset.feature_names is None else list(dataset.feature_names),
+            "classes": None if classes is None else classes.tolist(),
+            "paths": dict(dataset.paths),
         },
         "train": config,
     }
@@ -188,6 +241,14 @@ def load_checkpoint(
             raise ValueError(f"feature_shape {feature_shape} does not fit sizes {stack.sizes}")
         if scaling.width not in (None, stack.sizes[0]):
             raise ValueError(f"scaling of {scaling.width} columns does not fit sizes {stack.sizes}")
+        feature_names = _feature_names(data.get("feature_names"), stack.sizes[0])
+        classes = None
+        if classifier is not None:  # of a run without a list of classes, they are the numbers
+            kept = data.get("classes")
+            classes = (
+                np.arange(model["classes"]) if kept is None else classes_from_json(kept, model["classes"])
+            )
+        paths = {str(key): str(path) for key, path in dict(data.get("paths") or {}).items()}
         config = dict(description["train"])
     except CheckpointError:
         raise
@@ -212,7 +273,17 @@ def load_checkpoint(
         state = TrainState(
             _read_json(folder / "state.json"), _read_tensors(folder / "state.safetensors", device)
         )
-    return Checkpoint(stack, classifier, scaling, feature_shape, config, state, folder)
+    return Checkpoint(
+        stack, classifier, scaling, feature_shape, config, state, folder, feature_names, classes, paths
+    )
+
+
+def _feature_names(names: Any, width: int) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != width or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"feature_names: expected {width} names")
+    return tuple(names)
 
 
 # --- files ----------------------------------------------------------------------------------------------

@@ -111,6 +111,11 @@ class TrainConfig:
     Attributes:
         data: a data set's name (digits, mnist, fashion-mnist) or a path; see fastae.train.load_dataset.
         test: path of a test part, where the data has none.
+        label: the column of a table (or the array of an archive) with the labels, or several one-hot columns;
+            none leaves labels out. By default one named label, target, class or y.
+        labels: path of a file with the labels, where the data has none.
+        drop: columns of a table to leave out.
+        test_fraction: share of the rows to hold out as the test part, where there is none.
         scaling: of the features, fitted on the training part.
         sizes: the input's width and each code's, as in 784 1000 500; by default the data's width, 512, 256.
         activation: of the codes.
@@ -147,6 +152,10 @@ class TrainConfig:
 
     data: str = "digits"
     test: str | None = None
+    label: tuple[str, ...] = ()
+    labels: str | None = None
+    drop: tuple[str, ...] = ()
+    test_fraction: float = 0.0
     scaling: Scaling = "auto"
     sizes: tuple[int, ...] = ()
     activation: tuple[ActivationName, ...] = ("sigmoid",)
@@ -184,6 +193,7 @@ class TrainConfig:
             raise ValueError(
                 f"sizes: needs the input's width and at least one code's, got {list(self.sizes)}"
             )
+        check_share("test_fraction:", self.test_fraction)
         check_share("validation:", self.validation)
         check_share("supervised_dropout:", self.supervised_dropout)
         if not self.checkpoint_seconds >= 0.0:

@@ -46,7 +46,11 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, dataset: Dataset | None = None, progress: Progress | None = None
+    config: TrainConfig,
+    *,
+    dataset: Dataset | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train a stack as ``config`` says and return it; everything is also in the run's folder.
 
@@ -55,6 +59,7 @@ def train(
             are its own and all else is what the checkpoint holds.
         dataset: in place of ``config.data``, which becomes its name.
         progress: what to show; nothing by default.
+        announce: called with one line on the data and the device, before training starts.
 
     Raises:
         ValueError, DataError, CheckpointError: a wrong argument, file or folder, before training starts.
@@ -67,13 +72,30 @@ def train(
         checkpoint = load_checkpoint(config.out, with_state=True)
         config = _resumed(config, checkpoint)
     if dataset is None:
-        scaling = config.scaling if checkpoint is None else checkpoint.scaling
-        dataset = load_dataset(config.data, test=config.test, scaling=scaling)
+        dataset = _load_data(config) if checkpoint is None else checkpoint.load_data()
     else:
-        config = replace(config, data=dataset.name, test=None)
+        config = replace(
+            config, data=dataset.name, test=None, label=(), labels=None, drop=(), test_fraction=0.0
+        )
     folder = _run_folder(config, dataset)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return _Run(config, dataset, folder, checkpoint, progress or Silent()).train()
+        run = _Run(config, dataset, folder, checkpoint, progress or Silent())
+        if announce is not None:
+            announce(f"{dataset.describe()}; on {run.session.device}")
+        return run.train()
+
+
+def _load_data(config: TrainConfig) -> Dataset:
+    return load_dataset(
+        config.data,
+        test=config.test,
+        scaling=config.scaling,
+        label=config.label,
+        labels=config.labels,
+        drop=config.drop,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
 
 
 def _resumed(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:

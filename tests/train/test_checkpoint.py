@@ -394,7 +394,7 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     "negative scale": ("config.json", "scale", data(scaling={"name": "unit", "offset": 0.0, "scale": -1.0})),
     "scaling null": ("config.json", "", data(scaling=None)),
     "other size than stored": ("model.safetensors", "size mismatch", model(sizes=[6, 5, 3])),
-    "more classes than stored": ("model.safetensors", "size mismatch", model(classes=5)),
+    "more classes than stored": ("config.json", "a list of 5 classes", model(classes=5)),
     "wrong shape": (
         "model.safetensors", WEIGHT,
         tensors("model.safetensors", lambda t: t.update({WEIGHT: torch.ones(3, 5)})),

@@ -64,7 +64,8 @@ def test_configurations_are_immutable():
 # JSON -----------------------------------------------------------------------------------------------------
 
 EVERYTHING = TrainConfig(
-    data="a.npy", test="b.npy", scaling="standard", sizes=(6, 5, 4), activation=("sigmoid", "tanh"),
+    data="a.npy", test="b.npy", label=("kind",), labels="c.npy", drop=("id",), test_fraction=0.2,
+    scaling="standard", sizes=(6, 5, 4), activation=("sigmoid", "tanh"),
     loss=("bce", "mse"), output_activation=("linear", "sigmoid"), tied=(True, False),
     corruption=("masking:0.25", "none"), emphasis=(1.0, 0.5), contractive=(0.1, 0.2), higher_order=(0.1, 0.0),
     l1=(0.01,), kl=(0.1, 0.0), kl_target=(0.1,), code_noise=("bernoulli", "none"), dropout=(0.2, 0.0),

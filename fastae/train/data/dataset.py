@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,8 +36,7 @@ class Dataset:
         feature_names: one name per column, where there are names.
         label_source: the column, array or file that the labels were taken from, or "".
         notes: what was left out in reading.
-        path: the absolute path that the rows were read from; None for named data sets and arrays.
-        test_path: the same of a test part with a file of its own.
+        paths: the absolute paths of what was given as ``data``, ``test`` and ``labels``, where it is a file.
     """
 
     name: str
@@ -48,8 +47,7 @@ class Dataset:
     feature_names: tuple[str, ...] | None = None
     label_source: str = ""
     notes: tuple[str, ...] = ()
-    path: Path | None = None
-    test_path: Path | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -164,18 +162,20 @@ def load_dataset(
     _check_scaling(scaling)
     wanted = (label,) if isinstance(label, str) else tuple(label or ())
     columns = Columns(wanted, tuple(drop), None if features is None else tuple(features))
-    name, path, raw = _read_data(data, columns, cache_dir, download)
-    train, held_out, test_path = raw.train, raw.test, None
+    name, raw = _read_data(data, columns, cache_dir, download)
+    train, held_out = raw.train, raw.test
     if test is not None:
-        test_path = _absolute(test)
-        held_out = _read_test(test_path, name, raw, columns)
+        held_out = _read_test(_absolute(test), name, raw, columns)
     if not columns.wants_labels:
         train = replace(train, labels=None)
         held_out = None if held_out is None else replace(held_out, labels=None)
     if labels is not None:
         train = _with_labels(train, _absolute(labels))
     dataset = _make_dataset(name, train, held_out, scaling, classes, test_fraction, seed)
-    return replace(dataset, path=path, test_path=test_path)
+    given = {"data": None if data in NAMES else data, "test": test, "labels": labels}
+    return replace(
+        dataset, paths={key: str(_absolute(path)) for key, path in given.items() if path is not None}
+    )
 
 
 def dataset_from_arrays(
@@ -250,21 +250,19 @@ def _scaled_rows(part: RawPart, scaling: AffineScaling, classes: np.ndarray | No
     return Rows(part.x, part.labels, scaling, None, classes)
 
 
-def _read_data(
-    data: str, columns: Columns, cache_dir: Path | None, download: bool
-) -> tuple[str, Path | None, RawData]:
-    """The data set's name, its path where it is a file, and its rows."""
+def _read_data(data: str, columns: Columns, cache_dir: Path | None, download: bool) -> tuple[str, RawData]:
+    """The data set's name and its rows."""
     if data in NAMES:
         if columns.drop or (columns.label and columns.wants_labels):
             raise DataError(f"{data}: has no columns to choose from by label or drop")
-        return data, None, read_named(data, cache_dir, download=download)
+        return data, read_named(data, cache_dir, download=download)
     path = Path(data)
     if not os.path.lexists(_absolute(data)) and not path.suffix and path.name == data:
         close = difflib.get_close_matches(data.lower(), NAMES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(f"{data}: no such data set or file; {hint}known data sets: {', '.join(NAMES)}")
     path = _absolute(data)
-    return file_name(path), path, read_source(path, columns)
+    return file_name(path), read_source(path, columns)
 
 
 def _absolute(path: str) -> Path:

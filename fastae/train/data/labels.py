@@ -113,13 +113,8 @@ def check_classes(name: str, labels: np.ndarray | None, classes: np.ndarray | No
     return len(classes)
 
 
-def classes_to_json(classes: np.ndarray | None) -> list[bool | int | float | str] | None:
-    """Classes as what JSON can hold."""
-    return None if classes is None else classes.tolist()
-
-
 def classes_from_json(values: object, number: int) -> np.ndarray:
-    """The inverse of :func:`classes_to_json`.
+    """Classes [K] from what JSON holds of ``classes.tolist()``.
 
     Raises:
         ValueError: not ``number`` different values, all text, all numbers or all booleans.

@@ -58,17 +58,7 @@ def choose(name: str, names: list[str] | None, width: int, columns: Columns) -> 
     Raises:
         DataError: for a column that is not there, or several that could be the labels.
     """
-    labels: list[int] = []
-    if columns.label and columns.wants_labels:
-        labels = [_find(name, "label", column, names, width) for column in columns.label]
-    elif columns.wants_labels and names is not None:
-        labels = [i for i, column in enumerate(names) if column.strip().lower() in _LABEL_NAMES]
-        if len(labels) > 1 and columns.features is None:
-            found = ", ".join(names[i] for i in labels)
-            raise DataError(f"{name}: {len(labels)} label columns ({found}); choose one with label")
-        labels = labels[:1] if columns.features is None else [
-            i for i in labels if names[i] not in columns.features
-        ][:1]  # fmt: skip
+    labels = _find_labels(name, names, width, columns)
     if columns.features is not None and names is not None and len(set(names)) == len(names):
         missing = [column for column in columns.features if column not in names]
         if missing:
@@ -76,6 +66,28 @@ def choose(name: str, names: list[str] | None, width: int, columns: Columns) -> 
         return Choice([names.index(column) for column in columns.features], labels, names)
     left_out = {*labels, *(_find(name, "drop", column, names, width) for column in columns.drop)}
     return Choice([i for i in range(width) if i not in left_out], labels, names)
+
+
+def _find_labels(name: str, names: list[str] | None, width: int, columns: Columns) -> list[int]:
+    """The numbers of the columns of labels, of which several are one-hot."""
+    if not columns.wants_labels:
+        return []
+    features = columns.features if names is not None else None
+    if columns.label:
+        if features is not None and names is not None and not set(columns.label) <= set(names):
+            return []  # rows to use a model on need no labels
+        return [_find(name, "label", column, names, width) for column in columns.label]
+    if names is None:
+        return []
+    found = [i for i, column in enumerate(names) if column.strip().lower() in _LABEL_NAMES]
+    if features is not None:
+        found = [i for i in found if names[i] not in features]
+        one_hot = [i for i, column in enumerate(names) if _ONE_HOT_NAME.fullmatch(column.strip())]
+        found = found[:1] or [i for i in one_hot if names[i] not in features]
+    elif len(found) > 1:
+        shown = ", ".join(names[i] for i in found)
+        raise DataError(f"{name}: {len(found)} label columns ({shown}); choose one with label")
+    return found
 
 
 def make_part(
@@ -101,10 +113,11 @@ def make_part(
         if len(label_columns) > 1:
             labels, source = _from_one_hot(name, np.stack(label_columns, 1), taken), f"{len(taken)} columns"
     elif names and columns.wants_labels and columns.features is None:
-        found = {i: match[2] for i, n in enumerate(names) if (match := _ONE_HOT_NAME.fullmatch(n))}
-        if len(found) > 1 and _is_one_hot(one_hot := x[:, list(found)]):
-            labels, source = np.array([*found.values()])[one_hot.argmax(axis=1)], "one-hot columns"
-            x, names = np.delete(x, list(found), axis=1), [n for i, n in enumerate(names) if i not in found]
+        found = [i for i, column in enumerate(names) if _ONE_HOT_NAME.fullmatch(column)]
+        if len(found) > 1 and _is_one_hot(x[:, found]):
+            labels = _from_one_hot(name, x[:, found], [names[i] for i in found])
+            source = f"{len(found)} columns"
+            x, names = np.delete(x, found, axis=1), [n for i, n in enumerate(names) if i not in found]
     if names is not None and not names:
         raise DataError(f"{name}: no columns of features")
     part = check_part(name, x, labels, label_source=source, notes=tuple(notes))
@@ -174,4 +187,5 @@ def _from_one_hot(name: str, x: np.ndarray, names: list[str]) -> np.ndarray:
         raise DataError(
             f"{name}: label: columns {', '.join(names[:8])} are not one-hot (one 1 per row, else 0)"
         )
-    return np.array(names)[x.argmax(axis=1)]
+    classes = [match[2] if (match := _ONE_HOT_NAME.fullmatch(column)) else column for column in names]
+    return np.array(classes)[x.argmax(axis=1)]
