@@ -38,6 +38,7 @@ from .objective import (
 )
 from .philox import STREAM_CORRUPTION, draw_seed
 from .reference import kl_penalty, l1_penalty
+from .sparse.functional import sparse_autoencoder_loss, sparse_decode, topk_encode
 from .tensors import as_rows, autocast_like_linear, reduce_rows, sum_dtype
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ __all__ = [
     "deep_contractive_encode",
     "encode",
     "reconstruction_loss",
+    "sparse_autoencoder_loss",
+    "sparse_decode",
+    "topk_encode",
 ]
 
 Layer = tuple[Tensor, "Tensor | None", str]

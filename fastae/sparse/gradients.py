@@ -1,0 +1,119 @@
+"""Gradients of the parts of a sparse objective: hand-derived where a dense matrix would arise otherwise.
+
+With entries e = (row n, latent j) of a code, g the gradient of the reconstruction and d of the entry's value,
+
+    d_e = g_n . Wd_j        dWd_j = sum_e h_e g_n        dWe_j = sum_e dz_e x_n        db_j = sum_e dz_e
+
+Second derivatives raise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import Function
+
+from ..gradients.once import first_order
+from . import bags
+from .bags import Entries
+from .reference import window
+from .specs import JumpReLU
+
+Context = Any
+
+
+class Preactivations(Function):
+    """Pre-activations z [E] that a selection found, with their gradients.
+
+    ``centred`` is x - center in the dtype of the products; x [N, D] and center [D] stand for it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        z: Tensor,
+        x: Tensor,
+        center: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        centred: Tensor,
+        *entries: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, center, weight, bias, centred, *entries)
+        return z.view_as(z)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Context, dz: Tensor) -> tuple[Tensor | None, ...]:
+        x, center, weight, bias, centred, *places = ctx.saved_tensors
+        entries = Entries(*places)
+        _, need_x, need_center, need_weight, need_bias, *_ = ctx.needs_input_grad
+        d_x = d_center = d_weight = None
+        db = bags.latent_sums(dz, entries)
+        if need_x:
+            rows = bags.decode(dz, weight, entries.latents, entries.offsets)
+            d_x = rows.view(len(rows) // max(len(x), 1), *x.shape).sum(0).to(x.dtype)
+        if need_center:
+            # one product with a vector, rather than the gradient of every row
+            d_center = -(db.to(weight.dtype) @ weight if d_x is None else d_x.sum(0)).to(center.dtype)
+        if need_weight:
+            d_weight = bags.encode_grad(dz, centred, entries, len(weight))
+        d_bias = db.to(bias.dtype) if need_bias else None
+        return None, d_x, d_center, d_weight, d_bias, None, *(None,) * len(places)
+
+
+class Decode(Function):
+    """The sum of values times decoder rows per bag, [B, Do]."""
+
+    @staticmethod
+    def forward(ctx: Context, values: Tensor, weight: Tensor, *entries: Tensor) -> Tensor:
+        ctx.save_for_backward(values, weight, *entries)
+        places = Entries(*entries)
+        return bags.decode(values, weight, places.latents, places.offsets)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight, *places = ctx.saved_tensors
+        d_values, d_weight = bags.decode_grad(grad, values, weight, Entries(*places), ctx.needs_input_grad[1])
+        return d_values.to(values.dtype), d_weight, *(None,) * len(places)
+
+
+class AtLatents(Function):
+    """The values of a vector [H] at the latents of entries, [E]; gradients are summed in a fixed order."""
+
+    @staticmethod
+    def forward(ctx: Context, vector: Tensor, *entries: Tensor) -> Tensor:
+        ctx.save_for_backward(vector, *entries)
+        return vector[Entries(*entries).latents]
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        vector, *places = ctx.saved_tensors
+        return bags.latent_sums(grad, Entries(*places)).to(vector.dtype), *(None,) * len(places)
+
+
+class Jump(Function):
+    """(z 1[z > theta], 1[z > theta]) elementwise; ``theta`` broadcasts over z as rows or is of its shape."""
+
+    @staticmethod
+    def forward(ctx: Context, z: Tensor, threshold: Tensor, rule: JumpReLU) -> tuple[Tensor, Tensor]:
+        ctx.rule = rule
+        ctx.save_for_backward(z, threshold)
+        active = (z > threshold).to(z.dtype)
+        return z * active, active
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Context, d_code: Tensor, d_active: Tensor) -> tuple[Tensor | None, ...]:
+        z, threshold = ctx.saved_tensors
+        rule: JumpReLU = ctx.rule
+        slope = window((z - threshold) / rule.bandwidth, rule.kernel) / rule.bandwidth
+        slope.mul_(d_code * threshold + d_active)
+        d_z = (z > threshold) * d_code
+        if rule.to_input:
+            d_z += slope
+        d_threshold = -(slope if threshold.shape == z.shape else slope.sum(0))
+        return d_z, d_threshold.to(threshold.dtype), None

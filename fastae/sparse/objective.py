@@ -1,0 +1,300 @@
+"""The objective of a sparse autoencoder, assembled from its parts without an [N, H] matrix.
+
+A selection finds the entries of the code; :mod:`.gradients` gives them their gradients. Entries of all
+prefixes (Matryoshka) and of dead latents (AuxK) are further levels of one code, so that every weight has one
+gradient. Codes with many entries run over dense blocks instead (:mod:`.streamed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..tensors import sum_dtype
+from .bags import Entries, entries_of, fixed_offsets
+from .code import SparseAutoencoderLoss, SparseCode, bags_of
+from .gradients import AtLatents, Decode, Preactivations
+from .options import SparseObjective
+from .selection import batch_entries, entries_above, top_entries
+from .specs import AuxK, BatchTopK, Gated, JumpReLU, Sparsity, TopK
+from .streamed import Plan, Streamed, Vectors, activate
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_SPARSE_BELOW = 0.05  # share of entries below which a threshold's code is handled entry by entry
+
+
+def opaque(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function between torch.compile's graphs: the number of entries depends on data."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+
+
+class Weights(NamedTuple):
+    """The parameters of a sparse autoencoder, in the dtypes of the products."""
+
+    weight: Tensor  # [H, D]
+    bias: Tensor | None  # [H]
+    decoder_weight: Tensor  # [H, Do]
+    decoder_bias: Tensor | None  # [Do]
+    skip: Tensor | None  # [Do, D]
+    vectors: Vectors
+
+    @property
+    def latents(self) -> int:
+        return len(self.weight)
+
+
+class Outcome(NamedTuple):
+    """A loss, the code where it was asked for, and which latents are active anywhere (bool [H])."""
+
+    loss: SparseAutoencoderLoss
+    code: SparseCode | None
+    fired: Tensor
+    least: Tensor  # the least value that a selection kept, a scalar; 0 without entries
+
+
+class Parts(NamedTuple):
+    """What a code contributes to the objective."""
+
+    prefixes: Tensor  # [G, N, Do]: the part of the reconstruction by each prefix's own latents
+    dead: Tensor | None  # [N, Do]: the residual's estimate by dead latents
+    gates: Tensor | None  # [N, Do]: the reconstruction by gates alone
+    l1: Tensor | None  # [N]
+    l0: Tensor | None  # [N]
+    fired: Tensor  # bool [H]
+    code: SparseCode | None
+    least: Tensor
+
+
+def select(rule: Sparsity, x: Tensor, w: Weights, most: int | None = None) -> tuple[Tensor, ...] | None:
+    """Pre-activations [E] and latents [E] of the entries that a rule may keep, and offsets [N + 1].
+
+    Gradients of thresholds need entries just below them, too. ``None`` where a threshold is passed by more
+    than ``most`` entries.
+    """
+    weight, bias, vectors = w.weight.detach(), w.bias, w.vectors
+    if isinstance(rule, TopK):
+        z, latents = top_entries(x, weight, bias, rule.k)
+        return z.flatten(), latents.flatten(), fixed_offsets(len(x), rule.k, x.device)
+    if isinstance(rule, BatchTopK) and vectors.threshold is None:
+        return batch_entries(x, weight, bias, int(rule.k * len(x)))
+    bound = torch.zeros((), dtype=sum_dtype(weight.dtype), device=x.device)
+    if isinstance(rule, BatchTopK) and vectors.threshold is not None:
+        bound = vectors.threshold.clamp_min(0.0)
+    elif isinstance(rule, JumpReLU) and vectors.threshold is not None:
+        bound = vectors.threshold - rule.reach
+    elif isinstance(rule, Gated) and vectors.gate_bias is not None:
+        bound = -vectors.gate_bias
+    return entries_above(x, weight, bias, bound.detach(), most)
+
+
+@opaque
+def evaluate(
+    o: SparseObjective, w: Weights, x: Tensor, target: Tensor, dead: Tensor | None, want_code: bool
+) -> Outcome:
+    """The objective on rows x [N, D] with targets [N, Do]; ``dead`` (bool [H]) with AuxK."""
+    center = w.decoder_bias if o.center else None
+    centred = (x if center is None else x - center).detach().to(w.weight.dtype)
+    ends = (w.latents,) if o.matryoshka is None else o.matryoshka.widths
+    norms = torch.linalg.vector_norm(w.decoder_weight, dim=1) if o.l1 else None
+    dead_latents = None
+    if o.auxk is not None and dead is not None:
+        dead_latents = dead.nonzero().flatten()
+
+    with torch.no_grad():
+        most = None if o.activation.selects else int(_SPARSE_BELOW * len(x) * w.latents)
+        found = select(o.activation, centred, w, most)
+    if found is None:
+        parts = _streamed_parts(o, w, x, center, centred, ends, norms, dead_latents)
+        if want_code:
+            parts = parts._replace(code=encode(o.activation, w, x, center))
+    else:
+        parts = _sparse_parts(o, w, x, center, centred, found, ends, norms, dead_latents)
+    return Outcome(_loss(o, w, x, target, parts, dead_latents), parts.code, parts.fired, parts.least)
+
+
+@opaque
+def encode(rule: Sparsity, w: Weights, x: Tensor, center: Tensor | None) -> SparseCode:
+    """The code of rows x [N, D], with its gradients."""
+    centred = (x if center is None else x - center).detach().to(w.weight.dtype)
+    with torch.no_grad():
+        found = select(rule, centred, w)
+    assert found is not None
+    z, latents, offsets = found
+    entries = entries_of(latents, offsets, w.latents)
+    z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, *entries)
+    h = activate(rule, z, w.vectors, lambda v: AtLatents.apply(v, *entries))
+    return _code(rule, h.code, latents, offsets, w.weight.dtype)
+
+
+def _code(rule: Sparsity, values: Tensor, latents: Tensor, offsets: Tensor, dtype: torch.dtype) -> SparseCode:
+    """A rule's code from entries in order of rows; entries of a threshold that are 0 are left out."""
+    values = values.to(dtype)
+    if isinstance(rule, TopK):
+        shape = len(offsets) - 1, rule.k
+        return SparseCode(values.view(shape), latents.view(shape))
+    if not rule.selects:
+        kept = values > 0
+        counts = torch.zeros(len(offsets) - 1, dtype=torch.int64, device=offsets.device)
+        counts.index_add_(0, bags_of(offsets, len(latents)), kept.long())
+        offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+        values, latents = values[kept], latents[kept]
+    return SparseCode(values, latents, offsets)
+
+
+def _sparse_parts(
+    o: SparseObjective, w: Weights, x: Tensor, center: Tensor | None, centred: Tensor,
+    found: tuple[Tensor, ...], ends: tuple[int, ...], norms: Tensor | None, dead_latents: Tensor | None,
+) -> Parts:  # fmt: skip
+    z, latents, offsets = found
+    rows, number = len(x), len(z)
+    by_row = None
+    if len(ends) > 1:
+        z, latents, offsets, by_row = _by_prefix(z, latents, offsets, ends)
+    if dead_latents is not None and o.auxk is not None:
+        a_z, a_latents, a_offsets = _dead_entries(o, w, centred, dead_latents)
+        z, latents = torch.cat((z, a_z)), torch.cat((latents, a_latents))
+        offsets = torch.cat((offsets, a_offsets[1:] + number))
+    entries = entries_of(latents, offsets, w.latents)
+
+    def at(vector: Tensor) -> Tensor:
+        return AtLatents.apply(vector, *entries)[:number]
+
+    z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, *entries)
+    h = activate(o.activation, z[:number], w.vectors, at)
+    values = h.code
+    if dead_latents is not None and o.auxk is not None:
+        values = torch.cat((values, _dead_values(o, w, z, number, entries)))
+    levels = Decode.apply(values, w.decoder_weight, *entries)
+    levels = levels.view(len(ends) + (dead_latents is not None), rows, w.decoder_weight.shape[1])
+
+    def row_sums(values: Tensor) -> Tensor:
+        return values.new_zeros(rows).index_add(0, entries.bags[:number] % max(rows, 1), values)
+
+    gates = None
+    if h.gate is not None:
+        own = entries_of(latents[:number], offsets[: len(ends) * rows + 1], w.latents)
+        gates = Decode.apply(h.gate, w.decoder_weight.detach(), *own)
+        gates = gates.view(len(ends), *levels.shape[1:]).sum(0)
+    with torch.no_grad():
+        fired = torch.zeros(w.latents, dtype=torch.bool, device=x.device)
+        fired[latents[:number][h.code > 0]] = True
+        least = h.code.detach().min() if number else h.code.new_zeros(())
+    code = h.code if by_row is None else h.code[by_row]
+    return Parts(
+        levels[: len(ends)],
+        levels[-1] if dead_latents is not None else None,
+        gates,
+        None if norms is None else row_sums((h.code if h.gate is None else h.gate) * at(norms)),
+        row_sums(h.active) if o.l0 and h.active is not None else None,
+        fired,
+        _code(o.activation, code, found[1], found[2], w.weight.dtype),
+        least,
+    )
+
+
+def _streamed_parts(
+    o: SparseObjective, w: Weights, x: Tensor, center: Tensor | None, centred: Tensor,
+    ends: tuple[int, ...], norms: Tensor | None, dead_latents: Tensor | None,
+) -> Parts:  # fmt: skip
+    plan = Plan(o.activation, ends, norms is not None, o.l0 != 0.0)
+    prefixes, gates, l1, l0, fired = Streamed.apply(
+        x, center, centred, w.weight, w.bias, w.decoder_weight, norms, plan, *w.vectors
+    )
+    dead = None
+    if dead_latents is not None:
+        z, latents, offsets = _dead_entries(o, w, centred, dead_latents)
+        entries = entries_of(latents, offsets, w.latents)
+        z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, *entries)
+        dead = Decode.apply(_dead_values(o, w, z, 0, entries), w.decoder_weight, *entries)
+    return Parts(prefixes, dead, gates, l1, l0, fired, None, prefixes.new_zeros(()))
+
+
+def _by_prefix(
+    z: Tensor, latents: Tensor, offsets: Tensor, ends: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The entries in order of the prefixes that begin to hold them, then of rows; and the way back."""
+    rows = len(offsets) - 1
+    prefix = torch.searchsorted(torch.tensor(ends, device=z.device), latents, right=True)
+    bags, order = (prefix * rows + bags_of(offsets, len(z))).sort(stable=True)
+    offsets = torch.searchsorted(bags, torch.arange(len(ends) * rows + 1, device=z.device))
+    return z[order], latents[order], offsets, order.argsort()
+
+
+def _dead_entries(
+    o: SparseObjective, w: Weights, centred: Tensor, dead_latents: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pre-activations and latents of the largest dead entries per row, and their offsets."""
+    assert o.auxk is not None
+    k = min(o.auxk.width(w.decoder_weight.shape[1]), len(dead_latents))
+    offsets = fixed_offsets(len(centred), k, centred.device)
+    if not k:
+        return centred.new_zeros(0, dtype=sum_dtype(centred.dtype)), dead_latents, offsets
+    with torch.no_grad():
+        bias = w.bias if w.vectors.gate_bias is None else w.vectors.gate_bias
+        z, latents = top_entries(centred, w.weight.detach(), bias, k, dead_latents)
+        if w.vectors.gate_bias is not None:
+            z = z - w.vectors.gate_bias[latents]
+    return z.flatten(), latents.flatten(), offsets
+
+
+def _dead_values(o: SparseObjective, w: Weights, z: Tensor, first: int, entries: Entries) -> Tensor:
+    """The values of the dead entries z[first:]."""
+    assert o.auxk is not None
+    own = z[first:]
+    if w.vectors.gate_bias is not None:
+        own = own + AtLatents.apply(w.vectors.gate_bias, *entries)[first:]
+    return own.relu() if o.auxk.relu else own
+
+
+def _loss(
+    o: SparseObjective, w: Weights, x: Tensor, target: Tensor, parts: Parts, dead_latents: Tensor | None
+) -> SparseAutoencoderLoss:
+    wide = sum_dtype(parts.prefixes.dtype)
+    t = target.to(wide)
+    offset = t.new_zeros(()) if w.decoder_bias is None else w.decoder_bias.to(wide)
+    if w.skip is not None:
+        offset = offset + F.linear(x.to(w.skip.dtype), w.skip).to(wide)
+    prefixes = parts.prefixes.to(wide)
+    if len(prefixes) > 1:
+        prefixes = prefixes.cumsum(0)
+    errors = prefixes + (offset - t)
+    each = errors.square().sum(2).mean(1)
+    total = reconstruction = each[-1]
+    terms: dict[str, Tensor] = {}
+    if o.matryoshka is not None:
+        total = terms["matryoshka"] = each @ each.new_tensor(o.matryoshka.factors)
+    if o.auxk is not None and dead_latents is not None and parts.dead is not None:
+        residual = -errors[-1].detach()
+        terms["auxk"] = _auxk(o.auxk, parts.dead.to(wide), residual, t, len(dead_latents))
+        total = total + o.auxk.weight * terms["auxk"]
+    if parts.l1 is not None:
+        terms["l1"] = parts.l1.mean()
+        total = total + o.l1 * terms["l1"]
+    if parts.gates is not None:
+        terms["gate"] = (parts.gates.to(wide) + (offset.detach() - t)).square().sum(1).mean()
+        total = total + terms["gate"]
+    if parts.l0 is not None:
+        l0 = parts.l0
+        terms["l0"] = l0.mean() if o.l0_target is None else (l0 / o.l0_target - 1.0).square().mean()
+        total = total + o.l0 * terms["l0"]
+    return SparseAutoencoderLoss(total, reconstruction, **terms)
+
+
+def _auxk(a: AuxK, estimate: Tensor, residual: Tensor, target: Tensor, dead: int) -> Tensor:
+    """The auxiliary loss; see :func:`fastae.sparse.reference.auxk_loss`."""
+    if not dead:
+        return estimate.sum() * 0.0
+    value = (estimate - residual).square().sum(1).mean()
+    if a.ramp:
+        value = value * min(dead / a.width(target.shape[1]), 1.0)
+    if a.normalize == "none":
+        return value
+    spread = (residual if a.normalize == "residual" else target).detach()
+    variance = (spread - spread.mean(0)).square().sum(1).mean()
+    return value * torch.where(variance > 0, 1.0 / variance, 0.0)

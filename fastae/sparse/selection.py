@@ -1,0 +1,238 @@
+"""Selection of the entries of a code, without the [N, H] matrix they are chosen from.
+
+A tile of pre-activations z = x W^T + b is computed, compared with a bound that the entries to keep are known
+to reach, and overwritten by the next one. Eight comparisons are read at once as one integer, so that a tile
+costs little more than its product. Results are exact for every input: NaN counts as the largest value, and
+ties go to the lower row, then to the lower latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..tensors import sum_dtype
+
+_TILE = 1 << 22  # entries: larger tiles make better products, smaller ones stay closer to the cache
+_TILE_ROWS = 1024
+_GROUP = 32
+_EIGHT = 0x0101010101010101  # eight comparisons that all hold
+
+
+class Tile(NamedTuple):
+    """Pre-activations of some rows and latents."""
+
+    rows: slice
+    first: int  # latent
+    z: Tensor  # [n, w], overwritten by the next tile
+
+
+class Hits(NamedTuple):
+    """Entries found in a tile, by row and then by column."""
+
+    values: Tensor  # [E]
+    rows: Tensor  # [E]
+    latents: Tensor  # [E]
+
+
+def tiles(
+    x: Tensor, weight: Tensor, bias: Tensor | None, subset: Tensor | None = None, least: int = 1
+) -> Iterator[Tile]:
+    """The tiles of x W^T + b, in the dtype of sums: all columns of some rows, then the next rows.
+
+    Args:
+        x: [N, D].
+        weight, bias: [H, D] and [H].
+        subset: the latents [L] that count, rising; all of them by default. Columns then go by place in it.
+        least: columns of the first tile of a row, at the least.
+    """
+    wide = sum_dtype(x.dtype)
+    columns = len(weight) if subset is None else len(subset)
+    height = max(1, min(len(x), _TILE_ROWS))
+    width = min(max(_TILE // height, least), columns)
+    buffer = torch.empty(height * width, dtype=wide)
+    for low in range(0, len(x), height):
+        rows = slice(low, min(low + height, len(x)))
+        block = x[rows].to(wide)
+        for first in range(0, columns, width):
+            part = slice(first, min(first + width, columns))
+            kept = part if subset is None else subset[part]
+            w = weight[kept].to(wide)
+            z = buffer[: len(block) * len(w)].view(len(block), len(w))
+            if bias is None:
+                torch.mm(block, w.t(), out=z)
+            else:
+                torch.addmm(bias[kept].to(wide), block, w.t(), out=z)
+            yield Tile(rows, first, z)
+
+
+def reaching(z: Tensor, bound: Tensor, scratch: Tensor, *, strictly: bool = False) -> tuple[Tensor, ...]:
+    """(row, column, value) of the entries of z [n, w] that reach (or exceed) ``bound``, or are NaN.
+
+    In order of rows, then of columns. ``bound`` broadcasts over z; ``scratch`` holds n (w + 7) booleans.
+    """
+    below = torch.le if strictly else torch.lt
+    rows, columns = z.shape
+    padded = -(-columns // 8) * 8
+    mask = scratch[: rows * padded].view(rows, padded)
+    mask[:, columns:] = True
+    below(z, bound, out=mask[:, :columns])
+    row, eight = (mask.view(torch.int64) != _EIGHT).nonzero(as_tuple=True)
+    hit, place = (~mask.view(rows, -1, 8)[row, eight]).nonzero(as_tuple=True)
+    row, column = row[hit], eight[hit] * 8 + place
+    return row, column, z[row, column]
+
+
+def row_bound(z: Tensor, k: int) -> Tensor:
+    """A lower bound [n, 1] of the k-th largest entry per row: that of the maxima of k groups or more."""
+    columns = z.shape[1]
+    group = max(1, min(_GROUP, columns // k))
+    maxima = z
+    if group > 1:
+        maxima = z[:, : columns // group * group].view(len(z), group, columns // group).amax(1)
+    return maxima.topk(k, dim=1).values[:, -1:]
+
+
+def top_entries(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, subset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations per row, high to low, and their latents, both [N, k].
+
+    ``k`` is at most the number of latents, or of those in ``subset`` ([L], rising).
+    """
+    values = torch.empty(len(x), k, dtype=sum_dtype(x.dtype))
+    latents = torch.empty(len(x), k, dtype=torch.int64)
+    best = place = scratch = values  # bound by the first tile of each row
+    for rows, first, z in tiles(x, weight, bias, subset, k):
+        fresh = first == 0
+        if scratch is values or len(scratch) < len(z) * (z.shape[1] + 7):
+            scratch = torch.empty(len(z) * (z.shape[1] + 7), dtype=torch.bool)
+        row, column, value = reaching(z, row_bound(z, k) if fresh else best[:, -1:], scratch)
+        counts = torch.bincount(row, minlength=len(z))
+        slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        # those kept before come first, and the rest by column: a stable sort breaks ties by latent
+        kept = 0 if fresh else k
+        width = kept + (int(counts.max()) if len(row) else 0)
+        candidates = torch.full((len(z), width), -torch.inf, dtype=z.dtype)
+        places = torch.zeros(len(z), width, dtype=torch.int64)
+        if not fresh:
+            candidates[:, :k], places[:, :k] = best, place
+        candidates[row, slot + kept] = value
+        places[row, slot + kept] = column + first
+        ordered, order = candidates.sort(dim=1, descending=True, stable=True)
+        best, place = ordered[:, :k], places.gather(1, order[:, :k])
+        values[rows], latents[rows] = best, place
+    return values, latents if subset is None else subset[latents]
+
+
+class LargestOfAll:
+    """The ``number`` largest positive entries of all tiles that :meth:`add` sees."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._hits: list[Hits] = []
+        self._held = 0
+        self._bound: Tensor | None = None
+
+    def add(self, tile: Tile, first_row: int = 0) -> None:
+        z = tile.z
+        if self._bound is None:
+            self._bound = z.new_zeros(())
+            columns = z.shape[1] // _GROUP
+            if columns * len(z) >= self.number:
+                maxima = z[:, : columns * _GROUP].view(len(z), _GROUP, columns).amax(1).flatten()
+                self._bound = maxima.topk(self.number).values[-1].clamp_min_(0.0)
+        scratch = torch.empty(len(z) * (z.shape[1] + 7), dtype=torch.bool)
+        # a bound of 0 is passed by positive entries only
+        row, column, value = reaching(z, self._bound, scratch, strictly=not self._bound > 0.0)
+        self._hits.append(Hits(value, row + (tile.rows.start + first_row), column + tile.first))
+        self._held += len(value)
+        if self._held > 2 * self.number:
+            self._cut()
+
+    def _cut(self) -> None:
+        """Drop what is certainly too small; where ties are too many to hold, what comes after them too."""
+        hits = Hits(*(torch.cat(parts) for parts in zip(*self._hits, strict=True)))
+        self._bound = hits.values.topk(self.number).values[-1]
+        reach = ~(hits.values < self._bound)
+        hits = Hits(*(part[reach] for part in hits))
+        if len(hits.values) > 2 * self.number:
+            hits = self._first(hits)
+        self._hits, self._held = [hits], len(hits.values)
+
+    def _first(self, hits: Hits) -> Hits:
+        """The ``number`` largest, ties by row and then by latent; in order of rows and latents."""
+        by_place = (hits.rows * (1 << 32) + hits.latents).argsort()
+        by_value = hits.values[by_place].sort(descending=True, stable=True).indices
+        kept = by_place[by_value[: self.number].sort().values]
+        return Hits(*(part[kept] for part in hits))
+
+    def result(self) -> Hits:
+        """The entries in order of rows, then of latents; fewer than ``number`` where fewer are positive."""
+        return self._first(Hits(*(torch.cat(parts) for parts in zip(*self._hits, strict=True))))
+
+
+def batch_entries(
+    x: Tensor, weight: Tensor, bias: Tensor | None, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``number`` largest relu(z) of all rows: values and latents [number], and offsets [N + 1].
+
+    Where fewer are positive, the last row is filled up with entries of value 0.
+    """
+    largest = LargestOfAll(number)
+    if number:
+        for tile in tiles(x, weight, bias):
+            largest.add(tile)
+    hits = largest.result() if number else Hits(*_no_entries(x))
+    missing = number - len(hits.values)
+    counts = torch.bincount(hits.rows, minlength=len(x))
+    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    if missing:
+        offsets[-1] += missing
+        hits = Hits(*(torch.cat((part, part.new_zeros(missing))) for part in hits))
+    return hits.values, hits.latents, offsets
+
+
+def _no_entries(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    none = torch.empty(0, dtype=torch.int64)
+    return none.to(sum_dtype(x.dtype)), none, none
+
+
+def entries_above(
+    x: Tensor, weight: Tensor, bias: Tensor | None, bound: Tensor, most: int | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The entries z > bound (a scalar or [H]): values and latents [E], and offsets [N + 1].
+
+    Returns:
+        ``None`` as soon as there are more than ``most`` entries, or would be by the density of those seen.
+    """
+    hits: list[Hits] = []
+    counts: list[Tensor] = []
+    held, seen, everything = 0, 0, len(x) * len(weight)
+    for tile in tiles(x, weight, bias):
+        n, w = tile.z.shape
+        part = bound if bound.dim() == 0 else bound[tile.first : tile.first + w]
+        scratch = torch.empty(n * (w + 7), dtype=torch.bool)
+        row, column, value = reaching(tile.z, part.to(tile.z.dtype), scratch, strictly=True)
+        hits.append(Hits(value, row + tile.rows.start, column + tile.first))
+        counts.append(torch.bincount(hits[-1].rows, minlength=len(x)))
+        held, seen = held + len(value), seen + n * w
+        if most is not None and max(held, held * everything // max(seen, 1) // 2) > most:
+            return None
+    if not hits:
+        values, latents, _ = _no_entries(x)
+        return values, latents, torch.zeros(len(x) + 1, dtype=torch.int64)
+    per_tile = torch.stack(counts)  # [tiles, N]
+    total = per_tile.sum(0)
+    offsets = torch.cat((total.new_zeros(1), total.cumsum(0)))
+    values, latents = torch.empty(held, dtype=hits[0].values.dtype), torch.empty(held, dtype=torch.int64)
+    start = offsets[:-1].clone()
+    for found, count in zip(hits, counts, strict=True):
+        rank = torch.arange(len(found.rows)) - (count.cumsum(0) - count)[found.rows]
+        slot = start[found.rows] + rank
+        values[slot], latents[slot] = found.values, found.latents
+        start += count
+    return values, latents, offsets
