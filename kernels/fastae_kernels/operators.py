@@ -7,7 +7,7 @@ Results that were not asked for are ``None``. A scale is a scalar tensor or one 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 from typing import Any
 
 import torch
@@ -39,25 +39,29 @@ def _float(like: Tensor, *shape: int) -> Tensor:
     return _empty(like, *shape, dtype=torch.float32)
 
 
+def _strides(matrix: Tensor | None) -> tuple[int | None, int | None]:
+    """Strides as kernels take them: ``None`` where the matrix is contiguous."""
+    if matrix is None or matrix.is_contiguous():
+        return None, None
+    return matrix.stride(0), matrix.stride(1)
+
+
+def _unit(size: int) -> int:
+    """The power of two up to 8 that divides ``size``; 1 for multiples of 16, which Triton sees by itself."""
+    return 1 if size % 16 == 0 else math.gcd(size, 8)
+
+
+def _blocks(size: int, block: int) -> int:
+    return -(-size // block)
+
+
 def _pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Plan) -> None:
     """One elementwise pass over ``source``, which has the shape of ``out``, one of the outputs."""
     M, N = out.shape
-    config = plan.elementwise
-    strides = (0, 0) if source is None else source.stride()
-    launch(
-        elementwise,
-        -(-M // config.block_m) * -(-N // config.block_n),
-        out.device,
-        source,
-        *strides,
-        M,
-        N,
-        epilogue,
-        args,
-        config.block_m,
-        config.block_n,
-        num_warps=config.warps,
-    )
+    BM, BN, warps = plan.elementwise.block_m, plan.elementwise.block_n, plan.elementwise.warps
+    arguments = source, *_strides(source), M, N, epilogue, args
+    options = {"BM": BM, "BN": BN, "UNIT": _unit(N), "num_warps": warps}
+    launch(elementwise, _blocks(M, BM) * _blocks(N, BN), out.device, *arguments, **options)
 
 
 def _aligned(operand: Tensor) -> bool:
@@ -76,12 +80,11 @@ def _all_aligned(*operands: Tensor | None) -> bool:
     return all(_aligned(operand) for operand in operands if operand is not None)
 
 
-def _descriptor(operand: Tensor, rows: int, columns: int) -> tuple[TensorDescriptor, bool]:
-    """A descriptor of an aligned operand in blocks, and whether it is of the transpose."""
-    transposed = operand.stride(1) != 1
-    if transposed:
-        operand, rows, columns = operand.t(), columns, rows
-    return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), [rows, columns]), transposed
+def _descriptor(operand: Tensor, block: tuple[int, int]) -> TensorDescriptor:
+    """A descriptor of an aligned operand in blocks, or of its transpose where columns are contiguous."""
+    if operand.stride(1) != 1:
+        operand, block = operand.t(), (block[1], block[0])
+    return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), list(block))
 
 
 def _plan(operator: str, a: Tensor, b: Tensor, *others: Tensor | None, heavy: bool = False) -> Plan:
@@ -101,8 +104,7 @@ def _plan(operator: str, a: Tensor, b: Tensor, *others: Tensor | None, heavy: bo
 
 def _pass_plan(operator: str, x: Tensor) -> Plan:
     """The plan of a pass without a product."""
-    plan = make_plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
-    return plan if plan.strategy == "split" else replace(plan, strategy="split")
+    return make_plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
 
 
 def _fused(
@@ -117,27 +119,23 @@ def _fused(
     aligned: bool | None = None,
 ) -> None:
     """The epilogue of a b + scale2 a2 b2. ``aligned`` is what the plan found of these very operands."""
-    M, K = a.shape
-    N = b.shape[1]
-    operands = [a, b] + ([a2, b2] if a2 is not None and b2 is not None else [])
+    (M, K), N = a.shape, b.shape[1]
+    operands = [a, b] if a2 is None or b2 is None else [a, b, a2, b2]
+    if aligned is None:
+        aligned = _all_aligned(*operands)
+    tma = config.tma and aligned
+    transposed = [operand.stride(1) != 1 for operand in operands]
+    strides = [0 if tma else stride for operand in operands for stride in operand.stride()]
     shapes = [(config.block_m, config.block_k), (config.block_k, config.block_n)] * 2
-    strides = [stride for operand in operands for stride in operand.stride()]
-    tma = config.tma and (_all_aligned(*operands) if aligned is None else aligned)
-    transposed = [False] * 4
-    if tma:
-        pairs = [_descriptor(operand, *shape) for operand, shape in zip(operands, shapes, strict=False)]
-        operands = [descriptor for descriptor, _ in pairs]
-        transposed = [flipped for _, flipped in pairs] + transposed
-        strides = [0] * len(strides)  # unused: one kernel for all
-    dual = len(operands) == 4
-    target = target_of(a.device)
-    tiles = -(-M // config.block_m) * -(-N // config.block_n)
+    dual, target = len(operands) == 4, target_of(a.device)
+    none = [] if dual else [None, None]
+    tiles = _blocks(M, config.block_m) * _blocks(N, config.block_n)
     launch(
         gemm,
         min(tiles, target.multiprocessors) if config.persistent else tiles,
         a.device,
-        *operands,
-        *([] if dual else [None, None]),
+        *(map(_descriptor, operands, shapes) if tma else operands),
+        *none,
         scale2,
         M,
         N,
@@ -146,15 +144,22 @@ def _fused(
         *([] if dual else [0] * 4),
         epilogue,
         args,
-        config.block_m,
-        config.block_n,
-        config.block_k,
-        config.group,
-        config.subtiles,
-        precision(a.dtype, target),
-        tma,
-        *transposed[:4],
-        config.persistent and tma and not dual,
+        BM=config.block_m,
+        BN=config.block_n,
+        BK=config.block_k,
+        GROUP=config.group,
+        SUBTILES=config.subtiles,
+        PRECISION=precision(a.dtype, target),
+        TMA=tma,
+        A_TRANSPOSED=transposed[0],
+        B_TRANSPOSED=transposed[1],
+        A2_TRANSPOSED=dual and transposed[2],
+        B2_TRANSPOSED=dual and transposed[3],
+        FLATTEN=config.persistent and tma and not dual,
+        M_UNIT=1 if tma else _unit(M),  # descriptors have their own sizes
+        N_UNIT=_unit(N),
+        K_UNIT=1 if tma else _unit(K),
+        STRIDE_UNIT=16 // a.element_size() if aligned and not tma else 1,
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -268,7 +273,8 @@ def squared_norms(weight: Tensor) -> Tensor:
     H, D = weight.shape
     out = _float(weight, H)
     BM, BN = (4, 512) if weight.stride(1) == 1 else (128, 16)
-    launch(reductions.squared_norms, -(-H // BM), weight.device, weight, out, H, D, *weight.stride(), BM, BN)
+    arguments = weight, out, H, D, *_strides(weight), BM, BN, _unit(D)
+    launch(reductions.squared_norms, _blocks(H, BM), weight.device, *arguments)
     return out
 
 
@@ -434,8 +440,8 @@ def weight_grad(
     args = epilogues.WeightGradient(
         scale=scale,
         weight=weight,
-        weight_stride_m=0 if weight is None else weight.stride(0),
-        weight_stride_n=0 if weight is None else weight.stride(1),
+        weight_stride_m=_strides(weight)[0],
+        weight_stride_n=_strides(weight)[1],
         u=_vector(u),
         out=out,
     )
@@ -484,8 +490,8 @@ def _decode_arguments(
         **ACTIVATIONS[output_activation].functions,
         bias=_vector(bias),
         target=target,
-        target_stride_m=target.stride(0),
-        target_stride_n=target.stride(1),
+        target_stride_m=_strides(target)[0],
+        target_stride_n=_strides(target)[1],
         **_mask_fields(mask),
         corrupted=corrupted,
         clean=clean,

@@ -20,6 +20,8 @@ OPERATORS = (
     "decode_loss bce tied",
     "code_grad tied",
     "weight_grad tied",
+    "encode 1000",
+    "encode 500",
     "corrupt masking",
 )
 
@@ -59,7 +61,7 @@ def test_every_kernel_compiles_without_problems(compiled: dict[str, Any]):
 @pytest.mark.slow
 def test_products_run_on_matrix_units_with_wide_pipelined_loads(compiled: dict[str, Any]):
     products = [row for row in compiled["rows"] if row["kernel"] == "gemm"]
-    for operator in OPERATORS[:4]:
+    for operator in OPERATORS[:-1]:
         own = [row for row in products if row["operator"] == operator]
         assert len(own) >= 2, f"{operator}: no choice of tiles"
         assert len({row["configuration"] for row in own}) == len(own)
@@ -73,7 +75,17 @@ def test_products_run_on_matrix_units_with_wide_pipelined_loads(compiled: dict[s
 def test_passes_load_16_bytes_at_a_time(compiled: dict[str, Any]):
     passes = [row for row in compiled["rows"] if row["kernel"] == "elementwise"]
     assert {row["operator"] for row in passes} >= {"corrupt masking", "encode contractive", "code_grad tied"}
-    assert all(row["loads"] == "16 B" for row in passes), passes
+    assert all(row["loads"] == ("8 B" if row["operator"] == "encode 500" else "16 B") for row in passes), (
+        passes
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", aot.STORES)
+def test_codes_of_any_even_width_are_stored_in_wide_pieces(units: int, compiled: dict[str, Any]):
+    rows = [row for row in compiled["rows"] if row["operator"] == f"encode {units}"]
+    assert {row["kernel"] for row in rows} == {"gemm", "elementwise"}
+    assert {row["stores"] for row in rows} == {aot.STORES[units]}
 
 
 # --- what is refused ------------------------------------------------------------------------------------
@@ -119,7 +131,7 @@ def test_kernels_imported_for_the_interpreter_do_not_compile():
 # --- the verdict ----------------------------------------------------------------------------------------
 
 GOOD = aot.Row(
-    "cuda:90", "encode", "gemm", "float16", "64x64x64", 88, 0, 0, 81_960, "wgmma", "tma", True, 0.4
+    "cuda:90", "encode", "gemm", "float16", "64x64x64", 88, 0, 0, 81_960, "wgmma", "tma", "16 B", True, 0.4
 )
 
 
@@ -151,6 +163,13 @@ def test_products_of_16_bits_off_the_matrix_units_are_problems(target: str, foun
         assert problems == []
     else:
         assert len(problems) == 1 and f"no {wanted}, but {found}" in problems[0] and target in problems[0]
+
+
+def test_narrow_stores_are_problems_where_rows_allow_wide_ones():
+    narrow = replace(GOOD, operator="encode 1000", stores="4 B")
+    assert aot.problems([narrow, replace(narrow, operator="encode"), replace(narrow, dtype="float32")]) == [
+        "cuda:90 encode 1000 (gemm, float16, 64x64x64): stores of 4 B, not of 16 B"
+    ]
 
 
 def test_a_row_may_have_two_problems():

@@ -156,9 +156,9 @@ def test_rows_that_are_scaled_lie_anew(scaled: bool, looked_at, monkeypatch):
     descriptors: list[Tensor] = []
     describe = operators._descriptor
 
-    def recording(operand: Tensor, rows: int, columns: int):
+    def recording(operand: Tensor, block: tuple[int, int]):
         descriptors.append(operand)
-        return describe(operand, rows, columns)
+        return describe(operand, block)
 
     monkeypatch.setattr(operators, "_descriptor", recording)
     a, b = padded(20, 13, 0), padded(20, 27, 1)

@@ -1,18 +1,23 @@
-"""One pass over a matrix with an epilogue: what a product by a library, or no product, comes before."""
+"""One pass over a matrix with an epilogue, after a library's product or without one."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .tiles import load_strided_tile, tile_indices
+from .tiles import load_strided_tile, multiple_of, tile_indices
 
 
 @triton.jit
 def elementwise(
-    source, stride_m, stride_n, M, N, EPILOGUE: tl.constexpr, args, BM: tl.constexpr, BN: tl.constexpr
-):
-    """EPILOGUE of each tile of source [M, N], with any strides; source may be one of its outputs."""
+    source, stride_m, stride_n, M, N, EPILOGUE: tl.constexpr, args, BM: tl.constexpr, BN: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """EPILOGUE of each tile of source [M, N], strided or contiguous; source may be one of its outputs.
+
+    UNIT divides N.
+    """
+    N = multiple_of(N, UNIT)
     blocks_n = tl.cdiv(N, BN)
     block_m = tl.program_id(0) // blocks_n
     block_n = tl.program_id(0) % blocks_n

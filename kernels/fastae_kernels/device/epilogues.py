@@ -99,8 +99,8 @@ class DecodeLoss(NamedTuple):
     second: Any
     bias: Any  # [N]
     target: Any
-    target_stride_m: int
-    target_stride_n: int
+    target_stride_m: Any  # None where contiguous
+    target_stride_n: Any
     seed: Any
     stream: int
     threshold: int
@@ -213,8 +213,8 @@ class WeightGradient(NamedTuple):
 
     scale: Any  # one value
     weight: Any
-    weight_stride_m: int
-    weight_stride_n: int
+    weight_stride_m: Any  # None where contiguous
+    weight_stride_n: Any
     u: Any  # [M]
     out: Any
 

@@ -14,17 +14,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import inside, strided_entries
+from .tiles import inside, multiple_of, strided_entries
 
 
 @triton.jit
 def _multiply(
     acc, a, b, first_m, first_n, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-    TMA: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr,
+    TMA: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, STRIDE_UNIT: tl.constexpr,
 ):  # fmt: skip
     """acc + a b for one tile, [BM, BN]; outside the operands is zero."""
     steps = tl.cdiv(K, BK)
+    tl.assume(steps > 0)  # else a flattened loop has a second epilogue, for products of nothing
     if TMA:
         for step in tl.range(0, steps):
             first_k = step * BK
@@ -36,6 +37,14 @@ def _multiply(
         k = tl.arange(0, BK)
         row = first_m + tl.arange(0, BM)
         col = first_n + tl.arange(0, BN)
+        if A_TRANSPOSED:
+            stride_ak = multiple_of(stride_ak, STRIDE_UNIT)
+        else:
+            stride_am = multiple_of(stride_am, STRIDE_UNIT)
+        if B_TRANSPOSED:
+            stride_bn = multiple_of(stride_bn, STRIDE_UNIT)
+        else:
+            stride_bk = multiple_of(stride_bk, STRIDE_UNIT)
         a_entries = strided_entries(a, row, k, stride_am, stride_ak)
         b_entries = strided_entries(b, k, col, stride_bk, stride_bn)
         a_step = tl.cast(BK, tl.int64) * stride_ak
@@ -73,11 +82,16 @@ def gemm(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SUBTILES: tl.constexpr,
     PRECISION: tl.constexpr, TMA: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr,
     A2_TRANSPOSED: tl.constexpr, B2_TRANSPOSED: tl.constexpr, FLATTEN: tl.constexpr,
+    M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
 ):  # fmt: skip
     """EPILOGUE of each tile of a b, or of a b + scale2 a2 b2 with two products of one shape.
 
-    a [M, K], b [K, N]; scale2 is a tensor of one value or ``None`` for 1.
+    a [M, K], b [K, N], K > 0; scale2 is a tensor of one value or ``None`` for 1. An operand is transposed
+    where its columns are contiguous. The units divide M, N, K and the strides of rows (or columns).
     """
+    M = multiple_of(M, M_UNIT)
+    N = multiple_of(N, N_UNIT)
+    K = multiple_of(K, K_UNIT)
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
@@ -92,12 +106,12 @@ def gemm(
         if a2 is not None:
             acc = _multiply(
                 acc, a2, b2, first_m, first_n, M, N, K, stride_am2, stride_ak2, stride_bk2, stride_bn2,
-                BM, BN, BK, PRECISION, TMA, A2_TRANSPOSED, B2_TRANSPOSED,
+                BM, BN, BK, PRECISION, TMA, A2_TRANSPOSED, B2_TRANSPOSED, STRIDE_UNIT,
             )  # fmt: skip
             if scale2 is not None:
                 acc *= tl.load(scale2).to(tl.float32)
         acc = _multiply(
             acc, a, b, first_m, first_n, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
-            BM, BN, BK, PRECISION, TMA, A_TRANSPOSED, B_TRANSPOSED,
+            BM, BN, BK, PRECISION, TMA, A_TRANSPOSED, B_TRANSPOSED, STRIDE_UNIT,
         )  # fmt: skip
         _finish(acc, block_m, block_n, M, N, EPILOGUE, args, BM, BN, SUBTILES)

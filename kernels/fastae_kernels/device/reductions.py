@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .noise import mask_bits, swap_source
-from .tiles import load_strided_tile, load_tile, tile_indices
+from .tiles import load_strided_tile, load_tile, multiple_of, tile_indices
 
 
 @triton.jit
@@ -31,8 +31,11 @@ def fold(partials, out, P, L, partials2, out2, P2, L2, BP: tl.constexpr, BL: tl.
 
 
 @triton.jit
-def squared_norms(weight, out, M, N, stride_m, stride_n, BM: tl.constexpr, BN: tl.constexpr):
-    """q [M], q_j = sum_i W_ji^2."""
+def squared_norms(
+    weight, out, M, N, stride_m, stride_n, BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr
+):
+    """q [M], q_j = sum_i W_ji^2. UNIT divides N."""
+    N = multiple_of(N, UNIT)
     row, col = tile_indices(tl.program_id(0), 0, BM, BN)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, N, BN):

@@ -1,4 +1,4 @@
-"""Where a tile lies in its matrix. Products with a stride are 64-bit, so that none can overflow."""
+"""Tiles of matrices: their entries, loads, stores and sums. Offsets are 64-bit, so that none can overflow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ def tile_indices(block_m, block_n, BM: tl.constexpr, BN: tl.constexpr):
     row = tl.cast(block_m, tl.int64) * BM + tl.arange(0, BM)
     col = block_n * BN + tl.arange(0, BN)
     return row, col
+
+
+@triton.jit
+def multiple_of(size, UNIT: tl.constexpr):
+    """``size``, of which the compiler then knows that UNIT divides it: rows of it take accesses as wide."""
+    if UNIT > 1:
+        size = size // UNIT * UNIT
+    return size
 
 
 @triton.jit
@@ -61,8 +69,11 @@ def store_tile(matrix, tile, row, col, M, N):
 
 @triton.jit
 def load_strided_tile(matrix, row, col, M, N, stride_m, stride_n):
-    """A tile of a matrix [M, N] with any strides in float32, zero outside."""
-    pointers = strided_entries(matrix, row, col, stride_m, stride_n)
+    """A tile of a matrix [M, N] in float32, zero outside; contiguous where the strides are ``None``."""
+    if stride_m is None:
+        pointers = entries(matrix, row, col, N)
+    else:
+        pointers = strided_entries(matrix, row, col, stride_m, stride_n)
     return tl.load(pointers, mask=inside(row, col, M, N), other=0.0).to(tl.float32)
 
 

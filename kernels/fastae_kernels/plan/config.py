@@ -218,7 +218,7 @@ def _decide(
     measured = choices.lookup(target.device, key) or choices.Choice()
     default = heuristic(key, dtype, target)
     return Plan(
-        override.strategy or measured.strategy or default.strategy,
+        (override.strategy or measured.strategy or default.strategy) if K else "split",
         override.gemm or measured.gemm or default.gemm,
         override.elementwise or measured.elementwise or default.elementwise,
         aligned,

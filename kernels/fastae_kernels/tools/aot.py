@@ -3,9 +3,9 @@
     python -m fastae_kernels.aot [--target cuda:90 ...] [--json FILE] [--operator NAME ...] [--dtype NAME ...]
 
 The operators themselves run, on tensors without data, and their launches are compiled in place of being run:
-argument types, alignments and constants are those of real calls. One row a kernel, dtype and configuration;
-the exit code is 1 if a default configuration spills, or if a 16-bit product misses the matrix instruction of
-its target.
+argument types, alignments and constants are those of real calls. One row per kernel, dtype and
+configuration; the exit code is 1 if a default configuration spills, if a 16-bit product misses the matrix
+instruction of its target, or if codes are stored in smaller pieces than their rows allow.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ TARGETS = {
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MATRIX_INSTRUCTIONS = {"cuda:80": "mma.sync", "cuda:90": "wgmma", "cuda:100": "tcgen05", "hip:gfx942": "mfma"}
 
+STORES = {1000: "16 B", 500: "8 B"}
+"""The stores of 16-bit codes by their number of units."""
+
 _ROWS, _FEATURES, _UNITS = 4096, 2048, 8192  # multiples of 16, as most widths are
 
 
@@ -59,7 +62,8 @@ class Row:
     stack: int
     shared: int
     matrix: str  # the matrix instruction found, or "-"
-    loads: str  # the widest loads from global memory: "tma", or bytes a thread
+    loads: str  # the widest loads from global memory: "tma", or bytes per thread
+    stores: str  # the widest stores to it
     pipelined: bool  # loads run ahead of their use
     seconds: float
 
@@ -126,6 +130,12 @@ def _cases() -> Iterator[_Case]:
         lambda t: operators.encode(t(M, D), t(H, D), t(H), "tanh", sq_norms=sums, base=(t(M, H), None)),
         product=True,
     )
+    for width in STORES:  # no multiples of 16, but rows start at multiples of 16 or 8 bytes
+        yield case(
+            f"encode {width}",
+            lambda t, H=width: operators.encode(t(M, D), t(H, D), t(H), "sigmoid"),
+            product=True,
+        )
     odd = (4000, 2001, 501)  # rows that start anywhere: what plan() does with them
     yield case(
         "encode unaligned",
@@ -195,24 +205,27 @@ def _match(pattern: str, text: str) -> int:
     return int(found.group(1)) if found else 0
 
 
+def _widest(patterns: dict[int, str], text: str) -> str:
+    """The first size in bytes whose pattern is found."""
+    return next((f"{size} B" for size, pattern in patterns.items() if re.search(pattern, text)), "4 B")
+
+
 def _cuda_report(asm: dict[str, Any], log: str) -> dict[str, Any]:
     ptx = asm["ptx"]
     matrix = [
         name for name in ("tcgen05", "wgmma", "mma.sync") if f"{name}.mma" in ptx or f"{name}.aligned" in ptx
     ]
     tma = "cp.async.bulk.tensor" in ptx
-    widths = {
-        "16 B": r"cp\.async\.\w+\.shared\.global[^\n]*0x10|ld\.global(\.\w+)*\.(v[48]\.b32|v[24]\.b64)",
-        "8 B": r"cp\.async\.\w+\.shared\.global[^\n]*0x8\b|ld\.global(\.\w+)*\.(v2\.b32|b64)",
-    }
+    loads = r"cp\.async\.\w+\.shared\.global[^\n]*0x{copy:x}\b|ld\.global(\.\w+)*\.({types})\b"
+    widths = {16: r"v[48]\.b32|v[24]\.b64", 8: r"v2\.b32|b64"}
+    patterns = {size: loads.format(copy=size, types=types) for size, types in widths.items()}
     return {
         "registers": _match(r"Used (\d+) registers", log),
         "spilled": _match(r"(\d+) bytes spill stores", log) + _match(r"(\d+) bytes spill loads", log),
         "stack": _match(r"(\d+) bytes stack frame", log),
         "matrix": matrix[0] if matrix else "-",
-        "loads": "tma"
-        if tma
-        else next((w for w, pattern in widths.items() if re.search(pattern, ptx)), "4 B"),
+        "loads": "tma" if tma else _widest(patterns, ptx),
+        "stores": _widest({size: rf"st\.global(\.\w+)*\.({types})\b" for size, types in widths.items()}, ptx),
         "pipelined": tma or "cp.async.commit_group" in ptx,
     }
 
@@ -221,14 +234,15 @@ def _hip_report(asm: dict[str, Any]) -> dict[str, Any]:
     text = asm["amdgcn"]
     # scalar registers spill to vector registers, not to memory
     spills = _match(r"\.vgpr_spill_count:\s+(\d+)", text)
-    widths = {"16 B": r"(global|buffer)_load_dwordx4", "8 B": r"(global|buffer)_load_dwordx2"}
+    accesses = "(global|buffer)_{}_dwordx{}"
     loops = re.findall(r"scf\.for[^\n]*iter_args[^\n]*", asm["ttgir"])
     return {
         "registers": _match(r"\.vgpr_count:\s+(\d+)", text),
         "spilled": 4 * spills,
         "stack": _match(r"\.private_segment_fixed_size:\s+(\d+)", text),
         "matrix": "mfma" if "v_mfma" in text else "-",
-        "loads": next((w for w, pattern in widths.items() if re.search(pattern, text)), "4 B"),
+        "loads": _widest({size: accesses.format("load", size // 4) for size in (16, 8)}, text),
+        "stores": _widest({size: accesses.format("store", size // 4) for size in (16, 8)}, text),
         "pipelined": any("memdesc" in loop or loop.count("tensor<") > 1 for loop in loops),
     }
 
@@ -293,7 +307,7 @@ def compile_all(
 
 
 def problems(rows: list[Row]) -> list[str]:
-    """What is wrong with the rows: spills, and 16-bit products off the matrix units."""
+    """Spills, 16-bit products off the matrix units, and codes that are stored in small pieces."""
     found = []
     for row in rows:
         where = f"{row.target} {row.operator} ({row.kernel}, {row.dtype}, {row.configuration})"
@@ -301,10 +315,13 @@ def problems(rows: list[Row]) -> list[str]:
             found.append(f"{where}: spills {row.spilled} bytes")
         if row.kernel == "gemm" and row.dtype != "float32" and row.matrix != MATRIX_INSTRUCTIONS[row.target]:
             found.append(f"{where}: no {MATRIX_INSTRUCTIONS[row.target]}, but {row.matrix}")
+        width = int(row.operator.split()[-1]) if row.operator.split()[-1].isdecimal() else 0
+        if width in STORES and row.dtype != "float32" and row.stores != STORES[width]:
+            found.append(f"{where}: stores of {row.stores}, not of {STORES[width]}")
     return found
 
 
-_WIDTHS = (10, 24, 14, 8, 30, 9, 7, 5, 6, 8, 5, 9, 7)
+_WIDTHS = (10, 24, 14, 8, 34, 9, 7, 5, 6, 8, 5, 6, 9, 7)
 
 
 def _line(cells: Iterable[Any]) -> str:
