@@ -50,7 +50,7 @@ def fixed_offsets(rows: int, k: int, device: torch.device) -> Tensor:
 def decode(values: Tensor, weight: Tensor, latents: Tensor, offsets: Tensor) -> Tensor:
     """The sum of values times rows of ``weight`` [H, D] per bag, [B, D], in weight's dtype."""
     if _dense_pays(len(latents), len(offsets) - 1, len(weight)):
-        out = torch.empty(len(offsets) - 1, weight.shape[1], dtype=weight.dtype)
+        out = weight.new_empty(len(offsets) - 1, weight.shape[1])
         for bags, _, code in _dense_blocks(values.to(weight.dtype), len(weight), latents, offsets):
             torch.mm(code, weight, out=out[bags])
         return out
@@ -81,9 +81,9 @@ def encode_grad(d_values: Tensor, x: Tensor, entries: Entries, width: int) -> Te
     latents, offsets, bags, order, starts = entries
     if not _dense_pays(len(latents), len(offsets) - 1, width):
         return _weighted_sums(d_values[order], bags[order] % max(len(x), 1), starts, x)
-    out = torch.zeros(width, x.shape[1], dtype=x.dtype)
+    out = x.new_zeros(width, x.shape[1])
     for rows, _, code in _dense_blocks(d_values.to(x.dtype), width, latents, offsets):
-        out.addmm_(code.t(), x[torch.arange(rows.start, rows.stop) % len(x)])
+        out.addmm_(code.t(), x[torch.arange(rows.start, rows.stop, device=x.device) % len(x)])
     return out
 
 

@@ -53,7 +53,7 @@ def tiles(
     columns = len(weight) if subset is None else len(subset)
     height = max(1, min(len(x), _TILE_ROWS))
     width = min(max(_TILE // height, least), columns)
-    buffer = torch.empty(height * width, dtype=wide)
+    buffer = torch.empty(height * width, dtype=wide, device=x.device)
     for low in range(0, len(x), height):
         rows = slice(low, min(low + height, len(x)))
         block = x[rows].to(wide)
@@ -86,6 +86,10 @@ def reaching(z: Tensor, bound: Tensor, scratch: Tensor, *, strictly: bool = Fals
     return row, column, z[row, column]
 
 
+def _scratch(z: Tensor) -> Tensor:
+    return torch.empty(len(z) * (z.shape[1] + 7), dtype=torch.bool, device=z.device)
+
+
 def row_bound(z: Tensor, k: int) -> Tensor:
     """A lower bound [n, 1] of the k-th largest entry per row: that of the maxima of k groups or more."""
     columns = z.shape[1]
@@ -103,21 +107,22 @@ def top_entries(
 
     ``k`` is at most the number of latents, or of those in ``subset`` ([L], rising).
     """
-    values = torch.empty(len(x), k, dtype=sum_dtype(x.dtype))
-    latents = torch.empty(len(x), k, dtype=torch.int64)
+    device = x.device
+    values = torch.empty(len(x), k, dtype=sum_dtype(x.dtype), device=device)
+    latents = torch.empty(len(x), k, dtype=torch.int64, device=device)
     best = place = scratch = values  # bound by the first tile of each row
     for rows, first, z in tiles(x, weight, bias, subset, k):
         fresh = first == 0
-        if scratch is values or len(scratch) < len(z) * (z.shape[1] + 7):
-            scratch = torch.empty(len(z) * (z.shape[1] + 7), dtype=torch.bool)
+        if fresh:
+            scratch = _scratch(z)
         row, column, value = reaching(z, row_bound(z, k) if fresh else best[:, -1:], scratch)
         counts = torch.bincount(row, minlength=len(z))
-        slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        slot = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
         # those kept before come first, and the rest by column: a stable sort breaks ties by latent
         kept = 0 if fresh else k
         width = kept + (int(counts.max()) if len(row) else 0)
-        candidates = torch.full((len(z), width), -torch.inf, dtype=z.dtype)
-        places = torch.zeros(len(z), width, dtype=torch.int64)
+        candidates = torch.full((len(z), width), -torch.inf, dtype=z.dtype, device=device)
+        places = torch.zeros(len(z), width, dtype=torch.int64, device=device)
         if not fresh:
             candidates[:, :k], places[:, :k] = best, place
         candidates[row, slot + kept] = value
@@ -145,9 +150,8 @@ class LargestOfAll:
             if columns * len(z) >= self.number:
                 maxima = z[:, : columns * _GROUP].view(len(z), _GROUP, columns).amax(1).flatten()
                 self._bound = maxima.topk(self.number).values[-1].clamp_min_(0.0)
-        scratch = torch.empty(len(z) * (z.shape[1] + 7), dtype=torch.bool)
         # a bound of 0 is passed by positive entries only
-        row, column, value = reaching(z, self._bound, scratch, strictly=not self._bound > 0.0)
+        row, column, value = reaching(z, self._bound, _scratch(z), strictly=not self._bound > 0.0)
         self._hits.append(Hits(value, row + (tile.rows.start + first_row), column + tile.first))
         self._held += len(value)
         if self._held > 2 * self.number:
@@ -197,7 +201,7 @@ def batch_entries(
 
 
 def _no_entries(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    none = torch.empty(0, dtype=torch.int64)
+    none = torch.empty(0, dtype=torch.int64, device=x.device)
     return none.to(sum_dtype(x.dtype)), none, none
 
 
@@ -215,8 +219,12 @@ def entries_above(
     for tile in tiles(x, weight, bias):
         n, w = tile.z.shape
         part = bound if bound.dim() == 0 else bound[tile.first : tile.first + w]
-        scratch = torch.empty(n * (w + 7), dtype=torch.bool)
-        row, column, value = reaching(tile.z, part.to(tile.z.dtype), scratch, strictly=True)
+        part = part.to(tile.z.dtype)
+        if most is not None and not hits:
+            some = tile.z[:: max(1, n // 64)]  # enough to see that a code is far from sparse
+            if int((some > part).sum()) * everything > 2 * most * some.numel():
+                return None
+        row, column, value = reaching(tile.z, part, _scratch(tile.z), strictly=True)
         hits.append(Hits(value, row + tile.rows.start, column + tile.first))
         counts.append(torch.bincount(hits[-1].rows, minlength=len(x)))
         held, seen = held + len(value), seen + n * w
@@ -224,14 +232,15 @@ def entries_above(
             return None
     if not hits:
         values, latents, _ = _no_entries(x)
-        return values, latents, torch.zeros(len(x) + 1, dtype=torch.int64)
+        return values, latents, torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     per_tile = torch.stack(counts)  # [tiles, N]
     total = per_tile.sum(0)
     offsets = torch.cat((total.new_zeros(1), total.cumsum(0)))
-    values, latents = torch.empty(held, dtype=hits[0].values.dtype), torch.empty(held, dtype=torch.int64)
+    values = torch.empty(held, dtype=hits[0].values.dtype, device=x.device)
+    latents = torch.empty(held, dtype=torch.int64, device=x.device)
     start = offsets[:-1].clone()
     for found, count in zip(hits, counts, strict=True):
-        rank = torch.arange(len(found.rows)) - (count.cumsum(0) - count)[found.rows]
+        rank = torch.arange(len(found.rows), device=x.device) - (count.cumsum(0) - count)[found.rows]
         slot = start[found.rows] + rank
         values[slot], latents[slot] = found.values, found.latents
         start += count
