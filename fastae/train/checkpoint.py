@@ -8,22 +8,27 @@ A run's folder holds ``checkpoint-<number>`` folders, each with
     state.safetensors     the optimizer's tensors and the best parameters so far
 
 Each is written under a temporary name, flushed to disk and renamed, and only then are older ones removed:
-whatever happens, the last whole one stays. Reading them never executes code.
+whatever happens, the last whole one stays. Reading them executes no code, and allocates nothing for a model
+before its configuration and the shapes in the files agree.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import os
+import reprlib
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,17 +37,19 @@ from ..errors import CheckpointError
 from ..nn import Options, StackedAutoencoder
 from .data import AffineScaling, Dataset, load_dataset
 from .data.labels import classes_from_json
+from .typed import typed
 
 FORMAT = 1
 _PREFIX = "checkpoint-"
 _KEEP = 2
 _TEMPORARY = ".tmp-"
-_CLASSIFIER = "classifier."
+_STACK, _CLASSIFIER = "", "classifier."  # prefixes of the tensors' names
+_DTYPES = {torch.float32: "F32", torch.float64: "F64"}  # as safetensors names them
 
 
 @dataclass
 class TrainState:
-    """Where training stands: ``values`` as JSON holds them, and named tensors."""
+    """Position of a run: ``values`` as JSON holds them, and named tensors."""
 
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -50,18 +57,18 @@ class TrainState:
 
 @dataclass
 class Checkpoint:
-    """A trained model and what is needed to use it on new data.
+    """A trained model and all that its use on new data needs.
 
     Attributes:
         stack: the autoencoders.
         classifier: encoders of its own and a last layer that gives logits, or ``None``.
-        scaling: what the training data were scaled by.
+        scaling: scaling of the training data.
         feature_shape: the shape of one row, as (28, 28).
         feature_names: one name per column, where there are names.
         classes: the labels [K] that the classifier's outputs stand for, or ``None`` without a classifier.
         paths: the absolute paths of the files that ``config`` names; see :class:`~.data.Dataset`.
         config: the run's configuration, as JSON holds it.
-        state: where training stands; empty unless asked for.
+        state: position of the run; empty unless asked for.
         path: the folder it was read from.
     """
 
@@ -156,10 +163,10 @@ def save_checkpoint(
     tensors = dict(stack.state_dict())
     if classifier is not None:
         tensors |= {_CLASSIFIER + name: value for name, value in classifier.state_dict().items()}
-    temporary = run / f"{_TEMPORARY}{os.getpid()}"
+    temporary, existing = run / f"{_TEMPORARY}{os.getpid()}", []
     try:
-        run.mkdir(parents=True, exist_ok=True)
         existing = _checkpoints(run)
+        run.mkdir(parents=True, exist_ok=True)
         number = 1 + int(existing[-1].name.removeprefix(_PREFIX)) if existing else 1
         final = run / f"{_PREFIX}{number:06d}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -168,17 +175,18 @@ def save_checkpoint(
         _write_json(temporary / "state.json", state.values)
         _write_tensors(temporary / "model.safetensors", tensors)
         _write_tensors(temporary / "state.safetensors", state.tensors)
+        for file in temporary.glob("*.safetensors"):  # written for the owner alone, whatever the umask says
+            file.chmod((temporary / "config.json").stat().st_mode & 0o777)
         _sync(temporary)
         temporary.rename(final)
         _sync(run)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"{run}: could not write a checkpoint ({error}); earlier checkpoints are intact"
-        ) from error
+        kept = "earlier checkpoints are intact" if existing else "there is no earlier one"
+        raise CheckpointError(f"{run}: could not write a checkpoint ({_reason(error)}); {kept}") from error
     for old in existing[: 1 - _KEEP]:
-        # a half-removed folder must not look like a checkpoint
-        shutil.rmtree(old.rename(run / f"{_TEMPORARY}{old.name}"), ignore_errors=True)
+        with suppress(OSError):  # a half-removed folder must not look like a checkpoint
+            shutil.rmtree(old.rename(run / f"{_TEMPORARY}{old.name}"), ignore_errors=True)
     return final
 
 
@@ -220,59 +228,50 @@ def load_checkpoint(
         CheckpointError: a file is missing, truncated, or does not fit the others; named.
     """
     folder = find_checkpoint(path)
+    while True:
+        try:
+            return _load(folder, device, with_state)
+        except CheckpointError:
+            newest = find_checkpoint(path)
+            if newest == folder:
+                raise
+            folder = newest  # the run went on and removed the other one
+
+
+def _load(folder: Path, device: torch.device | str, with_state: bool) -> Checkpoint:
     description = _read_json(folder / "config.json")
+    file = folder / "model.safetensors"
+    header = _read_header(file)
     try:
         if description["format"] != FORMAT:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: format {description['format']!r}, this version reads {FORMAT}"
+            raise ValueError(
+                f"format {reprlib.repr(description['format'])}, this version reads format {FORMAT}"
             )
-        model, data = description["model"], description["data"]
-        dtype = {"float32": torch.float32, "float64": torch.float64}[model["dtype"]]
-        options = [Options.from_dict(layer) for layer in model["layers"]]
-        stack = StackedAutoencoder(
-            model["sizes"], options, probes=model["probes"], device=device, dtype=dtype
-        )
-        classifier = None
-        if model["classes"] is not None:
-            classifier = copy.deepcopy(stack).classifier(model["classes"])
-        scaling = AffineScaling.from_dict(data["scaling"])
-        feature_shape = tuple(int(size) for size in data["feature_shape"])
-        if int(np.prod(feature_shape)) != stack.sizes[0]:
-            raise ValueError(f"feature_shape {feature_shape} does not fit sizes {stack.sizes}")
-        if scaling.width not in (None, stack.sizes[0]):
-            raise ValueError(f"scaling of {scaling.width} columns does not fit sizes {stack.sizes}")
-        feature_names = _feature_names(data.get("feature_names"), stack.sizes[0])
-        classes = None
-        if classifier is not None:  # of a run without a list of classes, they are the numbers
-            kept = data.get("classes")
-            classes = (
-                np.arange(model["classes"]) if kept is None else classes_from_json(kept, model["classes"])
-            )
-        paths = {str(key): str(path) for key, path in dict(data.get("paths") or {}).items()}
-        config = dict(description["train"])
+        data, config = description["data"], dict(description["train"])
+        modules = _model_on_meta(description["model"], layers=_count_layers(header))
+        _compare(file, header, modules)  # from here on numbers in the configuration are as large as the file
+        width = typed("sizes", description["model"]["sizes"], tuple[int, ...])[0]
+        scaling, feature_shape = _read_scaling(data, width)
+        feature_names = _feature_names(data.get("feature_names"), width)
+        classes = _classes(data.get("classes"), modules.get(_CLASSIFIER))
+        paths = typed("paths", data.get("paths") or {}, dict[str, str])
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+    except _UNFIT as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CheckpointError(f"{folder / 'config.json'}: {reason}") from error
-
-    tensors = _read_tensors(folder / "model.safetensors", device)
-    own = {name: value for name, value in tensors.items() if not name.startswith(_CLASSIFIER)}
-    try:
-        stack.load_state_dict(own)
-        rest = {n.removeprefix(_CLASSIFIER): value for n, value in tensors.items() if n not in own}
-        if classifier is not None:
-            classifier.load_state_dict(rest)
-        elif rest:
-            raise RuntimeError("holds a classifier that config.json does not describe")
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / 'model.safetensors'}: {reason}") from error
+    tensors = _read_tensors(file, device)
+    for prefix, module in modules.items():
+        module.to_empty(device=device)
+        own = {name: tensors[prefix + name] for name in module.state_dict()}
+        module.load_state_dict(own)
     state = TrainState()
     if with_state:
         state = TrainState(
             _read_json(folder / "state.json"), _read_tensors(folder / "state.safetensors", device)
         )
+    stack, classifier = modules[_STACK], modules.get(_CLASSIFIER)
+    assert isinstance(stack, StackedAutoencoder) and isinstance(classifier, nn.Sequential | None)
     return Checkpoint(
         stack, classifier, scaling, feature_shape, config, state, folder, feature_names, classes, paths
     )
@@ -284,6 +283,74 @@ def _feature_names(names: Any, width: int) -> tuple[str, ...] | None:
     if not isinstance(names, list) or len(names) != width or not all(isinstance(n, str) for n in names):
         raise ValueError(f"feature_names: expected {width} names")
     return tuple(names)
+
+
+def _classes(kept: Any, classifier: nn.Module | None) -> np.ndarray | None:
+    """The labels of a classifier's outputs; of a run without a list of them, they are the numbers."""
+    if not isinstance(classifier, nn.Sequential):
+        return None
+    number = classifier[-1].out_features
+    assert isinstance(number, int)
+    if kept is not None:
+        return classes_from_json(kept, number)
+    return np.arange(number)
+
+
+_UNFIT = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+"""Errors of a description that does not fit; torch raises RuntimeError for sizes beyond all memory."""
+
+
+def _model_on_meta(model: Mapping[str, Any], layers: int) -> dict[str, nn.Module]:
+    """The modules that a configuration describes, without memory, by the prefix of their tensors' names."""
+    sizes = typed("sizes", model["sizes"], tuple[int, ...])
+    if len(sizes) - 1 > layers:  # or building them could take hours
+        raise ValueError(f"sizes: {len(sizes) - 1} layers, but model.safetensors has {layers}")
+    dtype = {"float32": torch.float32, "float64": torch.float64}[
+        typed("dtype", model["dtype"], Literal["float32", "float64"])
+    ]
+    options = [Options.from_dict(layer) for layer in model["layers"]]
+    stack = StackedAutoencoder(sizes, options, probes=model["probes"], device="meta", dtype=dtype)
+    modules: dict[str, nn.Module] = {_STACK: stack}
+    if model["classes"] is not None:
+        modules[_CLASSIFIER] = copy.deepcopy(stack).classifier(model["classes"])
+    return modules
+
+
+def _read_scaling(data: Mapping[str, Any], width: int) -> tuple[AffineScaling, tuple[int, ...]]:
+    """The scaling and the shape of a row, as the configuration describes them."""
+    scaling = AffineScaling.from_dict(data["scaling"])
+    feature_shape = typed("feature_shape", data["feature_shape"], tuple[int, ...])
+    if math.prod(feature_shape) != width:
+        raise ValueError(f"feature_shape: {feature_shape} does not fit rows of {width}")
+    if scaling.width not in (None, width):
+        raise ValueError(f"scaling: {scaling.width} columns do not fit rows of {width}")
+    return scaling, feature_shape
+
+
+def _count_layers(header: Mapping[str, Any]) -> int:
+    return len({name.split(".")[1] for name in header if name.startswith("layers.")})
+
+
+def _compare(
+    file: Path, header: Mapping[str, tuple[list[int], str]], modules: Mapping[str, nn.Module]
+) -> None:
+    """Refuse a file whose tensors are not exactly those of ``modules``."""
+    expected = {
+        prefix + name: (list(value.shape), _DTYPES[value.dtype])
+        for prefix, module in modules.items()
+        for name, value in module.state_dict().items()
+    }
+    for name, (shape, dtype) in expected.items():
+        if name not in header:
+            raise CheckpointError(f"{file}: {name}: is missing")
+        if header[name] != (shape, dtype):
+            raise CheckpointError(
+                f"{file}: {name}: expected {dtype} {shape}, got {header[name][1]} {header[name][0]}"
+            )
+    if unexpected := sorted(header.keys() - expected):
+        raise CheckpointError(
+            f"{file}: {reprlib.repr(unexpected[0])[1:-1]}: config.json does not describe it"
+        )
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -315,17 +382,40 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({_reason(error)})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(value).__name__}")
     return value
 
 
+def _read_header(path: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype of every tensor in a file, which is not read any further."""
+    with _reading_tensors(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return {name: (list(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
 def _read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    try:
+    with _reading_tensors(path):
         return load_file(path, device=str(device))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors ({error})") from error
+
+
+@contextmanager
+def _reading_tensors(path: Path) -> Iterator[None]:
+    """Errors of reading a file of tensors as one that names it."""
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: is missing")
+        path.open("rb").close()  # the library says of files that cannot be read that they are missing
+        yield
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not readable as safetensors ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """An error's message in one line, without the path that it is about."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())

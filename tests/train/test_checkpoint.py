@@ -246,6 +246,41 @@ BREAKS = [
 ]  # fmt: skip
 
 
+def test_a_first_write_that_fails_does_not_speak_of_earlier_checkpoints(tmp_path, images, monkeypatch):
+    broken_disk(monkeypatch, "fsync 1")
+    with pytest.raises(CheckpointError, match=r"No space left on device\); there is no earlier one$"):
+        save(tmp_path / "run", images)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path, images, umask):
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path / "run", images)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_next(tmp_path, images, monkeypatch):
+    """As a training that goes on does."""
+    old = save(tmp_path, images)
+    read = checkpoint_module._read_tensors
+
+    def overtaken(path: Path, device: Any) -> Any:
+        if path.parent == old:
+            save(tmp_path, images, make_stack(activation="tanh", loss="mse"))
+            shutil.rmtree(old)
+        return read(path, device)
+
+    monkeypatch.setattr(checkpoint_module, "_read_tensors", overtaken)
+    loaded = load_checkpoint(tmp_path)
+    assert (loaded.path.name, loaded.stack.autoencoders[0].options.activation) == (
+        "checkpoint-000002",
+        "tanh",
+    )
+
+
 @pytest.mark.parametrize("where", BREAKS)
 def test_a_write_that_fails_leaves_the_earlier_checkpoints(tmp_path, images, where, monkeypatch):
     save(tmp_path, images)
@@ -383,6 +418,16 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     "size zero": ("config.json", "0", model(sizes=[6, 0, 4])),
     "size a text": ("config.json", "five", model(sizes=[6, "five", 4])),
     "sizes null": ("config.json", "", model(sizes=None)),
+    "a size beyond memory": ("model.safetensors", "encoder.weight", model(sizes=[6, 10**10, 4])),
+    "a size beyond 64 bits": ("config.json", "", model(sizes=[6, 10**18, 4])),
+    "more layers than stored": ("config.json", "sizes: 3 layers", model(sizes=[6, 5, 4, 3])),
+    "classes beyond memory": ("model.safetensors", HEAD, model(classes=10**10)),
+    "nested too deep": ("config.json", "JSON", write("config.json", b"[" * 100_000)),
+    "other dtype than stored": ("model.safetensors", "expected F64", model(dtype="float64")),
+    "a tensor of another dtype": (
+        "model.safetensors", "got I64",
+        tensors("model.safetensors", lambda t: t.update({WEIGHT: torch.ones(4, 5, dtype=torch.int64)})),
+    ),
     "wrong probes": ("config.json", "probes", model(probes=0)),
     "unknown dtype": ("config.json", "float16", model(dtype="float16")),
     "one class": ("config.json", "classes", model(classes=1)),
@@ -393,8 +438,8 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     ),
     "negative scale": ("config.json", "scale", data(scaling={"name": "unit", "offset": 0.0, "scale": -1.0})),
     "scaling null": ("config.json", "", data(scaling=None)),
-    "other size than stored": ("model.safetensors", "size mismatch", model(sizes=[6, 5, 3])),
-    "more classes than stored": ("config.json", "a list of 5 classes", model(classes=5)),
+    "other size than stored": ("model.safetensors", "expected F32 [3, 5], got", model(sizes=[6, 5, 3])),
+    "more classes than stored": ("model.safetensors", f"{HEAD}: expected F32 [5, 4]", model(classes=5)),
     "wrong shape": (
         "model.safetensors", WEIGHT,
         tensors("model.safetensors", lambda t: t.update({WEIGHT: torch.ones(3, 5)})),
@@ -425,6 +470,13 @@ def test_damage_is_a_checkpoint_error_that_names_the_file(tmp_path, images, dama
     assert message.startswith(f"{folder / file}: ")
     assert word in message.removeprefix(f"{folder / file}: ")
     assert "\n" not in message
+
+
+def test_loading_leaves_random_state_alone(tmp_path, images):
+    save(tmp_path, images, classifier=make_stack().classifier(4))
+    before = torch.get_rng_state()
+    load_checkpoint(tmp_path, with_state=True)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_the_state_of_a_run_is_not_needed_to_use_it(tmp_path, images):
