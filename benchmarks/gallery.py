@@ -47,7 +47,8 @@ def trained(*sizes: int, epochs: int, decay: float = 0.0, **options: Any) -> Tra
     layers: Any = {name: (value,) for name, value in options.items()}
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
-            sizes=sizes, pretrain=stage, out=f"{folder}/run", device="cpu", tensorboard=False, **layers
+            sizes=sizes, pretrain=stage, finetune=Stage(epochs=0), out=f"{folder}/run", device="cpu",
+            tensorboard=False, **layers,
         )  # fmt: skip
         return train(config, dataset=digits())
 

@@ -80,6 +80,7 @@ def by_engine(run: Run, dtype: str, device: torch.device) -> Losses:
             corruption=(str(MASKING),),
             contractive=(CONTRACTIVE,),
             pretrain=Stage(epochs=run.epochs, batch_size=run.batch, lr=LEARNING_RATE),
+            finetune=Stage(epochs=0),
             validation=0.0,
             precision=dtype,  # pyright: ignore[reportArgumentType]
             device=str(device),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from ..corruption import Emphasis, parse_corruption
 from ..nn.options import Options
 from ..nn.stacked import layerwise_options
 from .data import Scaling
+from .typed import typed_fields
 
 ActivationName = Literal[
     "linear", "sigmoid", "tanh", "relu", "leaky_relu", "softplus", "elu", "selu", "gelu", "gelu_tanh", "silu",
@@ -26,25 +28,28 @@ LossName = Literal["bce", "mse"]
 NoiseName = Literal["none", "gaussian", "bernoulli"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
+_STEPS = 3000  # that a stage takes at least by default: a few epochs of small data teach nothing
+
 
 @dataclass(frozen=True)
 class Stage:
-    """How one stage of training goes.
+    """The settings of one stage of training.
 
     Attributes:
-        epochs: passes over the training rows.
-        batch_size: rows a step; 0 takes a fiftieth of the rows, at least 16 and at most 256.
-        optimizer: a name in torch.optim, in any case.
-        lr: learning rate.
-        optimizer_options: further arguments of the optimizer, as name=value.
-        schedule: a name in torch.optim.lr_scheduler, stepped at every step; "none" keeps the rate.
-        schedule_options: its arguments, as name=value; lengths in steps default to the stage's own.
-        clip_norm: largest norm of the gradient; 0 does not clip.
-        patience: epochs without a better validation loss before the stage stops and goes back to its best
+        epochs: Passes over the training rows. By default enough for 3000 steps, and at least 15 (30 for the
+            classifier); fine-tuning takes as many as pretraining, or none where the stack has one layer.
+        batch_size: Rows per step; 0 takes a fiftieth of the rows, at least 16 and at most 256.
+        optimizer: A name in torch.optim, in any case.
+        lr: Learning rate.
+        optimizer_options: Further arguments of the optimizer, as name=value.
+        schedule: A name in torch.optim.lr_scheduler, stepped at every step; "none" keeps the rate.
+        schedule_options: Arguments of the schedule, as name=value; lengths in steps default to the stage's.
+        clip_norm: Largest norm of the gradient; 0 does not clip.
+        patience: Epochs without a better validation loss before the stage stops and goes back to its best
             parameters; 0 runs all epochs and keeps the last ones.
     """
 
-    epochs: int = 15
+    epochs: int | None = None
     batch_size: int = 0
     optimizer: str = "adam"
     lr: float = 1e-3
@@ -55,11 +60,10 @@ class Stage:
     patience: int = 0
 
     def check(self, stage: str) -> None:
-        """Raises ``ValueError`` naming what is wrong, as ``stage.field``; before any data is read."""
-        for name, least in (("epochs", 0), ("batch_size", 0), ("patience", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{stage}.{name}: must be a whole number >= {least}, got {value!r}")
+        """Refuse what makes no sense, before any data is read; ``ValueError`` names ``stage.field``."""
+        for name in ("epochs", "batch_size", "patience"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{stage}.{name}: must be a whole number >= 0, got {getattr(self, name)}")
         for name in ("lr", "clip_norm"):
             check_nonnegative(f"{stage}.{name}:", getattr(self, name))
         try:
@@ -75,6 +79,12 @@ class Stage:
     def rows_per_step(self, rows: int) -> int:
         """The batch size for a stage over ``rows`` rows."""
         return min(self.batch_size or min(256, max(16, rows // 50)), rows)
+
+    def chosen_epochs(self, rows: int, least: int) -> int:
+        """The epochs of a stage over ``rows`` rows; by default ``least``, or what makes 3000 steps."""
+        if self.epochs is not None:
+            return self.epochs
+        return max(least, math.ceil(_STEPS / math.ceil(rows / self.rows_per_step(rows))))
 
     def make_optimizer(self, parameters: Sequence[torch.Tensor]) -> Optimizer:
         """Raises ``ValueError`` for an unknown name or an option that the optimizer does not take."""
@@ -173,9 +183,9 @@ class TrainConfig:
     dropout: tuple[float, ...] = (0.0,)
     probes: int = 1
     pretrain: Stage = field(default_factory=Stage)
-    finetune: Stage = field(default_factory=lambda: Stage(epochs=0))
+    finetune: Stage = field(default_factory=Stage)
     classifier: bool = False
-    supervised: Stage = field(default_factory=lambda: Stage(epochs=30, lr=3e-3, schedule="CosineAnnealingLR"))
+    supervised: Stage = field(default_factory=lambda: Stage(lr=3e-3, schedule="CosineAnnealingLR"))
     supervised_dropout: float = 0.5
     validation: float = 0.1
     precision: Precision = "float32"
@@ -189,6 +199,9 @@ class TrainConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in typed_fields(type(self), given).items():
+            object.__setattr__(self, name, value)
         if self.sizes and (len(self.sizes) < 2 or min(self.sizes) < 1):
             raise ValueError(
                 f"sizes: needs the input's width and at least one code's, got {list(self.sizes)}"
@@ -218,6 +231,19 @@ class TrainConfig:
         """The stages by the names of their options, in the order in which they run."""
         return {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
 
+    def with_epochs(self, rows: int, layers: int) -> TrainConfig:
+        """The configuration with the epochs of every stage chosen, for a number of rows and of layers."""
+        pretrain = self.pretrain.chosen_epochs(rows, 15)
+        finetune = self.finetune.epochs
+        if finetune is None:
+            finetune = pretrain if layers > 1 else 0
+        return replace(
+            self,
+            pretrain=replace(self.pretrain, epochs=pretrain),
+            finetune=replace(self.finetune, epochs=finetune),
+            supervised=replace(self.supervised, epochs=self.supervised.chosen_epochs(rows, 30)),
+        )
+
     def layer_options(self, depth: int) -> list[Options]:
         """The options of each of ``depth`` layers; ``ValueError`` where they do not fit."""
         changes: dict[str, Any] = {}
@@ -237,12 +263,8 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`; ``ValueError`` or ``TypeError`` name what does not fit."""
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        for name in ("pretrain", "finetune", "supervised"):
-            stage = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
-            values[name] = Stage(**stage)  # pyright: ignore[reportArgumentType]
-        return cls(**values)
+        """The inverse of :meth:`to_dict`; ``ValueError`` names what does not fit."""
+        return cls(**typed_fields(cls, values))
 
 
 _LAYER_OPTIONS = (

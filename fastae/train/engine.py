@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from ..devices import resolve_device
 from ..errors import CheckpointError
 from ..nn import StackedAutoencoder
 from .batches import Resident, Streamed, free_memory, open_rows
-from .checkpoint import Checkpoint, TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
+from .folder import check_new, check_run, locked, make_folder
 from .interruption import Interruption
 from .rates import Rates
 from .reporting import Log, Progress, Silent
@@ -32,6 +35,9 @@ from .stage import Plan, Session, StageRunner, cross_entropy, objective
 from .state import RunState
 
 _CHUNK = 4096
+_FINE_TUNING, _CLASSIFIER = "fine-tuning", "classifier"
+_FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds")
+"""Options that a resumed run takes anew."""
 
 
 @dataclass
@@ -55,8 +61,9 @@ def train(
     """Train a stack as ``config`` says and return it; everything is also in the run's folder.
 
     Args:
-        config: the run. With ``resume``, only ``out``, ``device``, ``memory_gib`` and ``checkpoint_seconds``
-            are its own and all else is what the checkpoint holds.
+        config: the run. With ``resume``, the checkpoint's own configuration holds, except for ``out``,
+            ``device``, ``memory_gib`` and ``checkpoint_seconds``, more epochs for a stage, and a classifier.
+            Other options that differ from the defaults and from the run's own are named in a warning.
         dataset: in place of ``config.data``, which becomes its name.
         progress: what to show; nothing by default.
         announce: called with one line on the data and the device, before training starts.
@@ -67,19 +74,27 @@ def train(
         KeyboardInterrupt: after Ctrl-C, with the current step finished and a checkpoint written.
     """
     checkpoint = None
-    if config.resume:
-        assert config.out is not None
-        checkpoint = load_checkpoint(config.out, with_state=True)
-        config = _resumed(config, checkpoint)
-    if dataset is None:
-        dataset = _load_data(config) if checkpoint is None else checkpoint.load_data()
-    else:
-        config = replace(
-            config, data=dataset.name, test=None, label=(), labels=None, drop=(), test_fraction=0.0
-        )
-    folder = _run_folder(config, dataset)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        run = _Run(config, dataset, folder, checkpoint, progress or Silent())
+    with ExitStack() as held:
+        if config.resume:
+            assert config.out is not None
+            check_run(config.out)
+            held.enter_context(locked(Path(config.out)))
+            checkpoint = load_checkpoint(config.out, with_state=True)
+            config = _resumed(config, checkpoint)
+        else:
+            check_new(config.out)
+        if dataset is None:
+            dataset = _load_data(config) if checkpoint is None else checkpoint.load_data()
+        else:
+            config = replace(
+                config, data=dataset.name, test=None, label=(), labels=None, drop=(), test_fraction=0.0
+            )
+        held.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        run = _Run(config, dataset, checkpoint, progress or Silent())
+        if checkpoint is None:
+            run.session.folder = make_folder(config.out, dataset.name)
+            held.enter_context(locked(run.session.folder))
+            check_new(str(run.session.folder))  # another process may have been faster
         if announce is not None:
             announce(f"{dataset.describe()}; on {run.session.device}")
         return run.train()
@@ -99,38 +114,39 @@ def _load_data(config: TrainConfig) -> Dataset:
 
 
 def _resumed(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
-    """The configuration of a checkpoint, with what a resumed run may choose anew."""
+    """The configuration of a checkpoint, with what a resumed run may choose anew.
+
+    These are the options in ``_FREE``, more epochs for a stage, and a classifier. Other options that were
+    given and differ are named in a warning.
+    """
     try:
         kept = TrainConfig.from_dict(checkpoint.config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: its configuration does not fit: {error}") from error
-    own = ("out", "resume", "device", "memory_gib", "checkpoint_seconds")
-    return replace(kept, **{name: getattr(config, name) for name in own})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{checkpoint.path / 'config.json'}: train.{error}") from error
+    own, given, defaults = _flat(kept), _flat(config), _flat(TrainConfig())
+    ignored = []
+    for name, value in given.items():
+        if name in _FREE or value in (own[name], defaults[name]):
+            continue
+        stage, _, setting = name.partition(".")
+        if setting == "epochs" and value > (own[name] or 0):
+            kept = replace(kept, **{stage: replace(getattr(kept, stage), epochs=value)})
+        elif name == "classifier":
+            kept = replace(kept, classifier=value)
+        else:
+            ignored.append(name)
+    if ignored:
+        warnings.warn(f"resume: the run keeps its own {', '.join(ignored)}", stacklevel=3)
+    return replace(kept, **{name: getattr(config, name) for name in _FREE})
 
 
-def _run_folder(config: TrainConfig, dataset: Dataset) -> Path:
-    """The folder of a run; ``CheckpointError`` where it cannot be one."""
-    if config.out is None:
-        base = Path("runs") / Path(dataset.name).name.split(".")[0]
-        number, run = 1, base
-        while run.exists():
-            number += 1
-            run = base.with_name(f"{base.name}-{number}")
-        return run
-    run = Path(config.out)
-    if config.resume:
-        if (run / "config.json").is_file():
-            raise CheckpointError(f"out: {run} is a single checkpoint; give the folder of its run")
-        return run
-    if run.exists() and not run.is_dir():
-        raise CheckpointError(f"out: {run} is a file; a run needs a folder")
-    try:
-        find_checkpoint(run)
-    except CheckpointError:
-        return run
-    raise CheckpointError(
-        f"out: {run} holds a run already; continue it with --resume or choose another folder"
-    )
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    """The options of a configuration by name, those of its stages as ``<stage>.<name>``."""
+    options = {f.name: getattr(config, f.name) for f in fields(config)}
+    for stage, settings in config.stages.items():
+        del options[stage]
+        options |= {f"{stage}.{f.name}": getattr(settings, f.name) for f in fields(settings)}
+    return options
 
 
 class _Run:
@@ -140,24 +156,26 @@ class _Run:
         self,
         config: TrainConfig,
         dataset: Dataset,
-        folder: Path,
         checkpoint: Checkpoint | None,
         display: Progress,
     ) -> None:
-        self.config, self.dataset = config, dataset
         self.rows, self.validation = _split(config, dataset)
+        sizes = config.sizes or (dataset.width, 512, 256)
+        self.config = config = config.with_epochs(len(self.rows), len(sizes) - 1)
+        self.dataset, self.sizes = dataset, sizes
         if config.classifier:
             dataset.check_classes()
         _check_schedules(config, len(self.rows))
         self.restored: TrainState | None = None
         self.runner: StageRunner | None = None
         device = resolve_device(config.device)
-        state = RunState(data=dataset.train.fingerprint(), budget=free_memory(device) // 2)
-        if checkpoint is not None:
-            state = self._check_state(checkpoint, state)
+        if checkpoint is None:
+            state = RunState(data=dataset.train.fingerprint(), budget=free_memory(device) // 2)
+        else:
+            state = self._check_state(checkpoint)
         self.session = Session(
             config,
-            folder,
+            Path(config.out or "."),
             device,
             state,
             display,
@@ -175,8 +193,7 @@ class _Run:
         self.budget = state.budget if config.memory_gib is None else int(config.memory_gib * 2**30)
 
     def _new_stack(self) -> StackedAutoencoder:
-        config, dataset, session = self.config, self.dataset, self.session
-        sizes = config.sizes or (dataset.width, 512, 256)
+        config, dataset, session, sizes = self.config, self.dataset, self.session, self.sizes
         if sizes[0] != dataset.width:
             raise ValueError(
                 f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
@@ -188,12 +205,17 @@ class _Run:
         stack = StackedAutoencoder(sizes, options, probes=config.probes, dtype=session.dtype)
         return stack.to(session.device)
 
-    def _check_state(self, checkpoint: Checkpoint, fresh: RunState) -> RunState:
-        """The state that a checkpoint holds; ``CheckpointError`` where it does not fit the data."""
+    def _check_state(self, checkpoint: Checkpoint) -> RunState:
+        """The state that a checkpoint holds; ``CheckpointError`` where it does not fit."""
         values, dataset = checkpoint.state.values, self.dataset
         within_stage = "optimizer" in values
+        before = _epochs_by_stage(TrainConfig.from_dict(checkpoint.config), checkpoint.stack)
+        now = _epochs_by_stage(self.config, checkpoint.stack)
         try:
             state = RunState.from_json(values, within_stage=within_stage)
+            ended = len(before) if state.finished else state.stage
+            if ended > len(before) or (within_stage and ended == len(before)):
+                raise ValueError(f"stage: {state.stage} is beyond the run's {len(before)} stages")
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: {error}") from error
         if checkpoint.stack.sizes[0] != dataset.width or not dataset.train.matches(state.data):
@@ -201,6 +223,10 @@ class _Run:
                 f"{checkpoint.path.parent}: was trained on other data than {dataset.name} is now "
                 f"({len(dataset.train)} rows of {dataset.width})"
             )
+        if "done" not in values:  # written before stages could be trained further
+            state.done = dict(list(before.items())[:ended])
+        if ended < len(before):  # more stages may be asked for now
+            state.stage = list(now).index(list(before)[ended])
         if within_stage:
             self.restored, self.restored_from = checkpoint.state, checkpoint.path
         return state
@@ -208,18 +234,15 @@ class _Run:
     # --- stages -----------------------------------------------------------------------------------------
 
     def train(self) -> TrainResult:
-        session, state, stages = self.session, self.session.state, self._stages()
-        if not state.finished:
-            try:
-                session.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"out: {session.folder} cannot be made ({error})") from error
+        session, state = self.session, self.session.state
+        if self._next_stage() is not None or not state.finished:
+            state.finished = False
             clean_run(session.folder)
             log = Log(session.folder, state.history, self.config.tensorboard)
             try:
                 with session.interruption, session.display:
-                    while state.stage < len(stages):
-                        self._run_stage(stages[state.stage](), log)
+                    while (number := self._next_stage()) is not None:
+                        self._run_stage(number, log)
                     state.finished = True
                     self._save()
             finally:
@@ -228,43 +251,40 @@ class _Run:
             self.classifier.eval()
         return TrainResult(session.folder, self.stack.eval(), self.classifier, self.dataset, state.history)
 
-    def _stages(self) -> list[Callable[[], Plan]]:
-        """Every stage in order; a plan is made when its turn comes, from what was trained before."""
-        config, stack = self.config, self.stack
-        stages: list[Callable[[], Plan]] = []
-        if config.pretrain.epochs:
-            for depth, layer in enumerate(stack.autoencoders):
-                plan = partial(Plan, f"layer {depth + 1}", "pretrain", config.pretrain, layer)
-                stages.append(partial(plan, objective(layer), depth))
-        if config.finetune.epochs:
-            plan = partial(Plan, "fine-tuning", "finetune", config.finetune, stack)
-            stages.append(partial(plan, objective(stack)))
-        if config.classifier and config.supervised.epochs:
-            stages.append(self._plan_classifier)
-        return stages
+    def _next_stage(self) -> int | None:
+        """The current stage or, once all have had their turn, the first that is to be trained further."""
+        state, stages = self.session.state, _epochs_by_stage(self.config, self.stack)
+        pending = [n for n, (name, epochs) in enumerate(stages.items()) if state.done.get(name, 0) < epochs]
+        return next((n for n in pending if n >= state.stage), pending[0] if pending else None)
 
-    def _plan_classifier(self) -> Plan:
-        """The classifier's stage; it fine-tunes encoders of its own, so that the stack stays as it is."""
+    def _plan(self, number: int) -> Plan:
+        """A stage's plan, made when its turn comes from what was trained before."""
+        config = self.config
+        name, epochs = list(_epochs_by_stage(config, self.stack).items())[number]
+        if name == _FINE_TUNING:
+            return Plan(name, "finetune", config.finetune, epochs, self.stack, objective(self.stack))
+        if name == _CLASSIFIER:
+            module = self._own_classifier()
+            loss, stage = cross_entropy(module), config.supervised
+            return Plan(name, "supervised", stage, epochs, module, loss, noisy_validation=False)
+        layer = self.stack.autoencoders[number]
+        return Plan(name, "pretrain", config.pretrain, epochs, layer, objective(layer), depth=number)
+
+    def _own_classifier(self) -> nn.Sequential:
+        """A classifier with encoders of its own, so that the stack stays as it is."""
         classes = self.dataset.num_classes
         assert classes is not None
         classifier = copy.deepcopy(self.stack).classifier(classes, self.config.supervised_dropout)
         if self.classifier is not None:
             classifier.load_state_dict(self.classifier.state_dict())
         self.classifier = classifier
-        return Plan(
-            "classifier",
-            "supervised",
-            self.config.supervised,
-            classifier,
-            cross_entropy(classifier),
-            noisy_validation=False,
-        )
+        return classifier
 
-    def _run_stage(self, plan: Plan, log: Log) -> None:
-        session, state = self.session, self.session.state
-        runner = StageRunner(session, state.stage, plan, *self._open(plan.depth))
+    def _run_stage(self, number: int, log: Log) -> None:
+        session, state, plan = self.session, self.session.state, self._plan(number)
+        runner = StageRunner(session, number, plan, *self._open(plan.depth))
         if self.restored is None:
-            state.begin_stage()
+            state.begin_stage(number, plan.name)
         else:
             self._restore(runner, self.restored)
             self.restored = None
@@ -272,16 +292,15 @@ class _Run:
         for row in runner.epochs():
             log.write(row)
         self.runner = None
-        state.end_stage()
+        state.end_stage(plan.name, plan.epochs)
         if session.checkpoint_is_due:
             self._save()
 
     def _restore(self, runner: StageRunner, saved: TrainState) -> None:
         try:
             runner.restore(saved.values["optimizer"], saved.tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            path = self.restored_from / "state.json"
-            raise CheckpointError(f"{path}: the optimizer's state does not fit: {error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{self.restored_from}{os.sep}{error}") from error
 
     def _open(self, depth: int) -> tuple[Resident | Streamed, Resident | Streamed | None]:
         """Training and validation rows of a stage, as clean codes of the ``depth`` layers below."""
@@ -312,6 +331,14 @@ class _Run:
         session.saved, session.saved_at = True, time.monotonic()
 
 
+def _epochs_by_stage(config: TrainConfig, stack: StackedAutoencoder) -> dict[str, int]:
+    """The stages of a run in order, each with its epochs; those without any are left out."""
+    epochs = {f"layer {number}": config.pretrain.epochs or 0 for number in range(1, len(stack.layers) + 1)}
+    epochs[_FINE_TUNING] = config.finetune.epochs or 0
+    epochs[_CLASSIFIER] = (config.supervised.epochs or 0) if config.classifier else 0
+    return {name: count for name, count in epochs.items() if count}
+
+
 # --- checks before training -----------------------------------------------------------------------------
 
 
@@ -325,7 +352,7 @@ def _split(config: TrainConfig, dataset: Dataset) -> tuple[Rows, Rows]:
 def _check_schedules(config: TrainConfig, rows: int) -> None:
     """Refuse a schedule that does not fit its number of steps, before the first stage."""
     for name, stage in config.stages.items():
-        steps = stage.epochs * math.ceil(rows / stage.rows_per_step(rows))
+        steps = (stage.epochs or 0) * math.ceil(rows / stage.rows_per_step(rows))
         if steps and (name != "supervised" or config.classifier):
             try:
                 Rates(stage, steps)

@@ -1,42 +1,86 @@
-"""An optimizer's state as JSON values and tensors, and back."""
+"""An optimizer's state as JSON values and tensors, and back, checked against what the optimizer keeps."""
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_OF_THE_DEVICE = ("fused", "foreach", "capturable")  # options that are the new optimizer's own
-
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(what JSON can hold, tensors as ``<parameter>.<name>``)."""
-    state = optimizer.state_dict()
-    for group in state["param_groups"]:
-        group["lr"] = float(group["lr"])  # a captured step's is on the device
+    """(values that JSON can hold, tensors), both by ``<number of the parameter>.<name>``."""
     scalars, tensors = {}, {}
-    for index, entries in state["state"].items():
+    for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
-    return {"param_groups": state["param_groups"], "scalars": scalars}, tensors
+    return {"scalars": scalars}, tensors
 
 
-def restore_optimizer(optimizer: Optimizer, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Give an optimizer what :func:`optimizer_state` took; KeyError, TypeError, ValueError: does not fit."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**values["scalars"], **tensors}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    own = [
-        {name: group[name] for name in _OF_THE_DEVICE if name in group} for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
-    for group, kept in zip(optimizer.param_groups, own, strict=True):
-        group.update(kept)
+def restore_optimizer(
+    optimizer: Optimizer,
+    make: Callable[[Sequence[Tensor]], Optimizer],
+    values: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Give an optimizer what :func:`optimizer_state` took.
+
+    Fused optimizers read and write memory by the size of the parameter, so every tensor has to have the
+    shape and dtype that the optimizer itself would have given it. Options are the new optimizer's own.
+
+    Args:
+        optimizer: a new one.
+        make: makes another one like it for other parameters.
+        values: what JSON held.
+        tensors: tensors by name.
+
+    Raises:
+        ValueError: an entry is missing, unexpected, or of another shape or type; begins with the file's name.
+    """
+    scalars = values.get("scalars") if isinstance(values, Mapping) else None
+    if not isinstance(scalars, Mapping):
+        raise ValueError("state.json: optimizer.scalars is missing")
+    scalars, tensors = dict(scalars), dict(tensors)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, entries in state.items():
-        kept = optimizer.state[parameters[index]]
-        for name, value in entries.items():
-            if isinstance(value, Tensor):  # loading casts to the parameter's dtype what had its own
-                kept[name] = value.to(kept[name].device)
+    for index, parameter in enumerate(parameters):
+        entries = {}
+        for name, like in _entries(make, parameter).items():
+            key = f"{index}.{name}"
+            if isinstance(like, Tensor):
+                entries[name] = matching(f"optimizer.{key}", tensors.pop(key, None), like)
+            elif key not in scalars or type(scalars[key]) is not type(like):
+                raise ValueError(f"state.json: optimizer.scalars.{key}: expected {type(like).__name__}")
+            else:
+                entries[name] = scalars.pop(key)
+        optimizer.state[parameter] = entries
+    for file, unexpected in (("state.json", scalars), ("state.safetensors", tensors)):
+        if unexpected:
+            raise ValueError(f"{file}: optimizer.{reprlib.repr(min(unexpected))[1:-1]}: is not expected")
+
+
+def matching(name: str, tensor: Tensor | None, like: Tensor) -> Tensor:
+    """A copy of a tensor of ``state.safetensors`` that has to be like another one, on the device of that.
+
+    Raises:
+        ValueError: it is missing, or of another shape or dtype.
+    """
+    if tensor is None:
+        raise ValueError(f"state.safetensors: {name}: is missing")
+    if tensor.shape != like.shape or tensor.dtype != like.dtype:
+        raise ValueError(
+            f"state.safetensors: {name}: expected {like.dtype} {list(like.shape)}, "
+            f"got {tensor.dtype} {list(tensor.shape)}"
+        )
+    return tensor.to(like.device, copy=True)
+
+
+def _entries(make: Callable[[Sequence[Tensor]], Optimizer], parameter: Tensor) -> dict[str, Any]:
+    """An optimizer's state of one parameter after a step, found by taking one on zeros."""
+    zeros = torch.zeros_like(parameter).requires_grad_()
+    zeros.grad = torch.zeros_like(parameter)
+    trial = make([zeros])
+    trial.step()
+    return dict(trial.state[zeros])

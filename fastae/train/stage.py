@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..errors import TrainingError
 from .batches import Resident, Streamed
 from .config import Stage, TrainConfig
 from .interruption import Interruption
-from .optimizer_state import optimizer_state, restore_optimizer
+from .optimizer_state import matching, optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Progress
 from .seeds import epoch_order, mix, seed_generators
@@ -40,6 +41,7 @@ class Plan:
         name: of the stage in the log.
         option: of the stage in the configuration.
         stage: its settings.
+        epochs: number of epochs in all.
         module: what is trained.
         loss: what is minimised.
         depth: number of layers below, whose clean codes are the input.
@@ -49,6 +51,7 @@ class Plan:
     name: str
     option: str
     stage: Stage
+    epochs: int
     module: nn.Module
     loss: Loss
     depth: int = 0
@@ -140,22 +143,34 @@ class StageRunner:
         self._training, self._validation = training, validation
         self._rows_per_step = stage.rows_per_step(len(training))
         self._steps_per_epoch = math.ceil(len(training) / self._rows_per_step)
-        self._steps = stage.epochs * self._steps_per_epoch
+        self._steps = plan.epochs * self._steps_per_epoch
         self._rates = Rates(stage, self._steps)
         self._rows_per_second = 0.0
         self.optimizer = stage.make_optimizer(list(plan.module.parameters()))
         self.best: dict[str, Tensor] = {}
 
-    def restore(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Bring back what :meth:`saved` gave; ``KeyError``, ``TypeError``, ``ValueError``: does not fit."""
-        own: dict[str, Tensor] = {}
+    def restore(self, values: Any, tensors: dict[str, Tensor]) -> None:
+        """Bring back what :meth:`saved` gave.
+
+        Raises:
+            ValueError: it does not fit the stage; begins with the name of the file.
+        """
+        state = self._state
+        if not (state.epoch < self.plan.epochs and state.step <= self._steps_per_epoch):
+            raise ValueError(f"state.json: epoch {state.epoch}, step {state.step} is beyond the stage's end")
+        parts: dict[str, dict[str, Tensor]] = {"best": {}, "optimizer": {}}
         for key, tensor in tensors.items():
-            kind, name = key.split(".", 1)
-            if kind == "best":
-                self.best[name] = tensor.to(self._session.device)
-            else:
-                own[name] = tensor
-        restore_optimizer(self.optimizer, values, own)
+            kind, _, name = key.partition(".")
+            if kind not in parts:
+                raise ValueError(f"state.safetensors: {reprlib.repr(key)[1:-1]}: is not expected")
+            parts[kind][name] = tensor
+        restore_optimizer(self.optimizer, self.plan.stage.make_optimizer, values, parts["optimizer"])
+        own = self.plan.module.state_dict() if state.best is not None else {}
+        if unexpected := sorted(parts["best"].keys() - own):
+            raise ValueError(f"state.safetensors: best.{reprlib.repr(unexpected[0])[1:-1]}: is not expected")
+        self.best = {
+            name: matching(f"best.{name}", parts["best"].get(name), like) for name, like in own.items()
+        }
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The optimizer's state as JSON values, and the tensors of a checkpoint."""
@@ -178,7 +193,7 @@ class StageRunner:
         )
         session.display.start(plan.name, self._steps, done)
         plan.module.train()
-        while state.epoch < plan.stage.epochs:
+        while state.epoch < plan.epochs:
             self._train_epoch(step)
             row = self._log_row()
             state.end_epoch(row)

@@ -40,7 +40,7 @@ def test_a_reader_that_went_away_is_no_traceback(here, line):
 
 
 def test_ctrl_c_ends_with_exit_code_130_and_the_run_resumes(fastae_, here):
-    line = f"train {QUICK} --out run --pretrain.epochs"
+    line = f"train {QUICK} --out run --finetune.epochs 0 --pretrain.epochs"
     process = fastae_process(f"{line} 3000", here, stdout=subprocess.PIPE)
     limit = time.monotonic() + 60
     while not (here / "run" / "log.csv").exists() and process.poll() is None and time.monotonic() < limit:

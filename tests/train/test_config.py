@@ -45,9 +45,8 @@ def test_the_defaults_make_a_plain_stack():
     config = TrainConfig()
     assert (config.data, config.scaling, config.validation, config.seed) == ("digits", "auto", 0.1, 0)
     assert (config.sizes, config.resume, config.classifier, config.out) == ((), False, False, None)
-    assert config.pretrain == Stage(epochs=15, batch_size=0, optimizer="adam", lr=1e-3)
-    assert config.finetune.epochs == 0
-    assert (config.supervised.epochs, config.supervised.schedule) == (30, "CosineAnnealingLR")
+    assert config.pretrain == config.finetune == Stage(batch_size=0, optimizer="adam", lr=1e-3)
+    assert (config.supervised.lr, config.supervised.schedule) == (3e-3, "CosineAnnealingLR")
     for options in config.layer_options(2):
         assert (options.activation, options.loss, options.tied) == ("sigmoid", "bce", True)
         assert options.corruption is None and options.emphasis is None
@@ -329,6 +328,26 @@ def test_wrong_options_are_refused_before_any_data_is_read(kind, name, option, w
 )  # fmt: skip
 def test_the_batch_is_a_fiftieth_of_the_rows_within_bounds_unless_it_is_given(batch_size, rows, expected):
     assert Stage(batch_size=batch_size).rows_per_step(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "layers", "changes", "expected"),
+    [
+        (160, 2, {}, (300, 300, 300)),  # of 10 steps
+        (1350, 2, {}, (60, 60, 60)),
+        (54_000, 3, {}, (15, 15, 30)),
+        (54_000, 1, {}, (15, 0, 30)),
+        (160, 2, {"pretrain": Stage(epochs=2)}, (2, 2, 300)),
+        (160, 2, {"pretrain": Stage(epochs=0)}, (0, 0, 300)),
+        (160, 1, {"finetune": Stage(epochs=3)}, (300, 3, 300)),
+        (160, 2, {"finetune": Stage(epochs=0), "supervised": Stage(epochs=1)}, (300, 0, 1)),
+        (160, 2, {"pretrain": Stage(batch_size=1)}, (19, 19, 300)),
+    ],
+)  # fmt: skip
+def test_epochs_are_enough_for_3000_steps_unless_they_are_given(rows, layers, changes, expected):
+    chosen = TrainConfig(**changes).with_epochs(rows, layers)
+    assert tuple(stage.epochs for stage in chosen.stages.values()) == expected
+    assert chosen.with_epochs(5, 1) == chosen
 
 
 # Layers -----------------------------------------------------------------------------------------------------

@@ -448,7 +448,8 @@ def test_a_run_that_never_had_a_checkpoint_does_not_speak_of_checkpoints(tiny, o
 def test_parameters_that_the_last_step_destroyed_are_never_called_a_finished_run(tiny, make_config, stage):
     """No loss comes after the last step of a stage, only a validation."""
     only = {name: NONE for name in ("pretrain", "finetune", "supervised")}
-    config = make_config(**{**only, stage: Stage(epochs=1, batch_size=100, optimizer="sgd", lr=1e39)})
+    far = Stage(epochs=1, batch_size=100, optimizer="sgd", lr=3e38, optimizer_options=("weight_decay=1e38",))
+    config = make_config(**{**only, stage: far})
     with pytest.raises(TrainingError, match=r"not finite|nan|inf"):
         train(config, dataset=tiny)
 

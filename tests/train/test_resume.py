@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastae.train import (
     CheckpointError,
     Stage,
     TrainConfig,
     TrainingError,
+    TrainResult,
     load_checkpoint,
     train,
 )
@@ -224,10 +226,94 @@ def test_resuming_follows_the_configuration_of_the_run(tiny, make_config, interr
     whole = train(make_config("whole"), dataset=tiny)
     config = make_config("parts")
     interrupt(config, 6)
-    result = train(TrainConfig(out=config.out, resume=True, seed=8, memory_gib=0.5), dataset=tiny)
+    other = TrainConfig(out=config.out, resume=True, seed=8, memory_gib=0.5, pretrain=Stage(epochs=1, lr=0.5))
+    with pytest.warns(UserWarning, match=r"keeps its own seed, pretrain.epochs, pretrain.lr$") as caught:
+        result = train(other, dataset=tiny)
+    assert len(caught) == 1 and caught[0].filename == __file__
     assert_same_run(whole, result)
     kept = load_checkpoint(config.out).config
     assert (kept["seed"], kept["memory_gib"], kept["resume"]) == (config.seed, 0.5, False)
+
+
+# Trained further --------------------------------------------------------------------------------------------
+
+
+def more(config: TrainConfig, **epochs: int) -> TrainConfig:
+    """The same run, continued with more epochs of some stages."""
+    stages = {name: replace(getattr(config, name), epochs=count) for name, count in epochs.items()}
+    return replace(config, resume=True, **stages)
+
+
+def epochs_of(result: TrainResult) -> dict[str, list[int]]:
+    epochs: dict[str, list[int]] = {}
+    for row in result.history:
+        epochs.setdefault(row["stage"], []).append(row["epoch"])
+    return epochs
+
+
+def test_a_finished_run_can_be_trained_further(tiny, make_config, recwarn):
+    config = make_config(checkpoint_seconds=0.0)
+    first = train(config, dataset=tiny)
+    result = train(more(config, pretrain=5, supervised=3), dataset=tiny)
+    assert epochs_of(result) == {
+        "layer 1": [1, 2, 3, 4, 5], "layer 2": [1, 2, 3, 4, 5], "fine-tuning": [1, 2],
+        "classifier": [1, 2, 3],
+    }  # fmt: skip
+    assert result.history[: len(first.history)] == first.history
+    assert not torch.equal(
+        first.stack.autoencoders[0].encoder.weight, result.stack.autoencoders[0].encoder.weight
+    )
+    assert result.history[-1]["train_total"] < first.history[-1]["train_total"]
+    assert not recwarn
+    assert load_checkpoint(config.out).config["pretrain"]["epochs"] == 5
+    again = train(replace(config, resume=True, supervised=Stage(epochs=30)), dataset=tiny)
+    assert epochs_of(again)["classifier"] == list(range(1, 31))
+
+
+def test_a_schedule_goes_on_over_the_longer_stage(tiny, one_layer):
+    stage = Stage(epochs=2, batch_size=10, lr=0.5, schedule="LinearLR", schedule_options=("end_factor=0",))
+    config = one_layer(pretrain=stage)
+    train(config, dataset=tiny)
+    rates = [row["lr"] for row in train(more(config, pretrain=4), dataset=tiny).history]
+    whole = [row["lr"] for row in train(one_layer("whole", replace(stage, epochs=4)), dataset=tiny).history]
+    assert rates[2:] == pytest.approx(whole[2:])
+
+
+def test_stages_can_be_added_to_a_finished_run(tiny, make_config):
+    config = make_config(finetune=Stage(epochs=0), classifier=False)
+    train(config, dataset=tiny)
+    added = replace(more(config, finetune=3), classifier=True)
+    result = train(added, dataset=tiny)
+    assert list(epochs_of(result)) == ["layer 1", "layer 2", "fine-tuning", "classifier"]
+    assert epochs_of(result)["fine-tuning"] == [1, 2, 3] and result.classifier is not None
+    assert load_checkpoint(config.out).classifier is not None
+
+
+@pytest.mark.parametrize("after", [1, 9, 17, 23])
+def test_a_run_that_is_trained_further_resumes_exactly(
+    tiny, make_config, updates, interrupt, resume, assert_same_run, after
+):
+    def finished(name: str) -> TrainConfig:
+        config = make_config(name)
+        train(config, dataset=tiny)
+        return more(config, pretrain=4, supervised=4)
+
+    whole = train(finished("whole"), dataset=tiny)
+    config = finished("parts")
+    interrupt(config, after)
+    assert_same_run(whole, resume(config))
+
+
+@pytest.mark.parametrize("after", [2, 14, 30])
+def test_an_interrupted_run_takes_more_epochs(tiny, make_config, interrupt, after):
+    """In the stage where it is, in those to come, and at the end in those that are over."""
+    config = make_config(finetune=Stage(epochs=0))
+    interrupt(config, min(after, 22))
+    result = train(more(config, pretrain=3, finetune=2, supervised=4), dataset=tiny)
+    assert {stage: max(epochs) for stage, epochs in epochs_of(result).items()} == {
+        "layer 1": 3, "layer 2": 3, "fine-tuning": 2, "classifier": 4,
+    }  # fmt: skip
+    assert all(sorted(epochs) == list(range(1, len(epochs) + 1)) for epochs in epochs_of(result).values())
 
 
 def test_a_run_can_be_moved_and_resumed(tiny, make_config, interrupt, assert_same_run, tmp_path):

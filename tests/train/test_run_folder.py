@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from fastae.train import (
     dataset_from_arrays,
     train,
 )
+from fastae.train.folder import locked
 from fastae.train.reporting import COLUMNS
 
 NONE = Stage(epochs=0)
@@ -107,8 +109,37 @@ def test_a_kept_configuration_that_does_not_fit_is_a_checkpoint_error(tiny, make
     kept = json.loads(path.read_text())
     for change in ({"pretrain": 5}, {"pretrain": {"epochs": -3}}, {"nonsense": 1}, {"validation": 7}):
         path.write_text(json.dumps({**kept, "train": {**kept["train"], **change}}))
-        with pytest.raises(CheckpointError, match="configuration does not fit"):
+        with pytest.raises(CheckpointError, match=r"config.json: train\."):
             train(replace(config, resume=True), dataset=tiny)
+
+
+# One process per folder -------------------------------------------------------------------------------------
+
+
+def test_a_run_that_another_process_trains_is_refused(tiny, make_config, interrupt, resume, assert_same_run):
+    config = make_config("parts")
+    interrupt(config, 6)
+    before = {path: path.read_bytes() for path in Path(config.out).rglob("*") if path.is_file()}
+    with locked(Path(config.out)), pytest.raises(CheckpointError, match=rf"in use: process {os.getpid()} "):
+        resume(config)
+    assert {path: path.read_bytes() for path in Path(config.out).rglob("*") if path.is_file()} == before
+    assert_same_run(train(make_config("whole"), dataset=tiny), resume(config))
+
+
+def test_a_folder_where_another_process_starts_a_run_is_refused(tiny, make_config):
+    config = make_config()
+    Path(config.out).mkdir()
+    with locked(Path(config.out)), pytest.raises(CheckpointError, match=f"^out: {config.out} is in use"):
+        train(config, dataset=tiny)
+    assert not list(Path(config.out).iterdir())
+
+
+def test_the_lock_of_a_killed_process_is_none(tiny, make_config):
+    config = make_config()
+    Path(config.out).mkdir()
+    (Path(config.out) / ".lock").write_text("12345")
+    train(config, dataset=tiny)
+    assert not (Path(config.out) / ".lock").exists()
 
 
 @pytest.mark.parametrize("value", [-0.5, 1.5])

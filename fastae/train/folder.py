@@ -1,0 +1,120 @@
+"""The folder of a run: its choice, and a lock that keeps a second process out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import CheckpointError
+from .checkpoint import find_checkpoint
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+_LOCK = ".lock"
+
+
+def make_folder(out: str | None, name: str) -> Path:
+    """Make the folder of a new run: ``out``, or the first of runs/<name>, runs/<name>-2, ... that is free.
+
+    Raises:
+        CheckpointError: it cannot be made, or holds a run already.
+    """
+    if out is None:
+        base = Path("runs") / Path(name).name.split(".")[0]
+        number, folder = 1, base
+        while not _make(folder, exist_ok=False):
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+        return folder
+    _make(Path(out), exist_ok=True)
+    return Path(out)
+
+
+def _make(folder: Path, exist_ok: bool) -> bool:
+    """Whether the folder was made, or may be there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            return False
+        raise CheckpointError(f"out: {folder} cannot be made ({error.strerror})") from error
+    return True
+
+
+def check_new(out: str | None) -> None:
+    """Refuse a folder for a new run that is a file or holds a run, before any work."""
+    if out is None:
+        return
+    folder = Path(out)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(f"out: {folder} is a file; a run needs a folder")
+    try:
+        find_checkpoint(folder)
+    except CheckpointError:
+        return
+    raise CheckpointError(
+        f"out: {folder} holds a run already; continue it with --resume or choose another folder"
+    )
+
+
+def check_run(out: str) -> None:
+    """Refuse to continue a single checkpoint in place of its run."""
+    if (Path(out) / "config.json").is_file():
+        raise CheckpointError(f"out: {out} is a single checkpoint; give the folder of its run")
+    find_checkpoint(out)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes, where the system has locks and the folder can be written.
+
+    Raises:
+        CheckpointError: another process trains there.
+    """
+    descriptor = None if fcntl is None else _acquire(folder / _LOCK)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                (folder / _LOCK).unlink()
+            os.close(descriptor)
+
+
+def _acquire(path: Path) -> int | None:
+    assert fcntl is not None
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return None  # a finished run may be read-only; training will fail by itself
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                with suppress(OSError):
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
+                return descriptor
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                process = os.read(descriptor, 20).decode(errors="replace")
+                os.close(descriptor)
+                raise CheckpointError(
+                    f"out: {path.parent} is in use: process {process or '?'} is training there"
+                ) from None
+            return descriptor  # a file system without locks
+        os.close(descriptor)  # the holder before removed the file in between
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
