@@ -118,8 +118,12 @@ def load_dataset(
     ``.pt`` ``.pth``   a tensor, a pair of rows and labels, or the same names; only tensors are unpickled
     ``.csv`` ``.tsv``  a table with or without a header, separated by commas, semicolons or tabs; also ``.gz``
     ``.txt``           the same, or separated by white space
+    ``.parquet``       a table, by pyarrow; also ``.feather``
+    ``.h5`` ``.hdf5``  named arrays, by h5py
+    ``.h5ad``          X of AnnData, with the names of ``var`` and labels from a column of ``obs``
     ``*-idx3-ubyte``   one IDX array, plain or ``.gz``
-    a folder           the four IDX files under the names that MNIST gave them, plain or ``.gz``
+    a folder           the four IDX files under the names that MNIST gave them, plain or ``.gz``; or images of
+                       one size, in one folder per class, perhaps in folders named train and test
     ================== ===================================================================================
 
     A compressed file may expand to 1 GiB, or to 100 times its size.

@@ -126,16 +126,15 @@ def as_array(name: str, values: Any) -> Any:
         if len(values.shape) != 2:
             raise DataError(f"{name}: sparse rows of shape {values.shape}; 2 dimensions are needed")
         return require("scipy.sparse", name).csr_array(values)
+    if hasattr(values, "columns") and getattr(values, "ndim", 2) == 2:
+        columns = list(_columns(values))
+        if columns and len({column.dtype for _, column in columns}) > 1:
+            return stack_columns(name, [_numbers(name, *column) for column in columns], len(values))
     try:
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu()
             return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        array = np.asarray(values)
-        if array.dtype.kind == "O" and array.ndim == 2 and hasattr(values, "columns"):
-            array = np.stack([_numbers(name, *column) for column in _columns(values)], axis=1)
-        return array
-    except DataError:
-        raise
+        return np.asarray(values)
     except Exception as error:  # foreign types raise anything
         kind = type(values).__name__
         raise DataError(f"{name}: expected an array of numbers, got {kind} ({one_line(error)})") from error
@@ -147,6 +146,33 @@ def blocks(x: np.ndarray, index: np.ndarray | None = None) -> Iterator[np.ndarra
     for low in range(0, len(x) if index is None else len(index), step):
         place = slice(low, low + step)
         yield x[place] if index is None else x[index[place]]
+
+
+def stack_columns(name: str, columns: list[np.ndarray], rows: int) -> np.ndarray:
+    """Columns [N] as a table [N, D], in float64 where they are of several dtypes.
+
+    Raises:
+        DataError: for integers that float64 would not keep apart.
+    """
+    if not columns:
+        raise DataError(f"{name}: no columns of features")
+    if len({column.dtype for column in columns}) == 1:
+        return np.stack(columns, axis=1)
+    for number, column in enumerate(columns):
+        if column.dtype.itemsize == 8 and column.dtype.kind in "iu" and _is_beyond_float64(column):
+            raise DataError(
+                f"{name}: integers of column {number} would be rounded beside columns of other types;"
+                " subtract a constant from them or leave them out"
+            )
+    table = np.empty((rows, len(columns)))
+    for number, column in enumerate(columns):
+        table[:, number] = column
+    return table
+
+
+def _is_beyond_float64(column: np.ndarray) -> bool:
+    exact = int(column.min(initial=0)) >= -(2**53) and int(column.max(initial=0)) <= 2**53
+    return not exact and len(np.unique(column)) > len(np.unique(column.astype(np.float64)))
 
 
 def _column_names(x: Any) -> tuple[str, ...] | None:
@@ -166,7 +192,7 @@ def _columns(frame: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 def _numbers(name: str, column: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "biuf":
-        return values.astype(np.float64)
+        return values
     for row, value in enumerate(values):
         if not isinstance(value, int | float | np.number):
             raise DataError(

@@ -136,9 +136,10 @@ def _fit_range(part: RawPart, scaling: Scaling, low: np.ndarray, high: np.ndarra
     if scaling == "auto" and least >= 0 and largest <= 1:
         return _identity()
     is_table = len(part.feature_shape) == 1
+    rounded = float(part.x.dtype.kind == "f")  # integers have no rounding to leave alone
     if scaling == "minmax" or (scaling == "auto" and is_table and _are_unlike(low, high)):
-        return AffineScaling("minmax", low, _reciprocal(high - low, np.maximum(-low, high)))
-    return AffineScaling("unit", least, _reciprocal(largest - least, max(-least, largest)))
+        return AffineScaling("minmax", low, _reciprocal(high - low, rounded * np.maximum(-low, high)))
+    return AffineScaling("unit", least, _reciprocal(largest - least, rounded * max(-least, largest)))
 
 
 def _are_unlike(low: np.ndarray, high: np.ndarray) -> bool:
@@ -164,10 +165,11 @@ def _fit_standard(part: RawPart, x: RowArray, index: np.ndarray | None) -> Affin
     for block in blocks(x, index):
         total += np.subtract(block, first, dtype=np.float64).sum(axis=0)
     mean = total / rows
-    total = np.zeros(x.shape[1])
+    total, rounded = np.zeros(x.shape[1]), float(x.dtype.kind == "f")
     for block in blocks(x, index):
         total += np.square(np.subtract(block, first, dtype=np.float64) - mean).sum(axis=0)
-    return AffineScaling("standard", first + mean, _reciprocal(np.sqrt(total / rows), np.abs(first + mean)))
+    deviation, mean = np.sqrt(total / rows), first + mean
+    return AffineScaling("standard", mean, _reciprocal(deviation, rounded * np.abs(mean)))
 
 
 def _column_ranges(x: RowArray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import DataError
 from .parts import RawPart, check_part
 
-_LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "class", "y"})
+LABEL_NAMES = frozenset({"label", "labels", "target", "targets", "class", "y"})
 _ONE_HOT_NAME = re.compile(r"(label|target|class)[ _.:=-](.+)", re.IGNORECASE)
 _INDEX_NAMES = frozenset({"", "unnamed: 0", "__index_level_0__"})  # as pandas writes them
 
@@ -40,7 +40,7 @@ class Columns:
     def names(self) -> set[str]:
         """Every name that is given or looked for, in small letters."""
         given = {*self.label, *self.drop, *(self.features or ())}
-        return {name.strip().lower() for name in given} | _LABEL_NAMES
+        return {name.strip().lower() for name in given} | LABEL_NAMES
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _find_labels(name: str, names: list[str] | None, width: int, columns: Column
         return [_find(name, "label", column, names, width) for column in columns.label]
     if names is None:
         return []
-    found = [i for i, column in enumerate(names) if column.strip().lower() in _LABEL_NAMES]
+    found = [i for i, column in enumerate(names) if column.strip().lower() in LABEL_NAMES]
     if features is not None:
         found = [i for i in found if names[i] not in features]
         one_hot = [i for i, column in enumerate(names) if _ONE_HOT_NAME.fullmatch(column.strip())]
@@ -122,6 +122,16 @@ def make_part(
         raise DataError(f"{name}: no columns of features")
     part = check_part(name, x, labels, label_source=source, notes=tuple(notes))
     return part if names is None else replace(part, feature_names=tuple(names))
+
+
+def pick_features(part: RawPart, columns: Columns) -> RawPart:
+    """``part`` with the chosen features of those that have names."""
+    if part.feature_names is None or not (columns.features or columns.drop):
+        return part
+    names = list(part.feature_names)
+    kept = choose(part.name, names, len(names), replace(columns, label=("none",))).features
+    x, kept_names = part.x[:, kept], tuple(names[i] for i in kept)  # pyright: ignore[reportArgumentType]
+    return replace(part, x=x, feature_names=kept_names, feature_shape=(len(kept),))
 
 
 def number(cell: str) -> float:

@@ -11,8 +11,11 @@ from ....errors import DataError, one_line
 from ..parts import RawData
 from ..tables import Columns, parsed_labels
 from .arrays import read_npy, read_npz, read_safetensors, read_torch
+from .columnar import read_feather, read_parquet
 from .files import reading
-from .idx import IDX_NAME, read_idx, read_idx_file, read_idx_folder
+from .hdf5 import read_hdf5
+from .idx import IDX_NAME, is_idx_folder, read_idx, read_idx_file, read_idx_folder
+from .images import is_image_folder, read_image_folder
 from .text import read_label_text, read_text
 
 _READERS: dict[str, Callable[[Path, Columns], RawData]] = {
@@ -27,6 +30,11 @@ _READERS: dict[str, Callable[[Path, Columns], RawData]] = {
     ".csv.gz": read_text,
     ".tsv.gz": read_text,
     ".txt.gz": read_text,
+    ".parquet": read_parquet,
+    ".feather": read_feather,
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
+    ".h5ad": read_hdf5,
 }
 
 
@@ -98,8 +106,9 @@ def _check_options(name: str, reader: object, columns: Columns) -> None:
 
 
 def _read_folder(path: Path, name: str, columns: Columns) -> RawData:
-    _check_options(name, read_idx_folder, columns)
-    return read_idx_folder(path, name, columns)
+    reader = read_idx_folder if is_idx_folder(path) or not is_image_folder(path) else read_image_folder
+    _check_options(name, reader, columns)
+    return reader(path, name, columns)
 
 
 def _suffix(path: Path) -> str:
@@ -108,5 +117,5 @@ def _suffix(path: Path) -> str:
     return "".join(suffixes) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
-_TABLES = (read_text,)
+_TABLES = (read_text, read_parquet, read_feather, read_hdf5)
 _ARCHIVES = (read_npz, read_safetensors, read_torch)

@@ -62,7 +62,30 @@ def read_text(path: Path, columns: Columns) -> RawData:
     if not choice.features:
         raise DataError(f"{path.name}: no columns of features")
     x = np.asarray(values).reshape(-1, len(choice.features))
+    _check_large(path, x, choice)
     return RawData(make_part(path.name, x, [parsed_labels(column) for column in labels], choice, columns))
+
+
+def _check_large(path: Path, x: np.ndarray, choice: Choice) -> None:
+    """Refuse integers that float64 rounds to one value."""
+    large = np.abs(x).max(axis=0, initial=0) >= 2.0**53
+    if not large.any():
+        return
+    written: dict[int, set[str]] = {int(i): set() for i in np.flatnonzero(large)}
+    lines = _cells(path)
+    if choice.names is not None:
+        next(lines)
+    for _, cells in lines:
+        for i, texts in written.items():
+            texts.add(cells[choice.features[i]].strip())
+    for i, texts in written.items():
+        if all(text.lstrip("+-").isdigit() for text in texts) and len(set(map(int, texts))) > len(
+            np.unique(x[:, i])
+        ):
+            raise DataError(
+                f"{path.name}: column {choice.features[i] + 1} has integers that float64 cannot keep apart;"
+                " subtract a constant from them"
+            )
 
 
 def read_label_text(path: Path) -> list[str]:
