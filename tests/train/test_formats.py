@@ -134,6 +134,9 @@ def test_sparse_damage(tmp_path):
     sparse.save_npz(path, matrix)
     with refuses("s.npz: ", "1 value(s)", "row 1, column 2"):
         load_dataset(str(path))
+    np.savez(path, shape=(2, 2), data=np.ones((2, 2)), indices=np.array([0, 1]), indptr=np.array([0, 1, 2]))
+    with refuses("s.npz: a sparse matrix without format"):
+        load_dataset(str(path))
     for kind, indptr in ((b"csr", [0, 1, 2]), (b"csc", [0, 1, 2, 2])):
         np.savez(
             path, format=kind, shape=(2, 3), data=np.ones(2), indices=np.array([0, 10**6]), indptr=indptr

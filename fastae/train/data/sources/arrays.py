@@ -38,6 +38,8 @@ def read_npz(path: Path, columns: Columns) -> RawData:
     with np.load(path, allow_pickle=False) as arrays:
         if {"format", "shape", "data"} <= set(arrays.files):
             return RawData(_read_sparse(path, arrays["shape"]))
+        if {"indptr", "row", "offsets"} & set(arrays.files):
+            raise DataError(f"{path.name}: a sparse matrix without format, shape or data")
         return named_arrays(path.name, arrays.files, arrays.__getitem__, columns)
 
 
