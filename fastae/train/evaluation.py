@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ..diagnostics import Diagnosis
+from ..losses import Loss, get_loss
 from ..nn import StackedAutoencoder
 from ..optional import require
 from .data import Rows
@@ -39,7 +41,8 @@ def evaluate(
 
     Returns:
         JSON-able values: those of :func:`fastae.diagnostics.diagnose`; ``probe_error`` and
-        ``classifier_error``: shares of rows.
+        ``classifier_error``: shares of rows. Where ``rows`` have values that the loss is not defined for (as
+        cross-entropy outside [0, 1]), ``loss`` is mse and ``reconstruction`` the squared error.
 
     Raises:
         ValueError: no rows, or no ``probe_rows``.
@@ -59,15 +62,22 @@ def _evaluate(
     probe_limit: int,
 ) -> dict[str, Any]:
     parameter = next(stack.parameters())
+    first = stack.autoencoders[0]
+    is_defined = _takes(get_loss(first.options.loss), rows)
     diagnosis = Diagnosis(stack)
-    wrong = 0.0
+    wrong = squared = 0.0
     for place, values in rows.chunks(_CHUNK):
         x = torch.from_numpy(values).to(parameter)
         diagnosis.add(x)
+        if not is_defined:
+            squared += float((first.reconstruct(x) - x).square().sum(dtype=torch.float64))
         if classifier is not None and rows.targets is not None:
             labels = torch.from_numpy(rows.targets[place]).to(parameter.device)
             wrong += float((classifier(x).argmax(1) != labels).sum())
     result = diagnosis.result()
+    if not is_defined:
+        result.update(loss="mse", reconstruction=rows.width * result["mse"])
+        result["layers"][0].update(loss="mse", reconstruction=squared / len(rows))
     if probe_rows is not None and len(probe_rows) > probe_limit:
         # not the first ones, which may be of one class
         drawn = np.random.default_rng(0).permutation(len(probe_rows))[:probe_limit]
@@ -78,6 +88,13 @@ def _evaluate(
         if classifier is not None:
             result["classifier_error"] = wrong / len(rows)
     return result
+
+
+def _takes(loss: Loss, rows: Rows) -> bool:
+    """Whether a loss is defined for all rows."""
+    if loss.bounds == (-math.inf, math.inf):
+        return True
+    return all(loss.takes(float(x.min()), float(x.max())) for _, x in rows.chunks(_CHUNK))
 
 
 @torch.no_grad()

@@ -151,17 +151,20 @@ def test_confident_wrong_reconstructions_cost_what_they_cost(dtype):
     assert result["reconstruction"] == pytest.approx(120.0, rel=1e-6)
 
 
-def test_bce_is_measured_on_rows_a_little_outside_the_unit_interval():
-    """A test part may go beyond what the scaling saw in the training part."""
-    stack = make_stack([3, 2])
-    x = np.array([[0.5, 1.25, -0.25]] * 4, np.float32)
+@pytest.mark.parametrize("sizes", [[3, 2], [3, 2, 2]])
+def test_rows_that_the_loss_is_not_defined_for_are_measured_by_mse(sizes):
+    """A test part may go beyond what the scaling saw in the training part; its bce could be negative."""
+    stack = make_stack(sizes)
+    x = np.array([[0.5, 1.25, -0.25]] * 3 + [[0.1, 0.2, 0.3]], np.float32)
     result = evaluate(stack, rows_of(x))
     rows = torch.from_numpy(x).double()
     with torch.no_grad():
-        r = stack.reconstruct(rows)
-        expected = -(rows * r.log() + (1 - rows) * (-r).log1p()).sum(1).mean().item()
-    assert result["reconstruction"] == pytest.approx(expected, rel=1e-6)
-    assert result["layers"][0]["reconstruction"] == pytest.approx(expected, rel=1e-6)
+        for figures, model in ((result, stack), (result["layers"][0], stack.autoencoders[0])):
+            expected = (model.reconstruct(rows) - rows).square().sum(1).mean().item()
+            assert figures["loss"] == "mse"
+            assert figures["reconstruction"] == pytest.approx(expected, rel=1e-6)
+    assert [layer["loss"] for layer in result["layers"][1:]] == ["bce"] * (len(sizes) - 2)
+    assert evaluate(stack, rows_of(x[3:]))["loss"] == "bce"
 
 
 # Units ------------------------------------------------------------------------------------------------------
