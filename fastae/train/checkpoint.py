@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..errors import CheckpointError
 from ..nn import Options, StackedAutoencoder
+from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
 from .data.labels import classes_from_json
 from .typed import typed
@@ -308,7 +309,10 @@ def _model_on_meta(model: Mapping[str, Any], layers: int) -> dict[str, nn.Module
     dtype = {"float32": torch.float32, "float64": torch.float64}[
         typed("dtype", model["dtype"], Literal["float32", "float64"])
     ]
-    options = [Options.from_dict(layer) for layer in model["layers"]]
+    options = [
+        Options.from_dict({key: typed(key, value, LAYER_TYPES.get(key, Any)) for key, value in layer.items()})
+        for layer in model["layers"]
+    ]
     stack = StackedAutoencoder(sizes, options, probes=model["probes"], device="meta", dtype=dtype)
     modules: dict[str, nn.Module] = {_STACK: stack}
     if model["classes"] is not None:

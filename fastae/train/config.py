@@ -6,26 +6,24 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
 
+from ..activations import ACTIVATIONS
 from ..checks import check_nonnegative, check_share
 from ..corruption import Emphasis, parse_corruption
+from ..losses import LOSSES
 from ..nn.options import Options
 from ..nn.stacked import layerwise_options
+from ..objective import CODE_NOISES, Objective
 from .data import Scaling
 from .typed import typed_fields
 
-ActivationName = Literal[
-    "linear", "sigmoid", "tanh", "relu", "leaky_relu", "softplus", "elu", "selu", "gelu", "gelu_tanh", "silu",
-    "softsign", "mish", "hardtanh", "relu6",
-]  # fmt: skip
-LossName = Literal["bce", "mse"]
-NoiseName = Literal["none", "gaussian", "bernoulli"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _STEPS = 3000  # that a stage takes at least by default: a few epochs of small data teach nothing
@@ -115,49 +113,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that defines a training run. Options of layers take one value, or one a layer.
+class _DataConfig:
+    """The data of a run, and the widths of its layers.
 
     Attributes:
-        data: a data set's name (digits, mnist, fashion-mnist) or a path; see fastae.train.load_dataset.
-        test: path of a test part, where the data has none.
-        label: the column of a table (or the array of an archive) with the labels, or several one-hot columns;
-            none leaves labels out. By default one named label, target, class or y.
-        labels: path of a file with the labels, where the data has none.
-        drop: columns of a table to leave out.
-        test_fraction: share of the rows to hold out as the test part, where there is none.
-        scaling: of the features, fitted on the training part.
-        sizes: the input's width and each code's, as in 784 1000 500; by default the data's width, 512, 256.
-        activation: of the codes.
-        loss: bce for data in [0, 1], or mse; sums over features.
-        output_activation: of the reconstruction, for mse.
-        tied: whether the decoder's weight is the encoder's, transposed.
-        corruption: of the input: masking:0.25, gaussian:0.1, salt_and_pepper:0.1, swap:0.15 or none.
-        emphasis: weights of the loss on corrupted and on clean entries, as in 1 0.5.
-        contractive: weight of the penalty ||dcode/dx||^2.
-        higher_order: weight of the penalty on how that Jacobian changes near a row (CAE+H).
-        l1: weight of the codes' absolute sum.
-        kl: weight of the divergence of the units' mean activation from kl-target; sigmoid codes.
-        kl_target: the mean activation wanted.
-        code_noise: what the decoder sees of the code in training.
-        dropout: share of the code dropped for the decoder in training.
-        probes: random probes a row for the contractive penalty of a whole stack.
-        pretrain: greedy training of each layer on the clean codes of those below.
-        finetune: training of the unrolled deep autoencoder as a whole; 0 epochs leave it out.
-        classifier: whether to train a classifier on top, with labels, in the end.
-        supervised: how the classifier is trained, all layers together.
-        supervised_dropout: share of every code dropped while the classifier is trained.
-        validation: share of the training rows held out for validation.
-        precision: of the computation; bfloat16 is mixed, with float32 parameters.
-        device: auto takes an accelerator where there is one.
-        graph: whether to capture the training step as a CUDA graph where the device has them.
-        seed: of initialisation, order and noise.
-        out: the run's folder; by default runs/<data>, or the first runs/<data>-<number> that is free.
-        resume: continue the run in ``out`` from its last checkpoint and with its configuration; of the
-            other options only device, memory-gib and checkpoint-seconds count.
-        checkpoint_seconds: the longest time between two checkpoints.
-        memory_gib: what data and cached codes may take; by default half of what is free.
-        tensorboard: whether to write TensorBoard's event files.
+        data: Name of a data set (digits, mnist, fashion-mnist) or a path; see fastae.train.load_dataset.
+        test: Path of a test part, where the data has none.
+        label: Column of a table (or array of an archive) with the labels, or several one-hot columns; none
+            leaves labels out. By default one named label, target, class or y.
+        labels: Path of a file with the labels, where the data has none.
+        drop: Columns of a table to leave out.
+        test_fraction: Share of the rows to hold out as the test part, where there is none.
+        scaling: Scaling of the features, fitted on the training part.
+        sizes: Widths of the input and of each code, as in 784 1000 500; by default the data's, 512, 256.
     """
 
     data: str = "digits"
@@ -168,19 +136,71 @@ class TrainConfig:
     test_fraction: float = 0.0
     scaling: Scaling = "auto"
     sizes: tuple[int, ...] = ()
-    activation: tuple[ActivationName, ...] = ("sigmoid",)
-    loss: tuple[LossName, ...] = ("bce",)
-    output_activation: tuple[ActivationName, ...] = ("linear",)
-    tied: tuple[bool, ...] = (True,)
-    corruption: tuple[str, ...] = ("none",)
-    emphasis: tuple[float, float] | None = None
-    contractive: tuple[float, ...] = (0.0,)
-    higher_order: tuple[float, ...] = (0.0,)
-    l1: tuple[float, ...] = (0.0,)
-    kl: tuple[float, ...] = (0.0,)
-    kl_target: tuple[float, ...] = (0.05,)
-    code_noise: tuple[NoiseName, ...] = ("none",)
-    dropout: tuple[float, ...] = (0.0,)
+
+
+_CHOICES: dict[str, Collection[str]] = {
+    "activation": ACTIVATIONS, "output_activation": ACTIVATIONS, "loss": LOSSES, "code_noise": CODE_NOISES,
+}  # fmt: skip
+
+LAYER_TYPES: dict[str, Any] = {
+    name: Literal[tuple(_CHOICES[name])] if name in _CHOICES else type(value)
+    for name, value in Options().to_dict().items()
+    if name != "emphasis"
+}
+"""Types of the options of a layer, as JSON and the command line hold them."""
+
+
+def _layer_config() -> type:
+    """A dataclass of the options of layers, each as one value for all layers or one value per layer."""
+    defaults = Options().to_dict()
+    options: list[Any] = [
+        (f.name, tuple[LAYER_TYPES[f.name], ...], (defaults[f.name],))
+        if f.name in LAYER_TYPES
+        else (f.name, tuple[float, float] | None, None)
+        for f in fields(Options)
+    ]
+    made = make_dataclass("_LayerConfig", options, bases=(_DataConfig,), frozen=True)
+    made.__module__ = __name__
+    docs = {**attribute_docs(Objective), **attribute_docs(Options)}
+    docs["emphasis"] += " As in 1 0.5, for every layer with a corruption."
+    docs["corruption"] += " As in masking:0.25, gaussian:0.1, salt_and_pepper:0.1, swap:0.15, or none."
+    lines = [f"    {name}: {docs[name]}" for name, *_ in options]
+    made.__doc__ = "\n".join(["Options of the layers.", "", "Attributes:", *lines])
+    return made
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """The texts on a class's attributes in its docstring, one line each."""
+    section = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    texts = re.split(r"^ {4}(\w+): ", section, flags=re.MULTILINE)[1:]
+    plain = [re.sub(r"``|:\w+:`~?([^`]*)`", r"\1", " ".join(text.split())) for text in texts[1::2]]
+    return {name: text[0].upper() + text[1:] for name, text in zip(texts[::2], plain, strict=True)}
+
+
+@dataclass(frozen=True)
+class TrainConfig(_layer_config()):
+    """Everything that defines a training run. Options of layers take one value, or one value per layer.
+
+    Attributes:
+        probes: Random probes per row for the contractive penalty of a whole stack.
+        pretrain: Greedy training of each layer on the clean codes of those below.
+        finetune: Training of the unrolled deep autoencoder as a whole; 0 epochs leave it out.
+        classifier: Whether to train a classifier on top, with labels, in the end.
+        supervised: Training of the classifier, all layers together.
+        supervised_dropout: Share of every code dropped while the classifier is trained.
+        validation: Share of the training rows held out for validation.
+        precision: Precision of the computation; bfloat16 is mixed, with float32 parameters.
+        device: A device of torch; auto takes an accelerator where there is one.
+        graph: Whether to capture the training step as a CUDA graph where the device has them.
+        seed: Seed of initialisation, order and noise.
+        out: Folder of the run; by default runs/<data>, or the first runs/<data>-<number> that is free.
+        resume: Continue the run in the folder out from its last checkpoint and with its own configuration,
+            but for device, memory-gib, checkpoint-seconds, more epochs of a stage, and a classifier.
+        checkpoint_seconds: Longest time between two checkpoints.
+        memory_gib: Memory for data and cached codes; by default half of what is free.
+        tensorboard: Whether to write TensorBoard's event files.
+    """
+
     probes: int = 1
     pretrain: Stage = field(default_factory=Stage)
     finetune: Stage = field(default_factory=Stage)
@@ -247,7 +267,7 @@ class TrainConfig:
     def layer_options(self, depth: int) -> list[Options]:
         """The options of each of ``depth`` layers; ``ValueError`` where they do not fit."""
         changes: dict[str, Any] = {}
-        for name in _LAYER_OPTIONS:
+        for name in LAYER_TYPES:
             values = getattr(self, name)
             changes[name] = values[0] if len(values) == 1 else list(values)
         corruptions = self.corruption if len(self.corruption) > 1 else self.corruption * depth
@@ -265,22 +285,6 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; ``ValueError`` names what does not fit."""
         return cls(**typed_fields(cls, values))
-
-
-_LAYER_OPTIONS = (
-    "activation",
-    "loss",
-    "output_activation",
-    "tied",
-    "corruption",
-    "contractive",
-    "higher_order",
-    "l1",
-    "kl",
-    "kl_target",
-    "code_noise",
-    "dropout",
-)
 
 
 @functools.cache

@@ -6,19 +6,15 @@ import re
 import pytest
 
 from fastae.train import Stage, TrainConfig
+from fastae.train.config import attribute_docs
 from tests.cli.support import flat, python
 
 
 def documented(cls: type, prefix: str = "") -> dict[str, str]:
-    """The options of a configuration and what its docstring says of each."""
-    doc = cls.__doc__ or ""
-    found = {}
-    for field in dataclasses.fields(cls):
-        text = re.search(
-            rf"^ {{8}}{field.name}: (.+?)(?=^ {{8}}\w+: |^ {{4}}\S|\Z)", doc, re.MULTILINE | re.DOTALL
-        )
-        found[f"--{prefix}{field.name.replace('_', '-')}"] = " ".join(text[1].split()) if text else ""
-    return found
+    """The options of a configuration and what the docstrings of its classes say of each."""
+    docs = {name: text for base in cls.__mro__ for name, text in attribute_docs(base).items()}
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {f"--{prefix}{name.replace('_', '-')}": docs.get(name, "") for name in names}
 
 
 def options_of_train() -> dict[str, str]:

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from fastae import Emphasis, Gaussian, Masking
+from fastae import Emphasis, Gaussian, Masking, Swap
+from fastae.activations import ACTIVATIONS
+from fastae.losses import LOSSES
+from fastae.nn import Options
+from fastae.objective import CODE_NOISES, Objective
 from fastae.train import Stage, TrainConfig
+from fastae.train.config import attribute_docs
 
 PARAMETER = torch.zeros(3, 2, requires_grad=True)
 OPTIMIZERS = (
@@ -67,6 +72,7 @@ EVERYTHING = TrainConfig(
     scaling="standard", sizes=(6, 5, 4), activation=("sigmoid", "tanh"),
     loss=("bce", "mse"), output_activation=("linear", "sigmoid"), tied=(True, False),
     corruption=("masking:0.25", "none"), emphasis=(1.0, 0.5), contractive=(0.1, 0.2), higher_order=(0.1, 0.0),
+    higher_order_std=(0.2,), higher_order_samples=(2,), code_noise_std=(0.2, 0.3), bias=(True, False),
     l1=(0.01,), kl=(0.1, 0.0), kl_target=(0.1,), code_noise=("bernoulli", "none"), dropout=(0.2, 0.0),
     probes=3,
     pretrain=Stage(epochs=3, batch_size=7, optimizer="SGD", lr=0.1, optimizer_options=("momentum=0.9",)),
@@ -170,6 +176,66 @@ def test_a_stage_takes_zero(name):
 def test_a_configuration_that_makes_no_sense_is_refused_by_name(argument, changes, words):
     with names(argument, *words):
         TrainConfig(**changes)
+
+
+# The command line -----------------------------------------------------------------------------------------
+
+NEEDS = {
+    "output_activation": ["--loss", "mse"], "emphasis": ["--corruption", "masking:0.1"],
+}  # fmt: skip
+
+
+def another(name: str) -> tuple[list[str], Any]:
+    """A value that is not the default, as it is typed and as the objective holds it."""
+    default = getattr(Options(), name)
+    if name == "corruption":
+        return ["swap:0.125"], Swap(0.125)
+    if name == "emphasis":
+        return ["1.0", "0.5"], Emphasis(1.0, 0.5)
+    if isinstance(default, str):
+        *_, last = {"loss": LOSSES, "code_noise": CODE_NOISES}.get(name, ACTIVATIONS)
+        value = last if last != default else "mse"
+        return [value], value
+    value = (not default) if isinstance(default, bool) else type(default)(default + 0.125) or 1
+    value = value + 1 if value == default else value
+    return [str(value)], value
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Options)])
+def test_every_option_of_the_objective_can_be_typed(name):
+    tyro = pytest.importorskip("tyro")
+    words, value = another(name)
+    assert value != getattr(Options(), name)
+    flag = "--" + name.replace("_", "-")
+    config = tyro.cli(TrainConfig, args=["--sizes", "6", "5", *NEEDS.get(name, []), flag, *words])
+    (options,) = config.layer_options(1)
+    assert getattr(options, name) == value
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Options) if field.name != "emphasis"])
+def test_every_option_of_the_objective_takes_one_value_per_layer(name):
+    tyro = pytest.importorskip("tyro")
+    (word,), value = another(name)
+    default = getattr(Options(), name)
+    flag, own = "--" + name.replace("_", "-"), "none" if default is None else str(default)
+    extra = {"output_activation": ["--loss", "mse"], "loss": ["--activation", "sigmoid"]}.get(name, [])
+    config = tyro.cli(TrainConfig, args=["--sizes", "6", "5", "4", *extra, flag, own, word])
+    assert [getattr(options, name) for options in config.layer_options(2)] == [default, value]
+
+
+def test_the_help_lists_what_the_tables_hold(capsys):
+    tyro = pytest.importorskip("tyro")
+    with pytest.raises(SystemExit):
+        tyro.cli(TrainConfig, args=["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for table in (ACTIVATIONS, LOSSES, CODE_NOISES):
+        assert ",".join(table) in text.replace(", ", ",")
+    with pytest.raises(ValueError, match=r"^activation: 'swish' is not one of .*mish"):
+        TrainConfig(activation=("swish",))
+    docs = {**attribute_docs(Objective), **attribute_docs(Options)}
+    assert docs.keys() == {field.name for field in fields(Options)}
+    assert docs["kl_target"] in text and "``" not in text
 
 
 # Optimizers and schedules -----------------------------------------------------------------------------------
