@@ -12,18 +12,22 @@ def one_line(text: object) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
 
 
-class DataError(ValueError):
-    """A data file or data set that cannot be used. The message is one printable line."""
+class FileError(ValueError):
+    """What is wrong with a file or folder. The message is one printable line, whatever their names hold."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+class DataError(FileError):
+    """A data file or data set that cannot be used."""
 
 
 class MissingPackageError(ImportError, DataError):
     """An optional package that is not installed; the message names the extra that installs it."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FileError):
     """A run or checkpoint folder that cannot be read, written or continued."""
 
 

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DataError
 from ..nn import Options, StackedAutoencoder
 from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
@@ -99,9 +99,10 @@ class Checkpoint:
         options: dict[str, Any] = {"label": self._option("label", ()), "drop": self._option("drop", ())}
         if data is None:
             for key in ("data", "test", "labels"):
-                named = self._option(key, None)
-                kept = self.paths.get(key)
-                options[key] = kept if named is not None and kept and os.path.exists(kept) else named
+                named, kept = self._option(key, None), self.paths.get(key)
+                options[key] = named if named is None or kept is None or not os.path.exists(kept) else kept
+                if kept is not None and named is not None and not os.path.exists(options[key]):
+                    raise DataError(f"{key}: neither {kept} nor {named} is there; name the data (--data)")
             if options["data"] is None:
                 raise CheckpointError(f"{self.path}: does not say what it was trained on; name the data")
             options |= {"test_fraction": self._option("test_fraction", 0.0), "seed": self._option("seed", 0)}

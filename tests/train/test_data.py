@@ -1,9 +1,14 @@
 """Rows in any order and number, and how they are split."""
 
+import hashlib
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fastae.train.data import AffineScaling, Rows, split
+from fastae.train.data import rows as rows_module
 from tests.train.files import IDENTITY, save_npy
 
 sparse = pytest.importorskip("scipy.sparse")
@@ -116,3 +121,55 @@ def test_split_limits(table):
     for fraction in (0.01, 0.99):
         with pytest.raises(ValueError, match="leaves one part empty"):
             split(rows, fraction, seed=0)
+
+
+# Fingerprints -----------------------------------------------------------------------------------------------
+
+
+def test_fingerprints_notice_every_change(rows_and_values):
+    rows, _ = rows_and_values
+    again = replace(rows)
+    assert rows.fingerprint() == again.fingerprint() and rows.matches(again.fingerprint())
+    dense = rows.array if isinstance(rows.array, np.ndarray) else rows.array.toarray()
+    others = [
+        rows.subset(slice(0, 22)),
+        rows.subset(np.arange(23)[::-1]),
+        replace(rows, labels=None),
+        replace(rows, labels=rows.labels[::-1].copy()),  # type: ignore[index]
+        replace(rows, scaling=IDENTITY),
+        replace(rows, array=np.asarray(dense, np.float64)),
+    ]
+    for row in (0, 7, 22):
+        changed = np.array(dense)
+        changed[row, 1] += 1e-3
+        kind = np.asarray if isinstance(rows.array, np.ndarray) else type(rows.array)
+        others.append(replace(rows, array=kind(changed)))
+    assert len({rows.fingerprint(), *(other.fingerprint() for other in others)}) == 1 + len(others)
+    assert not any(rows.matches(other.fingerprint()) for other in others)
+
+
+def test_fingerprints_of_large_maps_read_blocks_and_the_time_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows_module, "_WHOLE_BYTES", 0)
+    monkeypatch.setattr(rows_module, "_STRIDED_BLOCKS", 4)
+    monkeypatch.setattr(rows_module, "_STRIDED_BYTES", 80)
+    values = np.arange(2000.0).reshape(200, 10)
+    path = save_npy(tmp_path / "rows.npy", values)
+    rows = Rows(np.load(path, mmap_mode="r"), None, IDENTITY)
+    first = rows.fingerprint()
+    assert first == rows.fingerprint()
+    os.utime(path, ns=(0, 0))
+    second = rows.fingerprint()
+    values[-1, 0] += 1
+    save_npy(tmp_path / "rows.npy", values)
+    os.utime(path, ns=(0, 0))
+    third = Rows(np.load(path, mmap_mode="r"), None, IDENTITY).fingerprint()
+    assert len({first, second, third}) == 3
+
+
+def test_the_first_format_of_fingerprints_is_known(table):
+    rows = Rows(table, np.arange(23), AffineScaling("unit", np.full((), 0.25), np.full((), 2.0)))
+    digest = hashlib.sha256(b"23 x 5")
+    x = table[np.linspace(0, 22, 64).astype(np.int64)]
+    digest.update(((x - np.float32(0.25)) * np.float32(2)).tobytes())
+    digest.update(np.arange(23).tobytes())
+    assert rows.sample_fingerprint() == digest.hexdigest() and rows.matches(digest.hexdigest())

@@ -55,7 +55,7 @@ def test_a_run_finds_its_data_from_anywhere(run, tmp_path, monkeypatch):
     (tmp_path / "table.csv").rename("table.csv")  # moved with its folder
     assert checkpoint.load_data().train.fingerprint() == again.train.fingerprint()
     Path("table.csv").unlink()
-    with refuses("table.csv: no such file"):
+    with refuses(f"data: neither {tmp_path / 'table.csv'} nor table.csv is there", "--data"):
         checkpoint.load_data()
 
 
