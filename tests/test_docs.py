@@ -1,0 +1,57 @@
+"""The pages agree with the code and with each other: links, pictures, tables of names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fastae.activations import ACTIVATIONS
+from fastae.corruption import CORRUPTIONS
+from fastae.losses import LOSSES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    for link in links(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_picture_is_shown_and_small():
+    shown = {
+        (page.parent / link).resolve() for page in PAGES for link in links(page.read_text(encoding="utf-8"))
+    }
+    pictures = list((DOCS / "images").iterdir())
+    assert set(pictures) <= shown
+    sizes = [picture.stat().st_size for picture in pictures]
+    assert max(sizes) < 120_000 and sum(sizes) < 600_000
+
+
+def test_readme_shows_on_a_package_index():
+    assert "![" not in README and "<img" not in README, "an index cannot show the files of a checkout"
+
+
+@pytest.mark.parametrize(
+    "row, names", [("Activations", ACTIVATIONS), ("Losses", LOSSES), ("Corruption", CORRUPTIONS)]
+)
+def test_readme_lists_everything_that_can_be_chosen(row: str, names: dict[str, object]):
+    (text,) = re.findall(rf"^\| {row} \| (.*) \|$", README, re.MULTILINE)
+    assert set(names) <= set(re.findall(r"\w+", text))
