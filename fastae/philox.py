@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .threads import submit
+
 STREAM_CORRUPTION = 0
 STREAM_DROPOUT = 1
 STREAM_CODE_NOISE = 2
@@ -110,7 +112,7 @@ def bit_blocks(
     while blocks or ahead:
         while blocks and len(ahead) <= workers:
             block = blocks.popleft()
-            ahead.append((block, pool.submit(draw, block)))
+            ahead.append((block, submit(pool, draw, block)))
         block, job = ahead.popleft()
         yield block, job.result()
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..threads import submit
 from .data import Rows
 
 _READ_AHEAD = 3
@@ -106,7 +107,7 @@ class Streamed:
             try:
                 while waiting or ahead:
                     while waiting and len(ahead) < _READ_AHEAD:
-                        ahead.append(reader.submit(read, waiting.popleft()))
+                        ahead.append(submit(reader, read, waiting.popleft()))
                     x, labels = ahead.popleft().result()
                     x = x.to(self.device, non_blocking=True)
                     labels = None if labels is None else labels.to(self.device, non_blocking=True)
