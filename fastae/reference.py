@@ -189,7 +189,7 @@ def _gaussian(x: Tensor, corruption: Gaussian, seed: int, stream: int) -> Tensor
 
 def _salt_and_pepper(x: Tensor, corruption: SaltAndPepper, seed: int, stream: int) -> Tensor:
     salt = _bits(x, corruption.event, seed, stream) > corruption.event.half
-    extreme = torch.where(salt, corruption.high, corruption.low).to(x.dtype)
+    extreme = torch.where(salt, x.new_full((), corruption.high), x.new_full((), corruption.low))
     return torch.where(corrupted_entries(x, corruption, seed, stream), extreme, x)
 
 

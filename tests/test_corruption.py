@@ -344,3 +344,10 @@ def test_emphasis_needs_no_random_numbers_of_its_own():
     x = matrix(200, 50) + 10.0
     hit = philox.random_bits(5, 200, 50, philox.STREAM_CORRUPTION, width=16) <= philox.threshold(0.3)
     assert torch.equal(hit, draw(x, Masking(0.3)) == 0.0)
+
+
+def test_salt_and_pepper_values_are_those_of_the_dtype():
+    corruption = SaltAndPepper(1.0, 0.1, 0.7)
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    out = torch.cat([functional.corrupt(x, corruption), R.corrupt(x, corruption, 3)])
+    assert set(out.flatten().tolist()) == {0.1, 0.7}

@@ -491,3 +491,15 @@ def test_opcheck_of_perturb(noise, dropout, dtype):
 
 def test_every_activation_is_in_one_of_the_stacks_tested_here():
     assert {name for stack in STACKS for name in stack} == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_half_precision_gradients_of_large_pre_activations_are_finite(activation):
+    """|z| of about 25, where the powers in gelu's second derivative are beyond float16."""
+    x = torch.full((4, 6), 1.5).half()
+    weights = [torch.full((5, 6), 2.8).half(), torch.full((3, 5), 0.01).half()]
+    inputs = [t.requires_grad_() for t in (x, *weights)]
+    layers = [(weights[0], None, activation), (weights[1], None, "linear")]
+    code, penalty = deep_contractive_encode(x, layers, generator=torch.Generator().manual_seed(0))
+    grads = torch.autograd.grad(penalty + code.float().sum(), inputs)
+    assert all(grad.isfinite().all() for grad in grads)

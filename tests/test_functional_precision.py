@@ -129,3 +129,15 @@ def test_gradient_scaler_meets_no_overflow_of_the_scale_itself(name: str, reduct
         return [g.double() / scale for g in results if g is not None]
 
     assert max(errors(gradients(True, 2.0**16), gradients(False, 1.0))) < 0.1
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_half_precision_gradients_are_scaled_before_they_overflow(reduction):
+    """Entries of grad V are 512 * 16 * 16, beyond float16 unless the upstream 1 / 512 scales it first."""
+    code = torch.zeros(3, 4).half().requires_grad_()
+    weight, target = torch.full((512, 4), 16.0).half(), torch.full((3, 512), -8.0).half()
+    loss = functional.reconstruction_loss(code, weight, None, target, "mse", reduction=reduction)
+    scale = torch.full_like(loss, 1.0 / 512.0)
+    (grad,) = torch.autograd.grad(loss, code, scale)
+    expected = 16.0 * 16.0 / (3.0 if reduction == "mean" else 1.0)
+    torch.testing.assert_close(grad.float(), torch.full((3, 4), expected), rtol=2e-3, atol=0.0)

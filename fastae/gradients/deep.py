@@ -32,9 +32,10 @@ class _Saved(NamedTuple):
     preacts: Sequence[Tensor]
 
     def slopes(self, activations: tuple[str, ...]) -> list[Tensor]:
-        """s_l = f'(z_l) of each layer."""
+        """s_l = f'(z_l) of each layer, in the dtype of sums: in float16 the formulas' powers overflow."""
+        dtype = sum_dtype(self.x.dtype)
         return [
-            get_activation(name).derivative(code, preact)
+            get_activation(name).derivative(code.to(dtype), preact.to(dtype))
             for name, code, preact in zip(activations, self.codes, self.preacts, strict=True)
         ]
 
@@ -116,7 +117,7 @@ def _chain(probe: Tensor, weights: Sequence[Tensor], slopes: list[Tensor]) -> li
     """[w_0, ..., w_L] of the module's formula, from w_L = probe."""
     chain = [probe]
     for weight, s in zip(reversed(weights), reversed(slopes), strict=True):
-        chain.append(torch.mm(chain[-1] * s, weight))
+        chain.append(torch.mm((chain[-1] * s).to(weight.dtype), weight))
     return chain[::-1]
 
 
@@ -124,18 +125,19 @@ def _penalty_gradient(
     saved: _Saved, activations: tuple[str, ...], scale: Tensor, probes: int, d_weights: list[Tensor]
 ) -> list[Tensor | None]:
     """What the penalty adds to each dz_l; its part of the weights' gradients is added to ``d_weights``."""
-    slopes = saved.slopes(activations)
+    dtype, slopes = saved.x.dtype, saved.slopes(activations)
     extra: list[Tensor | None] = [None] * len(slopes)
     for k in range(probes):
         chain = _chain(saved.probe(k), saved.weights, slopes)
-        dw = chain[0] * scale[:, None].to(saved.x.dtype)
-        for l, name in enumerate(activations):
-            d_weights[l].addmm_((chain[l + 1] * slopes[l]).t(), dw)
+        dw = (chain[0] * scale[:, None]).to(dtype)
+        for l, (name, s) in enumerate(zip(activations, slopes, strict=True)):
+            d_weights[l].addmm_((chain[l + 1] * s).to(dtype).t(), dw)
             d_scaled = torch.mm(dw, saved.weights[l].t())
             second = get_activation(name).second
             if second is not None:
-                dz = d_scaled * chain[l + 1] * second(saved.codes[l], slopes[l], saved.preacts[l])
+                t = second(saved.codes[l].to(s.dtype), s, saved.preacts[l].to(s.dtype))
+                dz = d_scaled * chain[l + 1] * t
                 before = extra[l]
                 extra[l] = dz if before is None else before + dz
-            dw = d_scaled * slopes[l]
-    return extra
+            dw = (d_scaled * s).to(dtype)
+    return [None if dz is None else dz.to(dtype) for dz in extra]

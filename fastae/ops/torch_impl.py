@@ -108,7 +108,8 @@ def _salted(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Ten
     event = corruption.event
     for block, bits in _bit_blocks(x, seed, stream, event.width):
         hit = (bits <= event.threshold).to(x.device)
-        extreme = torch.where(bits > event.half, corruption.high, corruption.low).to(x)
+        salt = (bits > event.half).to(x.device)
+        extreme = torch.where(salt, x.new_full((), corruption.high), x.new_full((), corruption.low))
         out[block] = torch.where(hit, extreme, x[block])
     return out
 
@@ -268,9 +269,18 @@ def _slopes(f: Activation, code: Tensor, preact: Tensor | None, block: slice) ->
 
 def _scaled_product(a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """a b, scaled where that is free: by a scalar that the host knows; and the scale still to apply."""
-    if scale is None or scale.dim() or scale.device.type != "cpu":
-        return torch.mm(a, b), scale
-    return _scaled_mm(a, b, float(scale)), None
+    if scale is None:
+        return torch.mm(a, b), None
+    if scale.dim() == 0 and scale.device.type == "cpu":
+        return _scaled_mm(a, b, float(scale)), None
+    if a.dtype == torch.float16:  # the product might overflow before it is scaled
+        return torch.mm(_scaled_rows(a, scale), b), None
+    return torch.mm(a, b), scale
+
+
+def _scaled_rows(a: Tensor, scale: Tensor) -> Tensor:
+    """``diag(scale) a``, in a's dtype."""
+    return (a * (scale if scale.dim() == 0 else scale[:, None])).to(a.dtype)
 
 
 def _scaled_mm(a: Tensor, b: Tensor, alpha: float) -> Tensor:
@@ -365,7 +375,7 @@ def _scaled(a: Tensor, scale: Tensor | None) -> tuple[Tensor, float]:
         return a, 1.0
     if scale.dim() == 0 and scale.device.type == "cpu" and a.dtype != torch.float16:
         return a, float(scale)  # in float16 the product might overflow before it is scaled
-    return (a * (scale if scale.dim() == 0 else scale[:, None])).to(a.dtype), 1.0
+    return _scaled_rows(a, scale), 1.0
 
 
 # --- decoder --------------------------------------------------------------------------------------------

@@ -352,6 +352,9 @@ def code_grad(
     plan = _pass_plan("code_grad", code) if weight is None else _plan("code_grad", grad, weight, heavy=heavy)
     blocks_m, _ = plan.blocks(M, H)
     dz = _empty(code, M, H)
+    if weight is not None and plan.strategy == "split" and grad.dtype == torch.float16:
+        # a library's product must not overflow before it is scaled
+        grad, scale = _scaled_rows(grad, scale, keep_scalar=False)
     scale, scale_stride = _scale(scale)
     penalty_scale, penalty_stride = _scale(penalty_scale)
     l1_scale, l1_stride = _scale(l1_scale)
