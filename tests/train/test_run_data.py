@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastae.errors import CheckpointError
-from fastae.train import Stage, TrainConfig, TrainResult, load_checkpoint, train
+from fastae.train import Stage, TrainConfig, TrainResult, load_checkpoint, load_dataset, train
 from fastae.train.data import named
 from tests.train.files import refuses
 
@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch) -> TrainResult:
     stage = Stage(epochs=2, batch_size=20, lr=0.01)
     return train(
         TrainConfig(
-            data="table.csv", label=("kind",), drop=("id",), test_fraction=0.25, sizes=(3, 4), pretrain=stage,
+            data="table.csv", label=("Kind",), drop=("id",), test_fraction=0.25, sizes=(3, 4), pretrain=stage,
             supervised=stage, classifier=True, out="run", tensorboard=False, device="cpu", seed=4,
         )
     )  # fmt: skip
@@ -174,3 +174,24 @@ def test_labels_that_are_no_classes_are_refused_before_training(tmp_path):
     assert lines == [
         "x.npz: 60 rows, 3 features, labels from 'y' (continuous), scaling minmax per column; on cpu"
     ]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"a": range(30), "label_x": [1, 0] * 15, "label_y": [0, 1] * 15, "b": [7, 5, 6] * 10},
+        {"": range(30), "a": [3, 5] * 15, "y": ["u", "v"] * 15},
+        {"Unnamed: 0": range(30), "a": [3, 5] * 15, "a ": [4, 2, 3] * 10, "target": [0.5, 1] * 15},
+    ],
+    ids=["one-hot", "row numbers", "two of one name"],
+)
+def test_columns_that_were_found_out_are_found_again(tmp_path, columns):
+    data = write_table(tmp_path / "t.csv", columns)
+    config = TrainConfig(
+        data=data, pretrain=Stage(epochs=1), out=str(tmp_path / "run"), tensorboard=False, device="cpu"
+    )
+    dataset = load_dataset(data)
+    run = train(replace(config, sizes=(dataset.width, 2)))
+    again = load_checkpoint(run.path).load_data()
+    assert again.train.fingerprint() == run.dataset.train.fingerprint()
+    assert (again.train.labels is None) == (run.dataset.train.labels is None)

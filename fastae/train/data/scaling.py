@@ -100,10 +100,11 @@ def fit_scaling(part: RawPart, scaling: Scaling, index: np.ndarray | None = None
             fitted = _fit_range(part, "minmax", *_column_ranges(x, index))
     if (lost := _lost(sample, fitted)) is not None:
         column, kept, values = lost
+        way_out = "" if fitted.name in ("minmax", "standard") else "use minmax or standard, or "
         name = "" if part.feature_names is None else f" ({part.feature_names[column]})"
         raise DataError(
             f"{part.name}: {values} different values of column {column}{name} would be {kept} in float32"
-            f" with {fitted.name!r} scaling; use minmax or standard, or subtract a constant from the column"
+            f" with {fitted.name!r} scaling; {way_out}subtract a constant from the column"
         )
     check_offset(part, fitted)
     return fitted

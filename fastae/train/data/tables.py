@@ -45,11 +45,18 @@ class Columns:
 
 @dataclass(frozen=True)
 class Choice:
-    """The numbers of the columns to take, and the names of all columns where there are any."""
+    """The chosen columns of a table.
+
+    Attributes:
+        features, labels: their numbers; several labels are one-hot.
+        names: of all columns, where there are any.
+        by_name: whether the features were asked for by name, so that nothing is to be found out.
+    """
 
     features: list[int]
     labels: list[int]
     names: list[str] | None
+    by_name: bool
 
 
 def choose(name: str, names: list[str] | None, width: int, columns: Columns) -> Choice:
@@ -58,36 +65,41 @@ def choose(name: str, names: list[str] | None, width: int, columns: Columns) -> 
     Raises:
         DataError: for a column that is not there, or several that could be the labels.
     """
-    labels = _find_labels(name, names, width, columns)
     if columns.features is not None and names is not None and len(set(names)) == len(names):
-        missing = [column for column in columns.features if column not in names]
-        if missing:
+        if missing := [column for column in columns.features if column not in names]:
             raise DataError(f"{name}: column {missing[0]!r} is missing{_among(names)}")
-        return Choice([names.index(column) for column in columns.features], labels, names)
+        features = [names.index(column) for column in columns.features]
+        others = [i for i in range(width) if i not in set(features)]
+        return Choice(features, _find_labels_beside(name, names, others, columns), names, True)
+    labels = _find_labels(name, names, width, columns)
     left_out = {*labels, *(_find(name, "drop", column, names, width) for column in columns.drop)}
-    return Choice([i for i in range(width) if i not in left_out], labels, names)
+    return Choice([i for i in range(width) if i not in left_out], labels, names, False)
 
 
 def _find_labels(name: str, names: list[str] | None, width: int, columns: Columns) -> list[int]:
-    """The numbers of the columns of labels, of which several are one-hot."""
-    if not columns.wants_labels:
-        return []
-    features = columns.features if names is not None else None
-    if columns.label:
-        if features is not None and names is not None and not set(columns.label) <= set(names):
-            return []  # rows to use a model on need no labels
+    if columns.label and columns.wants_labels:
         return [_find(name, "label", column, names, width) for column in columns.label]
-    if names is None:
+    if names is None or not columns.wants_labels:
         return []
     found = [i for i, column in enumerate(names) if column.strip().lower() in LABEL_NAMES]
-    if features is not None:
-        found = [i for i in found if names[i] not in features]
-        one_hot = [i for i, column in enumerate(names) if _ONE_HOT_NAME.fullmatch(column.strip())]
-        found = found[:1] or [i for i in one_hot if names[i] not in features]
-    elif len(found) > 1:
+    if len(found) > 1:
         shown = ", ".join(names[i] for i in found)
         raise DataError(f"{name}: {len(found)} label columns ({shown}); choose one with label")
     return found
+
+
+def _find_labels_beside(name: str, names: list[str], others: list[int], columns: Columns) -> list[int]:
+    """The labels among the columns that are no features. Rows to use a model on need none."""
+    if not columns.wants_labels:
+        return []
+    plain = {i: names[i].strip().lower() for i in others}
+    if columns.label:
+        wanted = [column.strip().lower() for column in columns.label]
+        if not set(wanted) <= set(plain.values()):
+            return []
+        return [_find(name, "label", column, names, len(names)) for column in columns.label]
+    named = [i for i, column in plain.items() if column in LABEL_NAMES]
+    return named[:1] or [i for i in others if _ONE_HOT_NAME.fullmatch(names[i].strip())]
 
 
 def make_part(
@@ -101,19 +113,19 @@ def make_part(
         label_columns: a vector [N] for each column of ``choice.labels``.
         choice, columns: how they were chosen.
     """
-    names = None if choice.names is None else [choice.names[i].strip() for i in choice.features]
+    names = None if choice.names is None else [choice.names[i] for i in choice.features]
     notes: list[str] = []
-    if names and len(names) > 1 and columns.features is None and _is_index(names[0], x[:, 0]):
+    if names and len(names) > 1 and not choice.by_name and _is_index(names[0], x[:, 0]):
         x, names = x[:, 1:], names[1:]
         notes.append("its column of row numbers left out")
     labels, source = None, ""
     if label_columns:
-        taken = [str(i) if choice.names is None else choice.names[i].strip() for i in choice.labels]
+        taken = [str(i) if choice.names is None else choice.names[i] for i in choice.labels]
         labels, source = label_columns[0], repr(taken[0])
         if len(label_columns) > 1:
             labels, source = _from_one_hot(name, np.stack(label_columns, 1), taken), f"{len(taken)} columns"
-    elif names and columns.wants_labels and columns.features is None:
-        found = [i for i, column in enumerate(names) if _ONE_HOT_NAME.fullmatch(column)]
+    elif names and columns.wants_labels and not choice.by_name:
+        found = [i for i, column in enumerate(names) if _ONE_HOT_NAME.fullmatch(column.strip())]
         if len(found) > 1 and _is_one_hot(x[:, found]):
             labels = _from_one_hot(name, x[:, found], [names[i] for i in found])
             source = f"{len(found)} columns"
@@ -185,7 +197,7 @@ def _among(names: list[str]) -> str:
 
 def _is_index(name: str, x: np.ndarray) -> bool:
     """Whether a column holds the row numbers that pandas writes first."""
-    return name.lower() in _INDEX_NAMES and np.array_equal(x, np.arange(len(x)))
+    return name.strip().lower() in _INDEX_NAMES and np.array_equal(x, np.arange(len(x)))
 
 
 def _is_one_hot(x: Any) -> bool:
@@ -197,5 +209,5 @@ def _from_one_hot(name: str, x: np.ndarray, names: list[str]) -> np.ndarray:
         raise DataError(
             f"{name}: label: columns {', '.join(names[:8])} are not one-hot (one 1 per row, else 0)"
         )
-    classes = [match[2] if (match := _ONE_HOT_NAME.fullmatch(column)) else column for column in names]
+    classes = [match[2] if (match := _ONE_HOT_NAME.fullmatch(column.strip())) else column for column in names]
     return np.array(classes)[x.argmax(axis=1)]
