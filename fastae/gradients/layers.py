@@ -11,6 +11,7 @@ from torch.autograd.function import Function
 from .. import ops
 from ..objective import Objective
 from ..tensors import reduce_rows
+from .kept import keep, kept
 from .once import Context, first_order
 
 
@@ -23,8 +24,9 @@ class Encode(Function):
     ) -> tuple[Tensor, Tensor | None]:
         sq_norms = ops.squared_norms(weight) if contractive else None
         encoded = ops.encode(x, weight, bias, activation, sq_norms=sq_norms)
-        ctx.save_for_backward(x, weight, bias, encoded.code, encoded.preact, sq_norms)
-        ctx.activation = activation
+        z_or_code = keep(ctx, encoded.code, encoded.preact, activation)
+        ctx.save_for_backward(x, weight, bias, z_or_code, sq_norms)
+        ctx.activation, ctx.shape = activation, encoded.code.shape
         ctx.set_materialize_grads(False)
         return encoded.code, encoded.penalty if contractive else None
 
@@ -33,13 +35,13 @@ class Encode(Function):
     def backward(
         ctx: Context, grad_code: Tensor | None, grad_penalty: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight, bias, code, preact, sq_norms = ctx.saved_tensors
+        x, weight, bias, z_or_code, sq_norms = ctx.saved_tensors
         if grad_code is None and grad_penalty is None:
             return None, None, None, None, None
-        if grad_code is None:
-            grad_code = torch.zeros_like(code)
+        grad = x.new_zeros(ctx.shape) if grad_code is None else grad_code
+        code = kept(ctx, z_or_code, grad, lambda: ops.encode(x, weight, bias, ctx.activation).code)
         dz, db, u = ops.code_grad(
-            grad_code, None, code, preact, ctx.activation, penalty_scale=grad_penalty, sq_norms=sq_norms
+            grad, None, code, code, ctx.activation, penalty_scale=grad_penalty, sq_norms=sq_norms
         )
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         own = {} if grad_penalty is None else {"weight": weight, "u": u}
