@@ -15,7 +15,7 @@ from .tables import as_json, print_figures
 
 @dataclass(frozen=True)
 class Config:
-    """Measure a trained stack on the test part of a data set, or on its only part.
+    """Measure a trained stack on the test part of a data set, else on the rows that the run held out.
 
     Attributes:
         run: a run's folder, or one checkpoint's.
@@ -33,10 +33,15 @@ class Config:
 def run(config: Config, console: Console) -> None:
     """Run the command."""
     checkpoint, dataset = load_with_data(config.run, config.data)
-    rows, part = (dataset.test, "test") if dataset.test is not None else (dataset.train, "only")
-    probe = dataset.train if config.probe and dataset.test is not None else None
-    figures = evaluation.evaluate(checkpoint.stack, rows, classifier=checkpoint.classifier, probe_rows=probe)
+    rows, part, training = checkpoint.parts(dataset, own=config.data is None)
+    figures = evaluation.evaluate(
+        checkpoint.stack,
+        rows,
+        classifier=checkpoint.classifier,
+        probe_rows=training if config.probe else None,
+        training=training,
+    )
     if config.json:
         print(as_json(figures))
     else:
-        print_figures(console, figures, f"{dataset.name}, {part} part")
+        print_figures(console, figures, f"{dataset.name}, {part}")

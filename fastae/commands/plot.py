@@ -86,8 +86,8 @@ def run(config: Config, console: Console) -> None:
     stack = checkpoint.stack.eval()
     shape = config.shape or checkpoint.feature_shape
     image_shape(stack.sizes[0], shape)
-    rows, part = (dataset.test, "test part") if dataset.test is not None else (dataset.train, "only part")
-    figures = evaluate(stack, rows, classifier=checkpoint.classifier)
+    rows, part, training = checkpoint.parts(dataset, own=config.data is None)
+    figures = evaluate(stack, rows, classifier=checkpoint.classifier, training=training)
     index, targets = spread(len(rows), config.rows), rows.targets
     subject = Subject(
         stack,

@@ -19,6 +19,14 @@ def summary_cells(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("mean squared error of a feature", f"{figures['mse']:.6f}"),
         ("contractive penalty ‖∂h/∂x‖² of the encoder", f"{figures['contractive_penalty']:.4f}"),
     ]
+    r2 = figures.get("r2", math.nan)
+    worse = ", worse than the mean of the rows" if r2 < 0.0 else ""
+    cells.insert(2, ("R^2: share of the variance reconstructed", f"{r2:.4f}{worse}"))
+    if "pca_mse" in figures:
+        units = figures["layers"][-1]["units"]
+        cells.insert(3, (f"squared error of PCA with {units} components", f"{figures['pca_mse']:.6f}"))
+        needed = f"{figures['pca_components']} components"
+        cells.insert(4, ("PCA needs, for as small an error", needed))
     for key in ("probe_error", "classifier_error"):
         if key in figures:
             cells.append((key.replace("_", " "), f"{100 * figures[key]:.2f} %"))

@@ -19,10 +19,10 @@ def run(config: Config, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     result = train(config, progress=RichProgress(), announce=announce)
-    test = result.dataset.test
-    rows, part = (test, "test") if test is not None else (result.dataset.train, "only")
-    probe = result.dataset.train if test is not None else None
-    figures = evaluation.evaluate(result.stack, rows, classifier=result.classifier, probe_rows=probe)
+    rows, part, training = result.parts
+    figures = evaluation.evaluate(
+        result.stack, rows, classifier=result.classifier, probe_rows=training, training=training
+    )
     write_whole(result.path / "evaluation.json", as_json(figures) + "\n")
-    print_figures(console, figures, f"{result.dataset.name}, {part} part")
+    print_figures(console, figures, f"{result.dataset.name}, {part}")
     console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)", highlight=False)

@@ -38,6 +38,7 @@ from ..nn import Options, StackedAutoencoder
 from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
 from .data.labels import classes_from_json
+from .evaluation import Parts, evaluation_parts
 from .typed import typed
 
 FORMAT = 1
@@ -115,6 +116,12 @@ class Checkpoint:
             classes=self.classes,
             download=data is not None,
         )
+
+    def parts(self, dataset: Dataset, own: bool) -> Parts:
+        """The rows of a data set to evaluate the run on; of its ``own``, those it held out."""
+        if not own:
+            return evaluation_parts(dataset)
+        return evaluation_parts(dataset, self._option("validation", 0.0), self._option("seed", 0))
 
     def _option(self, name: str, default: Any) -> Any:
         """An option of the run's configuration; ``CheckpointError`` unless of the default's type."""

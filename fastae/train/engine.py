@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from ..devices import resolve_device
 from ..errors import CheckpointError
+from ..losses import Loss, get_loss
 from ..nn import StackedAutoencoder
 from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
+from .evaluation import Parts, evaluation_parts
 from .folder import check_new, check_run, locked, make_folder
 from .interruption import Interruption
 from .rates import Rates
@@ -42,13 +44,20 @@ _FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds")
 
 @dataclass
 class TrainResult:
-    """A finished run: its folder, the trained modules, the data, and one log row per epoch."""
+    """A finished run: folder, trained modules, data, one log row per epoch, and its configuration."""
 
     path: Path
     stack: StackedAutoencoder
     classifier: nn.Sequential | None
     dataset: Dataset
     history: list[dict[str, Any]] = field(default_factory=list)
+    config: TrainConfig | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The rows to evaluate the run on."""
+        config = self.config or TrainConfig(validation=0.0)
+        return evaluation_parts(self.dataset, config.validation, config.seed)
 
 
 def train(
@@ -199,8 +208,7 @@ class _Run:
                 f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
             )
         options = config.layer_options(len(sizes) - 1)
-        if options[0].loss == "bce":
-            _check_unit_interval(dataset)
+        _check_values(dataset, get_loss(options[0].loss))
         session.seed(-1)
         stack = StackedAutoencoder(sizes, options, probes=config.probes, dtype=session.dtype)
         return stack.to(session.device)
@@ -249,7 +257,8 @@ class _Run:
                 log.close()
         if self.classifier is not None:
             self.classifier.eval()
-        return TrainResult(session.folder, self.stack.eval(), self.classifier, self.dataset, state.history)
+        stack = self.stack.eval()
+        return TrainResult(session.folder, stack, self.classifier, self.dataset, state.history, self.config)
 
     def _next_stage(self) -> int | None:
         """The current stage or, once all have had their turn, the first that is to be trained further."""
@@ -360,12 +369,19 @@ def _check_schedules(config: TrainConfig, rows: int) -> None:
                 raise ValueError(f"{name}.{error}") from None
 
 
-def _check_unit_interval(dataset: Dataset) -> None:
-    """Refuse rows that cross-entropy is not defined for."""
-    for _, chunk in dataset.train.chunks(_CHUNK):
-        if chunk.min() < 0.0 or chunk.max() > 1.0:
-            raise ValueError(
-                f"loss: bce needs values in [0, 1], and {dataset.name} scaled by "
-                f"{dataset.scaling.name!r} has {chunk.min():g} to {chunk.max():g}; "
-                "use scaling unit or minmax, or the loss mse"
-            )
+def _check_values(dataset: Dataset, loss: Loss) -> None:
+    """Refuse training rows that a loss is not defined for; warn of such test rows."""
+    low, high = loss.bounds
+    if loss.bounds == (-math.inf, math.inf):
+        return
+    for rows in (dataset.train, dataset.test):
+        for _, chunk in rows.chunks(_CHUNK) if rows is not None else ():
+            least, most = float(chunk.min()), float(chunk.max())
+            if loss.takes(least, most):
+                continue
+            what = f"{loss.name} needs values in [{low:g}, {high:g}], and {dataset.name} scaled by"
+            what = f"{what} {dataset.scaling.name!r} has {least:g} to {most:g}"
+            if rows is dataset.train:
+                raise ValueError(f"loss: {what}; use scaling unit or minmax, or the loss mse")
+            warnings.warn(f"loss: {what} in its test part, which mse is reported for", stacklevel=5)
+            break

@@ -1,11 +1,11 @@
-"""What a trained stack is worth on given rows, as numbers."""
+"""Figures of a trained stack on given rows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,40 @@ from ..diagnostics import Diagnosis
 from ..losses import Loss, get_loss
 from ..nn import StackedAutoencoder
 from ..optional import require
-from .data import Rows
+from .data import Dataset, Rows, split
+from .yardstick import pca_errors
 
 _CHUNK = 1024
+
+
+class Parts(NamedTuple):
+    """The rows to evaluate a run on.
+
+    Attributes:
+        rows: rows that the run was not trained on, where there are any.
+        name: their name in titles.
+        training: the rows that it was trained on, where those are others.
+    """
+
+    rows: Rows
+    name: str
+    training: Rows | None
+
+
+def evaluation_parts(dataset: Dataset, validation: float = 0.0, seed: int = 0) -> Parts:
+    """The test part of a data set, else the validation rows of a run, else all rows.
+
+    Args:
+        dataset: the data.
+        validation: share of the training part that the run held out.
+        seed: seed of the run.
+    """
+    if dataset.test is not None:
+        return Parts(dataset.test, "test part", dataset.train)
+    if not validation:
+        return Parts(dataset.train, "all rows, none of them held out", None)
+    training, held_out = split(dataset.train, validation, seed)
+    return Parts(held_out, "validation rows, as there is no test part", training)
 
 
 @torch.no_grad()
@@ -28,8 +59,9 @@ def evaluate(
     classifier: nn.Module | None = None,
     probe_rows: Rows | None = None,
     probe_limit: int = 10_000,
+    training: Rows | None = None,
 ) -> dict[str, Any]:
-    """Reconstruction, penalty, units and, with labels, classification on ``rows``.
+    """Evaluate reconstruction, penalty, units and, with labels, classification on ``rows``.
 
     Args:
         stack: the model; evaluated clean, without noise, and left in the mode it is in.
@@ -38,20 +70,30 @@ def evaluate(
         probe_rows: labelled rows to fit the linear probe on (logistic regression on the standardised codes
             of the last layer), of more than one class.
         probe_limit: of the rows that are drawn from them, always the same ones.
+        training: rows to fit PCA on, the yardstick of the reconstruction.
 
     Returns:
-        JSON-able values: those of :func:`fastae.diagnostics.diagnose`; ``probe_error`` and
-        ``classifier_error``: shares of rows. Where ``rows`` have values that the loss is not defined for (as
-        cross-entropy outside [0, 1]), ``loss`` is mse and ``reconstruction`` the squared error.
+        JSON-able values: those of :func:`fastae.diagnostics.diagnose`; ``r2``, the share of the rows'
+        variance that is reconstructed (negative: worse than their mean); ``probe_error`` and
+        ``classifier_error``: shares of rows. With ``training`` (and at most 2048 columns) ``pca_mse``, the
+        mse of PCA with as many components as the code has units, and ``pca_components``, the number that PCA
+        needs for an mse as small as the model's. Where ``rows`` have values that the loss is not defined for
+        (as cross-entropy outside [0, 1]), ``loss`` is mse and ``reconstruction`` the squared error.
 
     Raises:
         ValueError: no rows, or no ``probe_rows``.
     """
-    for name, given in (("rows", rows), ("probe_rows", probe_rows)):
+    for name, given in (("rows", rows), ("probe_rows", probe_rows), ("training", training)):
         if given is not None and not len(given):
             raise ValueError(f"{name}: needs at least one row")
     with _without_noise(stack, classifier):
-        return _evaluate(stack, rows, classifier, probe_rows, probe_limit)
+        result = _evaluate(stack, rows, classifier, probe_rows, probe_limit)
+    errors = None if training is None else pca_errors(training, rows)
+    if errors is not None:
+        result["pca_mse"] = float(errors[min(stack.sizes[-1], rows.width)])
+        enough = errors <= result["mse"]
+        result["pca_components"] = int(enough.argmax()) if enough.any() else rows.width
+    return result
 
 
 def _evaluate(
@@ -66,15 +108,20 @@ def _evaluate(
     is_defined = _takes(get_loss(first.options.loss), rows)
     diagnosis = Diagnosis(stack)
     wrong = squared = 0.0
+    sums = np.zeros((2, rows.width))
     for place, values in rows.chunks(_CHUNK):
         x = torch.from_numpy(values).to(parameter)
         diagnosis.add(x)
+        sums += values.sum(0, dtype=np.float64), np.square(values, dtype=np.float64).sum(0)
         if not is_defined:
             squared += float((first.reconstruct(x) - x).square().sum(dtype=torch.float64))
         if classifier is not None and rows.targets is not None:
             labels = torch.from_numpy(rows.targets[place]).to(parameter.device)
             wrong += float((classifier(x).argmax(1) != labels).sum())
     result = diagnosis.result()
+    mean, mean_square = sums / len(rows)
+    variance = float(np.maximum(mean_square - mean**2, 0.0).mean())
+    result["r2"] = 1.0 - result["mse"] / variance if variance else math.nan
     if not is_defined:
         result.update(loss="mse", reconstruction=rows.width * result["mse"])
         result["layers"][0].update(loss="mse", reconstruction=squared / len(rows))

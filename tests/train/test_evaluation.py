@@ -12,8 +12,9 @@ from torch import nn
 
 from fastae.commands.tables import as_json
 from fastae.nn import StackedAutoencoder
-from fastae.train import dataset_from_arrays, evaluation
-from fastae.train.evaluation import encode_rows, evaluate
+from fastae.train import dataset_from_arrays, evaluation, yardstick
+from fastae.train.data import split
+from fastae.train.evaluation import encode_rows, evaluate, evaluation_parts
 
 ROWS = 60
 
@@ -165,6 +166,49 @@ def test_rows_that_the_loss_is_not_defined_for_are_measured_by_mse(sizes):
             assert figures["reconstruction"] == pytest.approx(expected, rel=1e-6)
     assert [layer["loss"] for layer in result["layers"][1:]] == ["bce"] * (len(sizes) - 2)
     assert evaluate(stack, rows_of(x[3:]))["loss"] == "bce"
+
+
+# Yardsticks -------------------------------------------------------------------------------------------------
+
+
+def test_r2_is_the_share_of_the_variance(x):
+    stack = make_stack([6, 4])
+    result = evaluate(stack, rows_of(x))
+    assert result["r2"] == pytest.approx(1.0 - result["mse"] / x.astype(float).var(0).mean(), rel=1e-9)
+    assert math.isnan(evaluate(stack, rows_of(np.ones((5, 6))))["r2"])
+    stack.autoencoders[0].decoder.bias.data += 9.0
+    assert evaluate(stack, rows_of(x))["r2"] < 0.0
+
+
+@pytest.mark.parametrize("units", [1, 4, 6, 9])
+def test_pca_of_the_same_width_is_that_of_scikit_learn(x, units):
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    training, rows = x[:20], x[20:]
+    errors = [np.square(training.astype(float).mean(0) - rows).mean()]
+    for k in range(1, 7):
+        pca = decomposition.PCA(k).fit(training.astype(float))
+        errors.append(np.square(pca.inverse_transform(pca.transform(rows)) - rows).mean())
+    stack = make_stack([6, units])
+    result = evaluate(stack, rows_of(rows), training=rows_of(training))
+    np.testing.assert_allclose(yardstick.pca_errors(rows_of(training), rows_of(rows)), errors, atol=1e-9)
+    assert result["pca_mse"] == pytest.approx(errors[min(units, 6)], abs=1e-9)
+    assert result["pca_components"] == next(k for k in range(7) if errors[k] <= result["mse"])
+    assert "pca_mse" not in evaluate(stack, rows_of(rows))
+
+
+def test_wide_rows_have_no_pca(x, monkeypatch):
+    monkeypatch.setattr(yardstick, "_WIDEST", 5)
+    assert "pca_mse" not in evaluate(make_stack([6, 4]), rows_of(x), training=rows_of(x))
+
+
+def test_rows_that_were_not_trained_on_are_evaluated(tiny):
+    assert evaluation_parts(tiny, 0.2, 3) == (tiny.test, "test part", tiny.train)
+    single = dataset_from_arrays("single", tiny.train.read(), scaling="none")
+    rows, name, training = evaluation_parts(single, 0.2, 3)
+    ours, held_out = split(single.train, 0.2, 3)
+    assert np.array_equal(rows.read(), held_out.read()) and "validation" in name
+    assert training is not None and np.array_equal(training.read(), ours.read())
+    assert evaluation_parts(single) == (single.train, "all rows, none of them held out", None)
 
 
 # Units ------------------------------------------------------------------------------------------------------
