@@ -194,6 +194,7 @@ from fastae.nn import SparseAutoencoder
 torch.set_num_threads(1)
 rows, features, latents = 512, 16, 1 << 17  # an [N, H] matrix is 256 MiB
 x = torch.randn(rows, features)
+SparseAutoencoder(features, 1 << 13, sys.argv[1])(x).total.backward()  # loads what torch loads late
 sae = SparseAutoencoder(features, latents, sys.argv[1])
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sae(x).total.backward()
