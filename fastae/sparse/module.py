@@ -318,11 +318,11 @@ class SparseAutoencoder(nn.Module):
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The rows, and the mean and scale that they were normalised by."""
+        """The rows normalised, and the mean and scale that undo it."""
         if self.options.normalization == "layer_norm":
             mean = x.mean(-1, keepdim=True)
-            scale = x.std(-1, keepdim=True) + 1e-5
-            return (x - mean) / scale, mean, scale
+            scale = x.std(-1, keepdim=True)
+            return (x - mean) / (scale + 1e-5), mean, scale
         if self.options.normalization == "norm":
             scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             scale = scale.where(scale > 0, 1.0)

@@ -63,8 +63,8 @@ class SparseOptions(SparseObjective):
     Attributes:
         skip: whether the output has a linear term of the input (skip transcoders; Paulo et al. 2025).
         normalization: of each row before the encoder, undone after the decoder: ``"layer_norm"`` subtracts
-            the mean over features and divides by the standard deviation (unbiased, plus 1e-5); ``"norm"``
-            scales the norm to the square root of the width.
+            the mean over features and divides by the standard deviation (unbiased, plus 1e-5; undone without
+            the 1e-5, as in files of others); ``"norm"`` scales the norm to the square root of the width.
     """
 
     skip: bool = False
