@@ -46,7 +46,7 @@ def imports(path: Path) -> Iterator[list[str]]:
 
 
 def test_every_room_is_on_one_floor():
-    assert sorted(ORDER) == ROOMS
+    assert sorted(ORDER) == ROOMS, f"{PICTURE.name} has other rooms than the package"
 
 
 @pytest.mark.parametrize("room", ROOMS)
