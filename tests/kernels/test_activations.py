@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from fastae_kernels.device import activations as kernels
+from fastae_kernels.device import losses
 from fastae_kernels.device.losses import LOSSES
 from torch import Tensor
 
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:(overflow|invalid value) encountered:RuntimeWarning"
 )  # NumPy's
 BLOCK = 1024 if ON_GPU else 8192
-UNITS = 4.0 if ON_GPU else 1.0
-"""A GPU's exponential, logarithm and quotient have rounding errors of their own."""
+UNITS = 4.0
+"""The exponential, logarithm and reciprocal of a GPU have errors of their own (:func:`elementary`)."""
 TOLERANCE = 1.2e-6 * UNITS
 NAMES = pytest.mark.parametrize("name", ACTIVATIONS)
 
@@ -75,6 +76,47 @@ WIDE = symmetric(torch.cat((torch.logspace(-8, 0, 2_001), torch.linspace(0.001, 
 NEAR = symmetric(torch.logspace(-8, math.log10(0.5), 4_001))
 FAR = symmetric(torch.tensor([1e2, 1e3, 1e4, 1e10, 1e20, 1e30, 3e38]))
 INFINITE = torch.tensor([-math.inf, math.inf])
+
+
+# --- a GPU's elementary functions -----------------------------------------------------------------------
+
+
+@triton.jit
+def off_by(value, x, SIZE):
+    """``value`` off by SIZE in a direction that depends on x's last bit; nothing below the normal numbers."""
+    direction = tl.where((x.to(tl.int32, bitcast=True) & 1) == 0, 1.0, -1.0)
+    near = tl.where(tl.abs(value) < 1.1754944e-38, 0.0, value + direction * SIZE)
+    return tl.where(tl.abs(value) < float("inf"), near, value)
+
+
+@triton.jit
+def rough_exp(z):
+    value = tl.exp(z)
+    return off_by(value, z, value * 2.0**-22)
+
+
+@triton.jit
+def rough_log(x):
+    value = tl.log(x)
+    return off_by(value, x, tl.maximum(tl.abs(value), 1.0) * (2.0**-22 * 0.6931472))
+
+
+@triton.jit
+def rough_reciprocal(x):
+    value = 1.0 / x
+    return off_by(value, x, value * 2.0**-23)
+
+
+@pytest.fixture(autouse=True, params=["exact", "rough"])
+def elementary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elementary functions as they are, and, in the interpreter, off by as much as the PTX manual allows."""
+    if request.param == "exact":
+        return
+    if ON_GPU:
+        pytest.skip("a GPU has its own")
+    for module in (kernels, losses):
+        for name, function in {"exp": rough_exp, "log": rough_log, "reciprocal": rough_reciprocal}.items():
+            monkeypatch.setattr(module, name, function, raising=False)
 
 
 # --- the table ------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .elementary import exp, log, reciprocal
+
 # to the right of tensors, since the interpreter takes no constant's product with a tensor
 _SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
 _SELU_ALPHA = tl.constexpr(1.6732632423543772848170429916717)
@@ -29,14 +31,14 @@ _SMALL = tl.constexpr(0.0625)  # below it a short series keeps the digits that a
 def expm1(z):
     """e^z - 1."""
     series = z * (1.0 + z * (0.5 + z * (1.0 / 6.0 + z * (1.0 / 24.0 + z * (1.0 / 120.0)))))
-    return tl.where(tl.abs(z) < _SMALL, series, tl.exp(z) - 1.0)
+    return tl.where(tl.abs(z) < _SMALL, series, exp(z) - 1.0)
 
 
 @triton.jit
 def log1p(e):
     """log(1 + e) for e >= 0."""
     series = e * (1.0 - e * (0.5 - e * (1.0 / 3.0 - e * (0.25 - e * (0.2 - e * (1.0 / 6.0))))))
-    return tl.where(e < _SMALL, series, tl.log(1.0 + e))
+    return tl.where(e < _SMALL, series, log(1.0 + e))
 
 
 @triton.jit
@@ -56,7 +58,7 @@ def linear_slope(h, z):
 
 @triton.jit
 def sigmoid(z):
-    return tl.sigmoid(z)
+    return reciprocal(1.0 + exp(-z))
 
 
 @triton.jit
@@ -72,12 +74,12 @@ def sigmoid_second(h, s, z):
 @triton.jit
 def tanh(z):
     size = tl.abs(z)
-    e = tl.exp(-2.0 * size)
+    e = exp(-2.0 * size)
     square = z * z
     series = 1.0 - square * (
         1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * (62.0 / 2835.0)))
     )
-    value = (1.0 - e) / (1.0 + e)
+    value = (1.0 - e) * reciprocal(1.0 + e)
     return tl.where(size < 0.25, z * series, tl.where(z < 0.0, -value, value))
 
 
@@ -113,7 +115,7 @@ def leaky_relu_slope(h, z):
 
 @triton.jit
 def softplus(z):
-    return tl.where(z <= 0.0, 0.0, z) + log1p(tl.exp(-tl.abs(z)))
+    return tl.where(z <= 0.0, 0.0, z) + log1p(exp(-tl.abs(z)))
 
 
 @triton.jit
@@ -164,7 +166,7 @@ def _normal_cdf(z):
 
 @triton.jit
 def _normal_pdf(z):
-    return tl.exp(-0.5 * z * z) * _NORMAL_PEAK
+    return exp(-0.5 * z * z) * _NORMAL_PEAK
 
 
 @triton.jit
@@ -191,15 +193,16 @@ def _gelu_tanh_argument(z):
 
 @triton.jit
 def gelu_tanh(z):
-    return z * tl.sigmoid(2.0 * _gelu_tanh_argument(z))  # 0.5 (1 + tanh u) = sigmoid(2u)
+    return z * sigmoid(2.0 * _gelu_tanh_argument(z))  # 0.5 (1 + tanh u) = sigmoid(2u)
 
 
 @triton.jit
 def _gelu_tanh_parts(z):
     """tanh(u), 1 - tanh(u)^2 without cancellation, and u' for gelu_tanh's argument u."""
     u = _gelu_tanh_argument(z)
-    e = tl.exp(-2.0 * tl.abs(u))
-    return tanh(u), 4.0 * e / ((1.0 + e) * (1.0 + e)), (1.0 + z * z * (3.0 * _GELU_C)) * _GELU_K
+    e = exp(-2.0 * tl.abs(u))
+    inverse = reciprocal(1.0 + e)
+    return tanh(u), 4.0 * e * inverse * inverse, (1.0 + z * z * (3.0 * _GELU_C)) * _GELU_K
 
 
 @triton.jit
@@ -219,18 +222,18 @@ def gelu_tanh_second(h, s, z):
 
 @triton.jit
 def silu(z):
-    return z * tl.sigmoid(z)
+    return z * sigmoid(z)
 
 
 @triton.jit
 def silu_slope(h, z):
-    sigma = tl.sigmoid(z)
+    sigma = sigmoid(z)
     return sigma * (1.0 + z * (1.0 - sigma))
 
 
 @triton.jit
 def silu_second(h, s, z):
-    sigma = tl.sigmoid(z)
+    sigma = sigmoid(z)
     return sigma * (1.0 - sigma) * (2.0 + z * (1.0 - 2.0 * sigma))
 
 
@@ -253,12 +256,13 @@ def softsign_second(h, s, z):
 @triton.jit
 def _mish_parts(z):
     """tanh(softplus(z)), its exact complement 1 - tanh^2, and sigmoid(z)."""
-    w = tl.exp(-tl.abs(z))
+    w = exp(-tl.abs(z))
     left = z < 0.0
     n = tl.where(left, w * (w + 2.0), 1.0 + 2.0 * w)  # tanh = n / (n + rest)
     rest = tl.where(left, 2.0, 2.0 * w * w)
-    th = n / (n + rest)
-    return th, (1.0 + th) * rest / (n + rest), tl.where(left, w, 1.0) / (1.0 + w)
+    inverse = reciprocal(n + rest)
+    th = n * inverse
+    return th, (1.0 + th) * rest * inverse, tl.where(left, w, 1.0) * reciprocal(1.0 + w)
 
 
 @triton.jit

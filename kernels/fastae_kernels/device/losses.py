@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .activations import log1p
+from .elementary import exp, reciprocal
 
 
 @triton.jit
@@ -26,8 +27,8 @@ def mse_target_gradient(a, x, f):
 @triton.jit
 def bce(a, x, f):
     """softplus(a) - x a and its derivative by a: the cross-entropy on logits, with one exponential."""
-    e = tl.exp(-tl.abs(a))
-    sigmoid = tl.where(a < 0.0, e, 1.0) / (1.0 + e)
+    e = exp(-tl.abs(a))
+    sigmoid = tl.where(a < 0.0, e, 1.0) * reciprocal(1.0 + e)
     linear = (
         tl.where(a <= 0.0, 0.0, a) - x * a
     )  # first, or the small rest of a sure entry would be lost in it
