@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..diagnostics import Diagnosis
-from ..losses import Loss, get_loss
+from ..losses import get_loss
 from ..nn import StackedAutoencoder
 from ..optional import require
 from .data import Dataset, Rows, split
@@ -105,7 +105,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     parameter = next(stack.parameters())
     first = stack.autoencoders[0]
-    is_defined = _takes(get_loss(first.options.loss), rows)
+    loss, is_defined = get_loss(first.options.loss), True
     diagnosis = Diagnosis(stack)
     wrong = squared = 0.0
     sums = np.zeros((2, rows.width))
@@ -113,7 +113,8 @@ def _evaluate(
         x = torch.from_numpy(values).to(parameter)
         diagnosis.add(x)
         sums += values.sum(0, dtype=np.float64), np.square(values, dtype=np.float64).sum(0)
-        if not is_defined:
+        if loss.bounds != (-math.inf, math.inf):
+            is_defined &= loss.takes(float(values.min()), float(values.max()))
             squared += float((first.reconstruct(x) - x).square().sum(dtype=torch.float64))
         if classifier is not None and rows.targets is not None:
             labels = torch.from_numpy(rows.targets[place]).to(parameter.device)
@@ -135,13 +136,6 @@ def _evaluate(
         if classifier is not None:
             result["classifier_error"] = wrong / len(rows)
     return result
-
-
-def _takes(loss: Loss, rows: Rows) -> bool:
-    """Whether a loss is defined for all rows."""
-    if loss.bounds == (-math.inf, math.inf):
-        return True
-    return all(loss.takes(float(x.min()), float(x.max())) for _, x in rows.chunks(_CHUNK))
 
 
 @torch.no_grad()
