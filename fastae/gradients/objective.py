@@ -130,9 +130,8 @@ class AutoencoderObjective(Function):
     @first_order
     def backward(ctx: Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         o: Objective = ctx.objective
-        kept = len(_Saved._fields)
-        saved = _Saved(*ctx.saved_tensors[:kept])
-        copies = ctx.saved_tensors[kept:]
+        tensors, kept = ctx.saved_tensors, len(_Saved._fields)  # under checkpointing to be read once
+        saved, copies = _Saved(*tensors[:kept]), tensors[kept:]
         need = dict(zip(_INPUTS, ctx.needs_input_grad, strict=False))
         g_total, g_reconstruction, g_contractive, g_higher, g_l1, g_kl = grads
         rows = saved.code.shape[0]
