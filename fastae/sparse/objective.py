@@ -7,6 +7,8 @@ gradient. Codes with many entries run over dense blocks instead (:mod:`.streamed
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -30,8 +32,19 @@ _SPARSE_BELOW = 0.05  # share of entries below which a threshold's code is handl
 
 
 def opaque(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function between torch.compile's graphs: the number of entries depends on data."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+    """Run a function between torch.compile's graphs: the number of entries depends on data.
+
+    ``torch.compiler.disable`` imports the compiler, which takes seconds, so it waits until there is one.
+    """
+    disabled = functools.cache(lambda: torch.compiler.disable(function))
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **options: P.kwargs) -> R:
+        called = disabled() if "torch._dynamo" in sys.modules else function
+        return called(*args, **options)
+
+    wrapped._torchdynamo_disable = True  # pyright: ignore[reportAttributeAccessIssue]
+    return wrapped
 
 
 class Weights(NamedTuple):
