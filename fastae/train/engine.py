@@ -11,8 +11,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -246,7 +246,8 @@ class _Run:
         if self._next_stage() is not None or not state.finished:
             state.finished = False
             clean_run(session.folder)
-            log = Log(session.folder, state.history, self.config.tensorboard)
+            with self._writing_log():
+                log = Log(session.folder, state.history, self.config.tensorboard)
             try:
                 with session.interruption, session.display:
                     while (number := self._next_stage()) is not None:
@@ -299,11 +300,24 @@ class _Run:
             self.restored = None
         self.runner = runner
         for row in runner.epochs():
-            log.write(row)
+            with self._writing_log():
+                log.write(row)
         self.runner = None
         state.end_stage(plan.name, plan.epochs)
         if session.checkpoint_is_due:
             self._save()
+
+    @contextmanager
+    def _writing_log(self) -> Iterator[None]:
+        """Errors of a full disk as one that names the file."""
+        try:
+            yield
+        except OSError as error:
+            folder = self.session.folder
+            kept = "checkpoints are intact" if self.session.saved else "there is no checkpoint yet"
+            raise CheckpointError(
+                f"{folder}: could not write log.csv ({error.strerror or error}); {kept}"
+            ) from error
 
     def _restore(self, runner: StageRunner, saved: TrainState) -> None:
         try:

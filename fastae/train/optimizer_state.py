@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+_OF_THE_DEVICE = {"fused", "foreach", "capturable", "differentiable"}
+
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(values that JSON can hold, tensors), both by ``<number of the parameter>.<name>``."""
-    scalars, tensors = {}, {}
-    for index, entries in optimizer.state_dict()["state"].items():
+    state, scalars, tensors = optimizer.state_dict(), {}, {}
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])  # a captured step's is on the device
+    for index, entries in state["state"].items():
         for name, value in entries.items():
             (tensors if isinstance(value, Tensor) else scalars)[f"{index}.{name}"] = value
-    return {"scalars": scalars}, tensors
+    return {"param_groups": state["param_groups"], "scalars": scalars}, tensors
 
 
 def restore_optimizer(
@@ -43,6 +47,7 @@ def restore_optimizer(
     scalars = values.get("scalars") if isinstance(values, Mapping) else None
     if not isinstance(scalars, Mapping):
         raise ValueError("state.json: optimizer.scalars is missing")
+    _check_groups(optimizer, values.get("param_groups"))
     scalars, tensors = dict(scalars), dict(tensors)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
@@ -59,6 +64,18 @@ def restore_optimizer(
     for file, unexpected in (("state.json", scalars), ("state.safetensors", tensors)):
         if unexpected:
             raise ValueError(f"{file}: optimizer.{reprlib.repr(min(unexpected))[1:-1]}: is not expected")
+
+
+def _check_groups(optimizer: Optimizer, groups: Any) -> None:
+    """Refuse options of another optimizer; which device they were for makes no difference."""
+    own = optimizer.state_dict()["param_groups"]
+    if not isinstance(groups, list) or len(groups) != len(own):
+        raise ValueError(f"state.json: optimizer.param_groups: expected {len(own)} groups")
+    for mine, group in zip(own, groups, strict=True):
+        if not isinstance(group, Mapping):
+            raise ValueError("state.json: optimizer.param_groups: expected objects")
+        if missing := sorted(mine.keys() - group.keys() - _OF_THE_DEVICE):
+            raise ValueError(f"state.json: optimizer.param_groups: {missing[0]} is missing")
 
 
 def matching(name: str, tensor: Tensor | None, like: Tensor) -> Tensor:

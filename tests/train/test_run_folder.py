@@ -21,7 +21,7 @@ from fastae.train import (
     train,
 )
 from fastae.train.folder import locked
-from fastae.train.reporting import COLUMNS
+from fastae.train.reporting import COLUMNS, Log
 
 NONE = Stage(epochs=0)
 STEPS = 32  # of the tiny run of two epochs: four stages of eight steps
@@ -214,6 +214,30 @@ def test_log_csv_grows_with_every_epoch(tiny, make_config, updates):
         config, dataset=tiny, progress=updates(lambda done: lengths.append(len(read_log(Path(config.out)))))
     )
     assert lengths == [step // 4 for step in (0, *range(STEPS))]
+
+
+@pytest.mark.parametrize(("call", "kept"), [(1, "there is no checkpoint yet"), (3, "checkpoints are intact")])
+def test_a_log_that_cannot_be_written_is_named(
+    tiny, make_config, resume, assert_same_run, monkeypatch, call, kept
+):
+    config, calls = make_config(checkpoint_seconds=0.0), []
+
+    def full(self: Log, row: Any) -> None:
+        calls.append(row)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+        write(self, row)
+
+    write = Log.write
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "write", full)
+        if call == 1:
+            config = replace(config, checkpoint_seconds=1e9)
+        where = re.escape(f"{config.out}: could not write log.csv (No space left on device); {kept}")
+        with pytest.raises(CheckpointError, match=f"^{where}$"):
+            train(config, dataset=tiny)
+    if call == 3:
+        assert_same_run(train(make_config("whole"), dataset=tiny), resume(config))
 
 
 @pytest.fixture

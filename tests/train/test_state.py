@@ -104,12 +104,15 @@ def test_tensors_that_do_not_fit_are_refused(tiny, stopped, damage):
     refused(config, tiny, path.name, word)
 
 
-def test_scalars_of_an_optimizer_are_checked_too(tiny, stopped):
+def test_scalars_and_groups_of_an_optimizer_are_checked_too(tiny, stopped):
     config = stopped()
     path = file_of(config, "state.json")
     values = json.loads(path.read_text())
     for scalars, word in (({"0.step": 3}, "0.step"), ([], "scalars"), (None, "scalars")):
-        path.write_text(json.dumps({**values, "optimizer": {"scalars": scalars}}))
+        path.write_text(json.dumps({**values, "optimizer": {**values["optimizer"], "scalars": scalars}}))
+        refused(config, tiny, path.name, word)
+    for groups, word in ((None, "1 groups"), ([], "1 groups"), ([3], "objects"), ([{"lr": 1.0}], "amsgrad")):
+        path.write_text(json.dumps({**values, "optimizer": {**values["optimizer"], "param_groups": groups}}))
         refused(config, tiny, path.name, word)
 
 
