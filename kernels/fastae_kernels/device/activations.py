@@ -226,15 +226,24 @@ def silu(z):
 
 
 @triton.jit
+def _sigmoid_parts(z):
+    """sigmoid(z) and 1 - sigmoid(z), both without cancellation."""
+    w = exp(-tl.abs(z))
+    left = z < 0.0
+    inverse = reciprocal(1.0 + w)
+    return tl.where(left, w, 1.0) * inverse, tl.where(left, 1.0, w) * inverse
+
+
+@triton.jit
 def silu_slope(h, z):
-    sigma = sigmoid(z)
-    return sigma * (1.0 + z * (1.0 - sigma))
+    sigma, rest = _sigmoid_parts(z)
+    return sigma * (1.0 + z * rest)
 
 
 @triton.jit
 def silu_second(h, s, z):
-    sigma = sigmoid(z)
-    return sigma * (1.0 - sigma) * (2.0 + z * (1.0 - 2.0 * sigma))
+    sigma, rest = _sigmoid_parts(z)
+    return sigma * rest * (2.0 + z * (rest - sigma))
 
 
 @triton.jit

@@ -14,9 +14,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.language.target_info import is_cuda
 
-_COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)  # the interpreter knows no assembly
+_COMPILED = tl.constexpr(not knobs.runtime.interpret)  # the interpreter knows no assembly
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 
