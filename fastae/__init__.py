@@ -1,6 +1,6 @@
 """fastae: fused layers, losses and a training engine for autoencoders on PyTorch."""
 
-from . import diagnostics, functional, nn, optim, reference
+from . import diagnostics, formats, functional, nn, optim, reference
 from ._version import __version__
 from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
 from .functional import AutoencoderLoss
@@ -34,6 +34,7 @@ __all__ = [
     "TopK",
     "__version__",
     "diagnostics",
+    "formats",
     "functional",
     "fuse",
     "nn",

@@ -15,6 +15,7 @@ COMMANDS = {
     "encode": "Write the codes of a data set to a file.",
     "evaluate": "Measure a trained stack.",
     "plot": "Draw a trained stack.",
+    "sae": "Train, encode, evaluate and convert dictionaries of sparse codes.",
     "bench": "Measure fastae beside PyTorch on this machine.",
     "tune": "Find the fastest plans of this machine's GPU.",
     "info": "Show versions, devices and backends.",

@@ -1,0 +1,200 @@
+"""``fastae sae``: dictionaries of sparse codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor
+
+from .. import formats
+from ..files import write_whole
+from ..nn import SparseAutoencoder
+from ..sparse import training
+from ..sparse.training import SparseTrainConfig
+from ..train.data import load_dataset
+
+_Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Write the sparse codes of a data set to a file.
+
+    Attributes:
+        run: a run's folder, or a folder of any format that fastae sae convert reads.
+        out: the .safetensors file to write: values, indices and offsets, row n holding the entries offsets[n]
+            to offsets[n + 1].
+        data: a data set's name or path; by default the one the run was trained on.
+        test: encode the test part instead of the training part.
+        scaling: of the data, for a dictionary that fastae did not train; a run has its own.
+    """
+
+    run: _Run
+    out: str
+    data: str | None = None
+    test: bool = False
+    scaling: str = "none"
+
+    def __post_init__(self) -> None:
+        if Path(self.out).suffix != ".safetensors":
+            raise ValueError(f"out: {self.out!r} must end in .safetensors")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a dictionary: unexplained variance, active latents per row, silent latents.
+
+    Attributes:
+        run: a run's folder, or a folder of any format that fastae sae convert reads.
+        data: a data set's name or path; by default the figures of training, on rows held out.
+        scaling: of the data, for a dictionary that fastae did not train; a run has its own.
+        json: print JSON instead of a table.
+    """
+
+    run: _Run
+    data: str | None = None
+    scaling: str = "none"
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a dictionary in another format: fastae, saelens, sparsify, dictionary_learning, openai.
+
+    Attributes:
+        run: the folder or file to read; its format is told by its files.
+        out: the folder to write.
+        format: the format to write.
+    """
+
+    run: _Run
+    out: str
+    format: str = "fastae"
+
+
+Config = (
+    Annotated[SparseTrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+)
+
+
+def run(config: Any, console: Console) -> None:
+    """Run the command."""
+    _RUNS[type(config)](config, console)
+
+
+def _train(config: SparseTrainConfig, console: Console) -> None:
+    def progress(epoch: int, terms: dict[str, float]) -> None:
+        described = "  ".join(f"{name} {value:.5g}" for name, value in terms.items())
+        console.print(f"epoch {epoch}/{config.epochs}  {described}", highlight=False)
+
+    result = training.train(config, progress)
+    _print(console, result.figures, f"{config.data}, rows held out")
+    console.print(f"Run: {result.path} (model.safetensors, log.csv, train.json)", highlight=False)
+
+
+def _encode(config: Encode, console: Console) -> None:
+    sae, batches, _ = _load(config.run, config.data, config.test, config.scaling)
+    values, indices, counts = [], [], []
+    with torch.no_grad():
+        for x in batches:
+            code = sae.encode(x)
+            values.append(code.values.flatten())
+            indices.append(code.indices.flatten())
+            if code.offsets is None:
+                counts.append(torch.full((len(x),), code.values.shape[-1]))
+            else:
+                counts.append(code.offsets.diff())
+    count = torch.cat(counts)
+    offsets = torch.cat((count.new_zeros(1), count.cumsum(0)))
+    tensors = {"values": torch.cat(values), "indices": torch.cat(indices), "offsets": offsets}
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, save(tensors, {"latents": str(sae.code_features)}))
+    console.print(
+        f"{out}: {len(count)} rows, {len(tensors['values'])} entries of {sae.code_features} latents",
+        highlight=False,
+    )
+
+
+def _evaluate(config: Evaluate, console: Console) -> None:
+    if config.data is None:
+        result = training.load(config.run)
+        figures, title = result.figures, f"{result.config.data}, rows held out"
+    else:
+        sae, batches, title = _load(config.run, config.data, True, config.scaling)
+        figures = training.evaluate(sae, batches)
+    if config.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        _print(console, figures, title)
+
+
+def _convert(config: Convert, console: Console) -> None:
+    file = formats.write(formats.read(config.run), config.out, config.format)
+    console.print(f"{file}: {config.format}", highlight=False)
+
+
+def _load(
+    run: str, data: str | None, test: bool, scaling: Any
+) -> tuple[SparseAutoencoder, Iterable[Tensor], str]:
+    """A dictionary, batches of rows scaled as its training data were, and what they are called."""
+    if (Path(run) / training.RUN).is_file():
+        trained = training.load(run)
+        sae, scaling = trained.sae, trained.scaling
+        data = data or trained.config.data
+        if data == "planted":
+            rows = training.planted(trained.config).rows
+            return sae, rows.split(4096), data
+    else:
+        sae = formats.read(run).eval()
+    if data is None:
+        raise ValueError(f"data: {run} does not say what it was trained on; name the data")
+    dataset = load_dataset(data, scaling=scaling)
+    if dataset.width != sae.in_features:
+        raise ValueError(
+            f"data: {dataset.name} has rows of {dataset.width}, the dictionary takes {sae.in_features}"
+        )
+    part = dataset.test if test and dataset.test is not None else dataset.train
+    name = "test" if part is dataset.test else "training"
+    return sae, training.rows_of(part), f"{dataset.name}, {name} part"
+
+
+_LABELS = {
+    "fvu": ("share of the variance not explained", ".4f"),
+    "mse": ("squared error per row (sum over features)", ".5g"),
+    "l0": ("active latents per row", ".2f"),
+    "latents": ("latents", "d"),
+    "silent": ("latents active in no row", "d"),
+    "recovered": ("share of the planted directions found (cosine 0.9)", ".4f"),
+}
+
+
+def _print(console: Console, figures: dict[str, Any], title: str) -> None:
+    table = Table(
+        "", "", show_header=False, box=SIMPLE, title=f"{title}: {figures['rows']} rows", title_justify="left"
+    )
+    for name, (label, form) in _LABELS.items():
+        if name in figures:
+            table.add_row(label, format(figures[name], form))
+    console.print(table, highlight=False)
+
+
+_RUNS: dict[type, Callable[[Any, Console], None]] = {
+    SparseTrainConfig: _train,
+    Encode: _encode,
+    Evaluate: _evaluate,
+    Convert: _convert,
+}

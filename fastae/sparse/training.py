@@ -1,0 +1,279 @@
+"""Training of a dictionary on a data set, by one configuration for Python, commands and run folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import formats
+from .._version import __version__
+from ..checks import check_nonnegative, check_whole
+from ..devices import resolve_device
+from ..errors import CheckpointError
+from ..files import check_writable, write_whole
+from ..optim import constrain
+from ..train.data import Rows, load_dataset
+from ..train.data.scaling import AffineScaling
+from ..train.step import TrainingStep
+from .module import SparseAutoencoder
+from .planted import Planted, planted_rows, recovered_share
+from .specs import AuxK, BatchTopK, Matryoshka
+
+RUN = "train.json"
+_WARM_UP, _DECAY = 0.05, 0.2
+_CHUNK = 4096
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class SparseTrainConfig:
+    """Train a dictionary of sparse codes on the rows of a data set.
+
+    Attributes:
+        data: a data set's name or path, as for fastae train; or planted, rows made of known directions.
+        out: the folder of the run.
+        latents: number of latents.
+        activation: topk:K, batch_topk:K, jump_relu, relu or gated.
+        auxk: weight of the loss that revives dead latents; 0 for none.
+        dead_after: rows without an activation after which a latent counts as dead.
+        prefixes: widths of nested dictionaries (Matryoshka), rising; the last one is the number of latents.
+        l1: weight of the activations' sum (relu, gated).
+        l0: weight of the number of active latents (jump_relu).
+        l0_target: number of active latents that l0 aims at.
+        normalization: of each row: none, layer_norm or norm.
+        scaling: of the data set, as for fastae train.
+        epochs: passes over the rows.
+        batch_size: rows per step.
+        lr: peak learning rate of Adam; by default 2e-4 / sqrt(latents / 16384), at most 2e-3.
+        seed: of weights, order and planted rows.
+        device: a device of torch; auto takes an accelerator where there is one.
+    """
+
+    data: str = "planted"
+    out: str = "runs/sae"
+    latents: int = 1024
+    activation: str = "topk:16"
+    auxk: float = 1 / 32
+    dead_after: int = 20_000
+    prefixes: tuple[int, ...] = ()
+    l1: float = 0.0
+    l0: float = 0.0
+    l0_target: float | None = None
+    normalization: str = "none"
+    scaling: str = "auto"
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("latents", "epochs", "batch_size", "dead_after"):
+            check_whole(f"{name}:", getattr(self, name))
+        for name in ("auxk", "l1", "l0"):
+            check_nonnegative(f"{name}:", getattr(self, name))
+        if self.lr is not None:
+            check_nonnegative("lr:", self.lr)
+        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate (Gao et al. 2024, A.3)."""
+        return min(2e-4 / (self.latents / 2**14) ** 0.5, 2e-3) if self.lr is None else self.lr
+
+    def module(self, width: int) -> SparseAutoencoder:
+        """The module for rows of a width.
+
+        Raises:
+            ValueError: an option that does not fit the others, named.
+        """
+        return SparseAutoencoder(
+            width,
+            self.latents,
+            self.activation,
+            auxk=AuxK(self.auxk, dead_after=self.dead_after) if self.auxk else None,
+            matryoshka=Matryoshka(self.prefixes) if self.prefixes else None,
+            l1=self.l1,
+            l0=self.l0,
+            l0_target=self.l0_target,
+            normalization=self.normalization,
+        )
+
+
+class SparseRun(NamedTuple):
+    """A trained dictionary, how its data were scaled, and its figures on rows that it was not trained on."""
+
+    sae: SparseAutoencoder
+    scaling: AffineScaling | None
+    config: SparseTrainConfig
+    figures: dict[str, Any]
+    path: Path
+
+
+class _Data(NamedTuple):
+    train: Tensor
+    test: Tensor
+    scaling: AffineScaling | None
+    directions: Tensor | None
+
+
+def train(
+    config: SparseTrainConfig, progress: Callable[[int, dict[str, float]], None] | None = None
+) -> SparseRun:
+    """Train a dictionary, measure it on rows held out, and write its folder.
+
+    The folder has fastae's format of a sparse autoencoder, train.json (configuration, scaling and figures)
+    and log.csv (the terms of the loss per epoch).
+
+    Args:
+        config: what to train on, and how.
+        progress: called after each epoch with its number, from 1, and the terms of the loss.
+
+    Raises:
+        ValueError: an option or data that do not fit; before any training.
+        FloatingPointError: the loss is not finite.
+    """
+    folder = Path(config.out)
+    if (folder / RUN).exists():
+        raise CheckpointError(f"out: {folder} has a run already; choose another folder")
+    device = resolve_device(config.device)
+    torch.manual_seed(config.seed)
+    data = _load(config)
+    sae = config.module(data.train.shape[1])
+    check_writable(folder)
+    rows = data.train.to(device)
+    sae = sae.to(device).initialize_(rows)
+    optimizer = constrain(torch.optim.Adam(sae.parameters(), lr=config.rate), sae)
+    step = TrainingStep(sae, optimizer)
+    order = torch.Generator().manual_seed(config.seed)
+    per_epoch = -(-len(rows) // config.batch_size)
+    log: list[dict[str, float]] = []
+    for epoch in range(config.epochs):
+        step.reset()
+        for number, index in enumerate(torch.randperm(len(rows), generator=order).split(config.batch_size)):
+            done = (epoch * per_epoch + number + 1) / (config.epochs * per_epoch)
+            step(rows[index.to(device)], rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
+        terms = {name: total / len(rows) for name, total in step.sums().items()}
+        terms["dead"] = int(sae.dead.sum())
+        log.append({"epoch": epoch + 1, **terms})
+        if progress is not None:
+            progress(epoch + 1, terms)
+    sae.eval()
+    if isinstance(sae.options.activation, BatchTopK):
+        sae.calibrate_threshold_(rows[: 16 * config.batch_size])
+    figures = evaluate(sae, data.test.to(device).split(_CHUNK), data.directions)
+    run = SparseRun(sae, data.scaling, config, figures, folder)
+    _write(run, log)
+    return run
+
+
+def load(path: Path | str) -> SparseRun:
+    """The run in a folder that :func:`train` wrote.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = Path(path)
+    sae = formats.read(path, "fastae").eval()
+    try:
+        values = json.loads((path / RUN).read_text("utf-8"))
+        known = {field.name for field in fields(SparseTrainConfig)}
+        config = SparseTrainConfig(**{k: v for k, v in values["config"].items() if k in known})
+        scaling = None if values["scaling"] is None else AffineScaling.from_dict(values["scaling"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / RUN}: could not be read ({error})") from error
+    return SparseRun(sae, scaling, config, values["figures"], path)
+
+
+@torch.no_grad()
+def evaluate(
+    sae: SparseAutoencoder, batches: Iterable[Tensor], directions: Tensor | None = None
+) -> dict[str, Any]:
+    """Figures of a dictionary on rows.
+
+    Returns:
+        ``rows``; ``fvu``, the share of the variance of all rows that is not explained; ``mse`` per row,
+        summed over features; ``l0``, active latents per row; ``latents``; ``silent``, those active in no
+        row; and with the ``directions`` of planted rows ``recovered``, the share found at a cosine of 0.9.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    rows, active = 0, 0
+    error = squares = 0.0
+    sums: Tensor | None = None
+    fired = torch.zeros(sae.code_features, dtype=torch.bool, device=sae.encoder.weight.device)
+    for x in batches:
+        code = sae.encode(x)
+        fired[code.indices[code.values > 0]] = True
+        active += int((code.values > 0).sum())
+        error += float((sae.reconstruct(x) - x).square().sum(dtype=torch.float64))
+        wide = x.double()
+        sums = wide.sum(0) if sums is None else sums + wide.sum(0)
+        squares += float(wide.square().sum())
+        rows += len(x)
+    if sums is None or not rows:
+        raise ValueError("batches: needs at least one row")
+    variance = squares - float(sums.square().sum()) / rows
+    figures = {
+        "rows": rows,
+        "fvu": error / variance if variance > 0 else float("nan"),
+        "mse": error / rows,
+        "l0": active / rows,
+        "latents": sae.code_features,
+        "silent": int((~fired).sum()),
+    }
+    if directions is not None:
+        figures["recovered"] = recovered_share(sae.decoder.weight, directions)
+    return figures
+
+
+def rows_of(rows: Rows, device: torch.device | str = "cpu") -> Iterable[Tensor]:
+    """The rows of a data set as tensors, some at a time."""
+    for _, chunk in rows.chunks(_CHUNK):
+        yield torch.from_numpy(chunk).to(device)
+
+
+def planted(config: SparseTrainConfig) -> Planted:
+    """The planted rows of a configuration: half as many directions as latents, 4 of them per row."""
+    return planted_rows(20_000, 64, max(1, config.latents // 2), 4.0, seed=config.seed)
+
+
+def _load(config: SparseTrainConfig) -> _Data:
+    if config.data == "planted":
+        rows, directions = planted(config)
+        held = int(_HELD_OUT * len(rows))
+        return _Data(rows[held:], rows[:held], None, directions)
+    dataset = load_dataset(config.data, scaling=config.scaling)  # pyright: ignore[reportArgumentType]
+    train_rows, test_rows = dataset.train, dataset.test
+    if test_rows is None:
+        order = torch.randperm(len(train_rows), generator=torch.Generator().manual_seed(config.seed)).numpy()
+        held = max(1, int(_HELD_OUT * len(order)))
+        train_rows, test_rows = train_rows.subset(order[held:]), train_rows.subset(order[:held])
+    return _Data(
+        torch.from_numpy(train_rows.read()), torch.from_numpy(test_rows.read()), dataset.scaling, None
+    )
+
+
+def _write(run: SparseRun, log: list[dict[str, float]]) -> None:
+    formats.write(run.sae, run.path)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(log[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    write_whole(run.path / "log.csv", table.getvalue())
+    values = {
+        "fastae": __version__,
+        "config": asdict(run.config),
+        "scaling": None if run.scaling is None else run.scaling.to_dict(),
+        "figures": run.figures,
+    }
+    write_whole(run.path / RUN, json.dumps(values, indent=2) + "\n")
