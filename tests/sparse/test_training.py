@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -134,3 +135,16 @@ def test_refusals(line, message, capsys, tmp_path, monkeypatch):
     assert main(shlex.split(line)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_documents_examples_run(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "sparse.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(python|sh)\n(.*?)```", text, re.DOTALL)
+    assert {language for language, _ in blocks} == {"python", "sh"}
+    for language, code in blocks:
+        if language == "python":
+            exec(compile(code, "sparse.md", "exec"), {})
+        else:
+            for line in code.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, line
