@@ -1,5 +1,7 @@
 """The pages agree with the code and with each other: links, pictures, tables of names."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from fastae.losses import LOSSES
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+API = sorted((DOCS / "api").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -55,3 +58,14 @@ def test_readme_shows_on_a_package_index():
 def test_readme_lists_everything_that_can_be_chosen(row: str, names: dict[str, object]):
     (text,) = re.findall(rf"^\| {row} \| (.*) \|$", README, re.MULTILINE)
     assert set(names) <= set(re.findall(r"\w+", text))
+
+
+def test_api_reference_has_every_public_name():
+    pytest.importorskip("matplotlib")
+    listed = set(
+        re.findall(r"^::: fastae\.(?:\w+\.)*(\w+)$", "\n".join(map(Path.read_text, API)), re.MULTILINE)
+    )
+    for name in ("fastae", *(f"fastae.{part}" for part in ("nn", "sparse", "train", "diagnostics", "plots"))):
+        module = importlib.import_module(name)
+        public = {n for n in module.__all__ if n[0] != "_" and not inspect.ismodule(getattr(module, n))}
+        assert public <= listed, name
