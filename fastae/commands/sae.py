@@ -19,9 +19,9 @@ from torch import Tensor
 from .. import formats
 from ..files import write_whole
 from ..nn import SparseAutoencoder
-from ..sparse import training
-from ..sparse.training import SparseTrainConfig
+from ..train import dictionary as training
 from ..train.data import load_dataset
+from ..train.dictionary import SparseTrainConfig
 
 _Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 

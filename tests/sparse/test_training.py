@@ -19,10 +19,10 @@ from fastae import SparseCode, formats
 from fastae.cli import main
 from fastae.errors import CheckpointError
 from fastae.nn import SparseAutoencoder
-from fastae.sparse import training
 from fastae.sparse.planted import planted_rows, recovered_share
-from fastae.sparse.training import SparseTrainConfig
+from fastae.train import dictionary as training
 from fastae.train import load_dataset
+from fastae.train.dictionary import SparseTrainConfig
 
 QUICK = "--latents 64 --epochs 2 --lr 0.005"
 

@@ -20,12 +20,12 @@ from ..devices import resolve_device
 from ..errors import CheckpointError
 from ..files import check_writable, write_whole
 from ..optim import constrain
-from ..train.data import Rows, load_dataset
-from ..train.data.scaling import AffineScaling
-from ..train.step import TrainingStep
-from .module import SparseAutoencoder
-from .planted import Planted, planted_rows, recovered_share
-from .specs import AuxK, BatchTopK, Matryoshka
+from ..sparse.module import SparseAutoencoder
+from ..sparse.planted import Planted, planted_rows, recovered_share
+from ..sparse.specs import AuxK, BatchTopK, Matryoshka
+from .data import Rows, load_dataset
+from .data.scaling import AffineScaling
+from .step import TrainingStep
 
 RUN = "train.json"
 _WARM_UP, _DECAY = 0.05, 0.2
