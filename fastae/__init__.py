@@ -1,20 +1,35 @@
 """fastae: fused layers, losses and a training engine for autoencoders on PyTorch."""
 
-from . import diagnostics, formats, functional, nn, optim, reference
+import sys as _sys
+
 from ._version import __version__
-from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
-from .functional import AutoencoderLoss
-from .nn import fuse, unfuse
-from .sparse import (
-    AuxK,
-    BatchTopK,
-    Gated,
-    JumpReLU,
-    Matryoshka,
-    SparseAutoencoderLoss,
-    SparseCode,
-    TopK,
-)
+
+
+def _is_command() -> bool:
+    """Whether this process is ``fastae`` or ``python -m fastae``."""
+    program = _sys.argv[0] if _sys.argv else ""
+    if program == "-m":  # Python is still looking for the module to run
+        words = _sys.orig_argv
+        return "-m" in words and words[words.index("-m") :][1:2] == ["fastae"]
+    return program.replace("\\", "/").rpartition("/")[2].removesuffix(".exe") == "fastae"
+
+
+# A command imports what it needs, after its help and once signals are handled.
+if not _is_command():
+    from . import diagnostics, formats, functional, nn, optim, reference
+    from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
+    from .functional import AutoencoderLoss
+    from .nn import fuse, unfuse
+    from .sparse import (
+        AuxK,
+        BatchTopK,
+        Gated,
+        JumpReLU,
+        Matryoshka,
+        SparseAutoencoderLoss,
+        SparseCode,
+        TopK,
+    )
 
 __all__ = [
     "AutoencoderLoss",

@@ -1,16 +1,25 @@
 """``python -m fastae`` and the command ``fastae``."""
 
+import atexit
 import sys
+
+from .interruption import handled, ignore_signals, leave
 
 
 def main() -> int:
     """Run the command line, or say what it needs; returns the exit code."""
-    try:
-        from .cli import main as run
-    except ImportError as error:
-        print(f'fastae: {error.name} is not installed: pip install "fastae[train]"', file=sys.stderr)
-        return 1
-    return run()
+    atexit.register(ignore_signals)  # all is done by then
+    with handled(leave):
+        try:
+            from .cli import main as run
+
+            return run()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "fastae"):
+                raise
+            print(f'fastae: {package} is not installed: pip install "fastae[train]"', file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
+import signal
 import sys
+from contextlib import suppress
 
 import tyro
-from rich.console import Console
 
 from ._version import __version__
 from .commands import COMMANDS, load_command
-from .ops.backend import requested_backend
+from .console import Console, tolerate_encodings
+from .interruption import Interrupted, Received, handled
 
 _HELP = f"""\
 usage: fastae COMMAND [OPTIONS]
@@ -32,49 +35,70 @@ fastae COMMAND --help explains a command; fastae --version prints the version.""
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
-
-    def fail(message: str, code: int) -> int:
-        errors.print("fastae:", style="bold red", end=" ")
-        errors.print(message, markup=False, highlight=False)
-        return code
-
+    tolerate_encodings()
+    received = Received()
     try:
-        return _run(sys.argv[1:] if argv is None else argv, console, errors)
+        return _run(sys.argv[1:] if argv is None else argv, received)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as interrupt:
-        how = "".join(f"; it goes on with: fastae train --resume --out {run}" for run in interrupt.args)
-        return fail(f"interrupted{how}", 130)
-    except BrokenPipeError:
+    except Interrupted as error:
+        advice = ""
+        if error.run is not None:
+            advice = f"; it goes on with: fastae train --resume --out {shlex.quote(str(error.run))}"
+        return _fail(f"interrupted{advice}", 128 + error.number)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        if received.number is not None:  # which some library made another error of
+            return _fail("interrupted", 128 + received.number)
+        return _failure(error)
+
+
+def _failure(error: Exception) -> int:
+    """The exit code of an error, after its message; errors that are none of ours pass."""
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return 1
-    except (ValueError, TypeError, OSError) as error:
-        return fail(str(error), 2)
-    except (RuntimeError, MemoryError) as error:
-        return fail(str(error) or "out of memory", 1)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return _fail(f"{error.filename}: {error.strerror}", 2)
+    if isinstance(error, ValueError | TypeError | OSError):
+        return _fail(str(error), 2)
+    if isinstance(error, RuntimeError | MemoryError):
+        return _fail(str(error) or "out of memory", 1)
+    raise error
 
 
-def _run(args: list[str], console: Console, errors: Console) -> int:
+def _fail(message: str, code: int) -> int:
+    with suppress(OSError):  # of a terminal that is gone
+        errors = Console(stderr=True)
+        errors.print("fastae:", style="bold red", end=" ")
+        errors.print(message)
+    return code
+
+
+def _run(args: list[str], received: Received) -> int:
     name, *rest = args or [""]
     if name in ("-V", "--version"):
-        console.print(f"fastae {__version__}", highlight=False)
+        Console().print(f"fastae {__version__}")
         return 0
     if name in ("", "-h", "--help"):
         width = max(map(len, COMMANDS))
         commands = "\n".join(f"  {command:{width}}  {summary}" for command, summary in COMMANDS.items())
-        (console if name else errors).print(_HELP.format(commands=commands), markup=False, highlight=False)
+        Console(stderr=not name).print(_HELP.format(commands=commands))
         return 0 if name else 2
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"{name!r} is not a command{hint} Commands: {', '.join(COMMANDS)}")
-    requested_backend()
     command = load_command(name)
-    config = tyro.cli(
-        command.Config,
-        prog=f"fastae {name}",
-        args=rest,
-        config=(tyro.conf.FlagCreatePairsOff,) if name == "bench" else (),
-    )
-    return command.run(config, console) or 0
+    from .ops.backend import requested_backend  # with torch, which the command has loaded
+
+    requested_backend()
+    with handled(received):
+        config = tyro.cli(
+            command.Config,
+            prog=f"fastae {name}",
+            args=rest,
+            config=(tyro.conf.FlagCreatePairsOff,) if name == "bench" else (),
+        )
+        return command.run(config, Console()) or 0

@@ -66,21 +66,17 @@ Layer = tuple[Tensor, "Tensor | None", str]
 def encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "sigmoid") -> Tensor:
     """The code ``h = f(x W^T + b)``.
 
-        Args:
-            x: input, [*, D].
-            weight: [H, D], as in ``nn.Linear``; any strides.
-            bias: [H].
-    <<<<<<< HEAD
-            activation: one of the names in :data:`fastae.activations.ACTIVATIONS`.
-    =======
-            activation: a name in :data:`fastae.activations.ACTIVATIONS`.
-    >>>>>>> e1477fc ([core] Declare operators, objective and corruption events once)
+    Args:
+        x: input, [*, D].
+        weight: [H, D], as in ``nn.Linear``; any strides.
+        bias: [H].
+        activation: a name in :data:`fastae.activations.ACTIVATIONS`.
 
-        Returns:
-            The code, [*, H].
+    Returns:
+        The code, [*, H].
 
-        Raises:
-            ValueError: a shape, dtype, device or name that does not fit, named.
+    Raises:
+        ValueError: a shape, dtype, device or name that does not fit, named.
     """
     check_linear("x", x, weight, bias)
     get_activation(activation)

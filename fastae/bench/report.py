@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from ..console import Console, print_table
 from . import operators
 from .problems import Shape
 from .providers import ABOUT, FLOOR
@@ -20,7 +17,6 @@ from .results import CaseResult, Results, differences
 from .suite import STACK, SWEEP, sweep_shapes
 
 NONE = "-"
-_WIDTH = 180
 
 
 @dataclass
@@ -247,22 +243,12 @@ def compare(a: Results, b: Results) -> Sheet:
 
 
 def print_sheets(console: Console, found: Sequence[Sheet]) -> None:
-    before, console.width = console.width, max(console.width, _WIDTH)  # lines too long, not columns cut off
-    try:
-        for sheet in found:
-            console.print(escape(sheet.title), style="bold", highlight=False, soft_wrap=True)
-            table, words = Table(box=SIMPLE), _words(sheet)
-            for number, name in enumerate(sheet.header):
-                table.add_column(escape(name), justify="left" if number in words else "right", no_wrap=True)
-            for row in sheet.rows:
-                table.add_row(*map(escape, row))
-            console.print(table, highlight=False, crop=False)
-            for remark in sheet.remarks:
-                console.print(f"  {escape(remark)}", highlight=False, soft_wrap=True)
-            if sheet.remarks:
-                console.print()
-    finally:
-        console.width = before
+    for sheet in found:
+        print_table(console, sheet.rows, sheet.header, sheet.title, text=_words(sheet))
+        for remark in sheet.remarks:
+            console.print(f"  {remark}")
+        if sheet.remarks:
+            console.print()
 
 
 def _words(sheet: Sheet) -> set[int]:

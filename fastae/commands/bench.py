@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from ..bench import report
 from ..bench.problems import Shape
 from ..bench.providers import FLOOR
 from ..bench.results import CaseResult, Results, describe, open_results
 from ..bench.runs import Run
 from ..bench.suite import NAMES, SHAPES, Case, Suite
+from ..console import Console
 from ..devices import resolve_device
 from ..files import write_whole
 from ..train.data import load_dataset
@@ -108,7 +107,7 @@ def run(config: Config, console: Console) -> None:
     path = Path(config.out or f"runs/bench/{slug}.json")
     results, remark = open_results(path, head)
     if remark:
-        console.print(remark, highlight=False)
+        console.print(remark)
     results.save(path)  # what cannot be written should show before anything is measured
     left_out = suite.run(
         cases,
@@ -121,7 +120,7 @@ def run(config: Config, console: Console) -> None:
     publish(results, path, console)
     if left_out:
         keys = ", ".join(case.key for case in left_out)
-        console.print(f"Out of time before: {keys}. The same command again goes on.", highlight=False)
+        console.print(f"Out of time before: {keys}. The same command again goes on.")
     bad = [f"{case.key}: {name} {how}" for case in results.cases.values() for name, how in case.bad.items()]
     if bad:
         raise MeasurementError("; ".join(bad))
@@ -147,7 +146,7 @@ def publish(results: Results, path: Path, console: Console) -> None:
     page = path.with_suffix(".md")
     write_whole(page, report.markdown(results, drawn))
     report.print_sheets(console, report.sheets(results))
-    console.print(f"{path}, {page.name} and {len(drawn)} pictures", highlight=False)
+    console.print(f"{path}, {page.name} and {len(drawn)} pictures")
 
 
 class ConsoleListener:
@@ -158,15 +157,15 @@ class ConsoleListener:
 
     def begin(self, case: Case) -> None:
         self.number += 1
-        self.console.print(f"[{self.number}/{self.count}] {case.key}", end=" ", markup=False, highlight=False)
+        self.console.print(f"[{self.number}/{self.count}] {case.key}", end=" ")
 
     def end(self, result: CaseResult) -> None:
         mode = next(reversed(result.times), None)
         ratios = {name: result.ratio(mode, name) for name in result.asked if name != FLOOR} if mode else {}
         said = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio is not None]
         said += [f"{name} {how}" for name, how in result.bad.items()]
-        self.console.print(", ".join(said), markup=False, highlight=False)
+        self.console.print(", ".join(said))
 
     def skip(self, case: Case, why: str) -> None:
         self.number += 1
-        self.console.print(f"[{self.number}/{self.count}] {case.key}: {why}", markup=False, highlight=False)
+        self.console.print(f"[{self.number}/{self.count}] {case.key}: {why}")

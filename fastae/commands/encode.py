@@ -9,9 +9,9 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 from safetensors.numpy import save
 
+from ..console import Console
 from ..files import write_whole
 from ..run import load_with_data
 from ..train.data import Rows
@@ -60,7 +60,7 @@ def run(config: Config, console: Console) -> None:
         write_whole(out, lambda file: np.save(file, codes))
     else:
         write_whole(out, _as_safetensors(codes, rows))
-    console.print(f"{out}: codes {codes.shape[0]} x {codes.shape[1]}", highlight=False)
+    console.print(f"{out}: codes {codes.shape[0]} x {codes.shape[1]}")
 
 
 def _as_safetensors(codes: np.ndarray, rows: Rows) -> bytes:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from ..console import Console
 from ..run import load_with_data
 from ..train import evaluation
 from .tables import as_json, print_figures

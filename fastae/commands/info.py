@@ -9,12 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from .. import ops
 from .._version import __version__
+from ..console import Console, print_table
 from ..ops.backend import backend_of, requested_backend
 from ..train.graph import capture_on
 
@@ -58,25 +56,21 @@ def run(config: Config, console: Console) -> None:
     if config.json:
         print(json.dumps(info, indent=2))
         return
-    table = Table("", "", show_header=False, box=None)
-    for package, number in info["versions"].items():
-        table.add_row(package, number)
-    table.add_row("threads", str(info["threads"]))
-    table.add_row("FASTAE_BACKEND", info["FASTAE_BACKEND"])
+    rows = [*info["versions"].items(), ("threads", str(info["threads"]))]
+    rows.append(("FASTAE_BACKEND", info["FASTAE_BACKEND"]))
     for device, name in names.items():
-        table.add_row(device, name)
-        table.add_row("  training step", info["training_step"][device])
+        rows += [(device, name), ("  training step", info["training_step"][device])]
     for device, tables in info["measured_choices"].items():
-        hold = ", ".join(f"{t['hold']} {place}" for place, t in tables.items())
-        table.add_row(f"measured choices, {device}", hold)
-    console.print(table, highlight=False)
+        hold = ", ".join(f"{table['hold']} {place}" for place, table in tables.items())
+        rows.append((f"measured choices, {device}", hold))
+    print_table(console, rows, text=(0, 1))
     for device, operators in info["operators"].items():
-        table = Table(
-            "operator", "backend", "why", box=SIMPLE, title=f"operators on {device}", title_justify="left"
-        )
+        console.print(f"\noperators on {device}", style="bold")
+        by_reason: dict[tuple[str, str], list[str]] = {}
         for op, (backend, why) in operators.items():
-            table.add_row(op, backend, why)
-        console.print(table, highlight=False)
+            by_reason.setdefault((backend, why), []).append(op)
+        for (backend, why), names_of in by_reason.items():
+            console.print(f"  {backend}: {', '.join(names_of)}\n    ({why})")
 
 
 def _backend(op: str, device: torch.device) -> list[str]:

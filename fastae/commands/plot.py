@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
 
+from ..console import Console
 from ..files import check_writable, write_whole
 from ..optional import require
 from ..run import load_with_data
@@ -121,7 +121,7 @@ def run(config: Config, console: Console) -> None:
     )
     page = write_whole(out / _PAGE, page)
     message = f"{page}: one page with all of it; {len(written)} files of pictures"
-    console.print(message, highlight=False, soft_wrap=True)
+    console.print(message)
 
 
 # --- tables ---------------------------------------------------------------------------------------------

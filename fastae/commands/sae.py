@@ -10,13 +10,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save
 from torch import Tensor
 
 from .. import formats
+from ..console import Console, print_table
 from ..files import write_whole
 from ..nn import SparseAutoencoder
 from ..train import dictionary as training
@@ -98,11 +96,11 @@ def run(config: Any, console: Console) -> None:
 def _train(config: SparseTrainConfig, console: Console) -> None:
     def progress(epoch: int, terms: dict[str, float]) -> None:
         described = "  ".join(f"{name} {value:.5g}" for name, value in terms.items())
-        console.print(f"epoch {epoch}/{config.epochs}  {described}", highlight=False)
+        console.print(f"epoch {epoch}/{config.epochs}  {described}")
 
     result = training.train(config, progress)
     _print(console, result.figures, f"{config.data}, rows held out")
-    console.print(f"Run: {result.path} (model.safetensors, log.csv, train.json)", highlight=False)
+    console.print(f"Run: {result.path} (model.safetensors, log.csv, train.json)")
 
 
 def _encode(config: Encode, console: Console) -> None:
@@ -144,7 +142,7 @@ def _evaluate(config: Evaluate, console: Console) -> None:
 
 def _convert(config: Convert, console: Console) -> None:
     file = formats.write(formats.read(config.run), config.out, config.format)
-    console.print(f"{file}: {config.format}", highlight=False)
+    console.print(f"{file}: {config.format}")
 
 
 def _load(
@@ -183,13 +181,10 @@ _LABELS = {
 
 
 def _print(console: Console, figures: dict[str, Any], title: str) -> None:
-    table = Table(
-        "", "", show_header=False, box=SIMPLE, title=f"{title}: {figures['rows']} rows", title_justify="left"
-    )
-    for name, (label, form) in _LABELS.items():
-        if name in figures:
-            table.add_row(label, format(figures[name], form))
-    console.print(table, highlight=False)
+    cells = [
+        (label, format(figures[name], form)) for name, (label, form) in _LABELS.items() if name in figures
+    ]
+    print_table(console, cells, title=f"{title}: {figures['rows']} rows")
 
 
 _RUNS: dict[type, Callable[[Any, Console], None]] = {

@@ -1,4 +1,4 @@
-"""What an evaluation's figures are called and how they are written: in tables, on a page, in JSON."""
+"""Figures of an evaluation: their names and formats in tables, on a page and in JSON."""
 
 from __future__ import annotations
 
@@ -7,42 +7,51 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from ..console import Console, print_table
+
+LAYER_NOTES = (
+    "loss: reconstruction of the layer's own input; as above, the sum over features\n"
+    "penalty: squared norm of the code's Jacobian\n"
+    "saturated: share of codes where the activation is almost flat\n"
+    "dead: units whose codes differ by less than 0.001"
+)
+"""Explains the columns of the layers that are shown on a console."""
+
+_LAYER_COLUMNS = ("layer", "units", "loss", "penalty", "saturated", "dead")
 
 
 def summary_cells(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and value of what :func:`fastae.train.evaluate` found about the whole model."""
+    """Name and value of what :func:`fastae.train.evaluation.evaluate` found about the whole model."""
+    loss, above = _loss_above_least(figures)
     cells = [
-        (f"reconstruction ({figures['loss']}, sum over features)", f"{figures['reconstruction']:.4f}"),
-        ("mean squared error of a feature", f"{figures['mse']:.6f}"),
-        ("contractive penalty ‖∂h/∂x‖² of the encoder", f"{figures['contractive_penalty']:.4f}"),
+        (f"reconstruction: {loss}", f"{above:.4f}"),
+        ("reconstruction: squared error per feature", f"{figures['mse']:.6f}"),
+        ("squared norm of the code's Jacobian", f"{figures['contractive_penalty']:.4f}"),
     ]
     r2 = figures.get("r2", math.nan)
     worse = ", worse than the mean of the rows" if r2 < 0.0 else ""
     cells.insert(2, ("R^2: share of the variance reconstructed", f"{r2:.4f}{worse}"))
     if "pca_mse" in figures:
         units = figures["layers"][-1]["units"]
-        cells.insert(3, (f"squared error of PCA with {units} components", f"{figures['pca_mse']:.6f}"))
+        cells.insert(3, (f"PCA of {units} components: squared error", f"{figures['pca_mse']:.6f}"))
         needed = f"{figures['pca_components']} components"
         cells.insert(4, ("PCA needs, for as small an error", needed))
-    for key in ("probe_error", "classifier_error"):
+    for key, name in (("probe_error", "linear probe error"), ("classifier_error", "classifier error")):
         if key in figures:
-            cells.append((key.replace("_", " "), f"{100 * figures[key]:.2f} %"))
+            cells.append((name, f"{100 * figures[key]:.2f} %"))
     return cells
 
 
 def layer_cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """For each layer its cells by the columns' names."""
+    """For each layer its cells by the names of the columns."""
     return [
         {
             "layer": str(number),
             "units": str(layer["units"]),
-            "loss": f"{layer['reconstruction']:.2f} {layer['loss']}",
+            "loss": f"{_loss_above_least(layer)[1]:.3f} {layer['loss']}",
             "penalty": f"{layer['contractive_penalty']:.3f}",
-            "slope²": f"{layer['mean_squared_slope']:.4f}",
-            "norm²": f"{layer['mean_squared_norm']:.3f}",
+            "mean slope\u00b2": f"{layer['mean_squared_slope']:.4f}",
+            "mean \u2016w\u2016\u00b2": f"{layer['mean_squared_norm']:.3f}",
             "mean code": f"{layer['mean_activation']:.3f}",
             "sparsity": f"{layer['mean_sparsity']:.3f}",
             "saturated": f"{100 * layer['saturated_share']:.1f} %",
@@ -52,19 +61,21 @@ def layer_cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
+def _loss_above_least(figures: Mapping[str, Any]) -> tuple[str, float]:
+    """What to call a reconstruction loss, and its value less the least there is.
+
+    The least bce is the entropy of the data. It says nothing of the model, and is large beside the rest.
+    """
+    name = "bce above its least value" if figures["loss"] == "bce" else figures["loss"]
+    return name, figures["reconstruction"] - figures["least_reconstruction"]
+
+
 def print_figures(console: Console, figures: Mapping[str, Any], title: str) -> None:
     """Print what :func:`fastae.train.evaluation.evaluate` found."""
-    summary = Table(
-        "", "", show_header=False, box=SIMPLE, title=f"{title}: {figures['rows']} rows", title_justify="left"
-    )
-    for cells in summary_cells(figures):
-        summary.add_row(*cells)
-    console.print(summary, highlight=False)
-    columns = ("layer", "units", "loss", "penalty", "slope²", "norm²", "saturated", "dead")
-    layers = Table(*columns, box=SIMPLE)
-    for cells in layer_cells(figures["layers"]):
-        layers.add_row(*(cells[column] for column in columns))
-    console.print(layers, highlight=False)
+    print_table(console, summary_cells(figures), title=f"{title}: {figures['rows']} rows")
+    cells = [[layer[column] for column in _LAYER_COLUMNS] for layer in layer_cells(figures["layers"])]
+    print_table(console, cells, _LAYER_COLUMNS)
+    console.print(LAYER_NOTES, style="dim", soft_wrap=False)
 
 
 def as_json(figures: Any) -> str:

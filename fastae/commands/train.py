@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
+from ..console import Console
 from ..files import write_whole
 from ..train import evaluation
 from ..train.config import TrainConfig as Config
 from ..train.engine import train
-from ..train.reporting import RichProgress
+from ..train.reporting import LineProgress, RichProgress
 from .tables import as_json, print_figures
 
 
 def run(config: Config, console: Console) -> None:
     """Run the command."""
-
-    def announce(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    result = train(config, progress=RichProgress(), announce=announce)
+    interactive = console.is_terminal and not console.is_dumb_terminal
+    progress = RichProgress(console) if interactive else LineProgress()
+    result = train(config, progress=progress, announce=console.print)
     rows, part, training = result.parts
     figures = evaluation.evaluate(
         result.stack, rows, classifier=result.classifier, probe_rows=training, training=training
     )
     write_whole(result.path / "evaluation.json", as_json(figures) + "\n")
     print_figures(console, figures, f"{result.dataset.name}, {part}")
-    console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)", highlight=False)
+    console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)")

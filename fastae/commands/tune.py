@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from ..console import Console, print_table
 from ..files import check_writable
 
 if TYPE_CHECKING:
@@ -91,7 +89,7 @@ def run(config: Config, console: Console) -> None:
         print()
     else:
         _print(console, outcomes, name)
-        console.print(f"Choices: {path}", highlight=False, soft_wrap=True)
+        console.print(f"Choices: {path}")
 
 
 def _device(name: str) -> torch.device:
@@ -156,21 +154,15 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 
 def _print(console: Console, outcomes: list[Outcome], device: str) -> None:
-    table = Table("operator", "M, N, K", "plan", box=SIMPLE, title=f"plans on {device}", title_justify="left")
-    table.add_column("µs", justify="right")
-    table.add_column("gain", justify="right")
+    cells, dropped = [], []
     for outcome, row in zip(outcomes, map(_row, outcomes), strict=True):
-        seconds, chosen = outcome.seconds, outcome.chosen
-        plan = row["verdict"] if chosen in (None, outcome.default) else row["chosen"]
-        table.add_row(
-            f"{row['operator']} {row['dtype']}",
-            ", ".join(map(str, row["product"])),
-            plan,
-            "" if seconds is None else f"{1e6 * seconds:.1f}",
-            f"{100 * outcome.gain:.1f} %" if outcome.gain else "",
-        )
-    console.print(table, highlight=False)
-    for row in map(_row, outcomes):
-        for plan, reason in row["dropped"]:
-            where = f"{row['operator']} {row['dtype']} {', '.join(map(str, row['product']))}"
-            console.print(f"dropped: {where}, {plan}: {reason}", highlight=False, markup=False)
+        seconds = outcome.seconds
+        operator, product = f"{row['operator']} {row['dtype']}", ", ".join(map(str, row["product"]))
+        plan = row["verdict"] if outcome.chosen in (None, outcome.default) else row["chosen"]
+        gain = f"{100 * outcome.gain:.1f} %" if outcome.gain else ""
+        cells.append([operator, product, plan, "" if seconds is None else f"{1e6 * seconds:.1f}", gain])
+        dropped += [f"dropped: {operator} {product}, {plan}: {reason}" for plan, reason in row["dropped"]]
+    header = ("operator", "M, N, K", "plan", "\u00b5s", "gain")
+    print_table(console, cells, header, title=f"plans on {device}", text=(0, 1, 2))
+    for line in dropped:
+        console.print(line)

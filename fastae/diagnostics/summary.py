@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..activations import get_activation
 from ..functional import Layer
+from ..losses import get_loss
 from ..nn import Autoencoder, StackedAutoencoder
 from .jacobian import squared_jacobian_norm
 from .networks import (
@@ -39,6 +40,7 @@ class _LayerFigures:
 
     autoencoder: Autoencoder
     loss: float = 0.0
+    least: float = 0.0
     penalty: float = 0.0
     squared_slope: float = 0.0
     saturated: float = 0.0
@@ -56,6 +58,8 @@ class _LayerFigures:
         self.loss += _total(
             reference.reconstruction_loss(code, *decoder[:2], x, options.loss, options.output_activation)
         )
+        least = get_loss(options.loss).least
+        self.least += 0.0 if least is None else _total(least(x))
         norms = reference.squared_norms(encoder[0])
         self.squared_norm = float(norms.mean())
         self.penalty += _total(squared @ norms)
@@ -77,6 +81,7 @@ class _LayerFigures:
             "units": units,
             "loss": self.autoencoder.options.loss,
             "reconstruction": self.loss / rows,
+            "least_reconstruction": self.least / rows,
             "contractive_penalty": self.penalty / rows,
             "mean_squared_slope": self.squared_slope / entries,
             "mean_squared_norm": self.squared_norm,
@@ -129,6 +134,7 @@ class Diagnosis:
             "rows": self._rows,
             "loss": self._options.loss,
             "reconstruction": self._loss / self._rows,
+            "least_reconstruction": layers[0]["least_reconstruction"],
             "mse": self._squared / self._rows,
             "contractive_penalty": self._penalty / self._rows if deep else layers[0]["contractive_penalty"],
             "layers": layers,
@@ -139,14 +145,15 @@ def diagnose(model: Autoencoder | StackedAutoencoder, x: Tensor) -> dict[str, An
     """The figures of a model on x [*, D], JSON-able, in one pass and without noise.
 
     Returns:
-        ``rows``; ``loss``, the name, and ``reconstruction``, its value (summed over features, mean over rows)
-        and ``mse`` (mean over features, too) of the whole model; ``contractive_penalty`` ||dcode/dx||_F^2 of
-        the whole encoder (estimated with 4 probes a row for two layers and more, from a fixed seed); for each
-        of ``layers`` the same of that layer on its own input, with the penalty's parts:
-        ``mean_squared_slope`` and ``mean_squared_norm``, whose product over units is the penalty;
-        ``saturated_share``: of all codes, see :func:`fastae.diagnostics.saturated`; ``dead_units``: those
-        that move by less than 0.001 over all rows; ``mean_activation``; ``mean_sparsity``: of a row's code,
-        0 to 1 (Hoyer 2004).
+        ``rows``; ``loss``, the name, and ``reconstruction``, its value (sum over features, mean over rows);
+        ``least_reconstruction``, the least value it could take (0 for most losses, see
+        :func:`reconstruction_errors`); ``mse`` (mean over features and rows) of the whole model;
+        ``contractive_penalty`` ||dcode/dx||_F^2 of the whole encoder (estimated with 4 probes per row for two
+        layers and more, from a fixed seed); for each of ``layers`` the same of that layer on its own input,
+        with the penalty's parts: ``mean_squared_slope`` and ``mean_squared_norm``, whose product over units
+        is the penalty; ``saturated_share``: of all codes, see :func:`fastae.diagnostics.saturated`;
+        ``dead_units``: those that move by less than 0.001 over all rows; ``mean_activation``;
+        ``mean_sparsity``: of each row's code, 0 to 1 (Hoyer 2004).
 
     Raises:
         ValueError: x does not fit the model, or has no rows.

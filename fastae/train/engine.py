@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..devices import resolve_device
 from ..errors import CheckpointError
+from ..interruption import Interruption
 from ..losses import Loss, get_loss
 from ..nn import StackedAutoencoder
 from .batches import Resident, Streamed, free_memory, open_rows
@@ -30,7 +31,6 @@ from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
 from .evaluation import Parts, evaluation_parts
 from .folder import check_new, check_run, locked, make_folder
-from .interruption import Interruption
 from .rates import Rates
 from .reporting import Log, Progress, Silent
 from .stage import Plan, Session, StageRunner, cross_entropy, objective
@@ -80,7 +80,8 @@ def train(
     Raises:
         ValueError, DataError, CheckpointError: a wrong argument, file or folder, before training starts.
         TrainingError: the loss stopped being finite.
-        KeyboardInterrupt: after Ctrl-C, with the current step finished and a checkpoint written.
+        Interrupted: a KeyboardInterrupt, after Ctrl-C, SIGTERM or SIGHUP, with the current step finished and
+            a checkpoint written.
     """
     checkpoint = None
     with ExitStack() as held:

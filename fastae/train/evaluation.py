@@ -124,8 +124,9 @@ def _evaluate(
     variance = float(np.maximum(mean_square - mean**2, 0.0).mean())
     result["r2"] = 1.0 - result["mse"] / variance if variance else math.nan
     if not is_defined:
-        result.update(loss="mse", reconstruction=rows.width * result["mse"])
-        result["layers"][0].update(loss="mse", reconstruction=squared / len(rows))
+        measured = {"loss": "mse", "least_reconstruction": 0.0}
+        result.update(measured, reconstruction=rows.width * result["mse"])
+        result["layers"][0].update(measured, reconstruction=squared / len(rows))
     if probe_rows is not None and len(probe_rows) > probe_limit:
         # not the first ones, which may be of one class
         drawn = np.random.default_rng(0).permutation(len(probe_rows))[:probe_limit]

@@ -1,112 +1,252 @@
-"""What a run tells while it goes: progress bars, a CSV file, TensorBoard's event files."""
+"""Reports of a run while it trains: a display, a CSV file, and TensorBoard's event files."""
 
 from __future__ import annotations
 
 import csv
 import io
 import shutil
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from ..files import write_whole
+from ..optional import require
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 COLUMNS = (
     "stage", "epoch", "step", "seconds", "rows_per_second", "lr",
     *(f"{part}_{term}" for part in ("train", "validation")
       for term in ("total", "reconstruction", "contractive", "higher_order", "l1", "kl", "error")),
 )  # fmt: skip
-"""Columns of log.csv: one row an epoch; terms as in fastae.AutoencoderLoss, error a share of rows,
-lr the rate that the next step would have."""
+"""Columns of log.csv, one row per epoch. The terms are those of fastae.AutoencoderLoss, means over rows;
+error is the share of rows that the classifier gets wrong; lr is the rate of the next step."""
 
 
 class Progress(Protocol):
-    """Shown to whoever waits."""
+    """A display of training, told of stages in the order in which they run."""
 
     def __enter__(self) -> Progress: ...
 
     def __exit__(self, *error: Any) -> None: ...
 
-    def start(self, stage: str, steps: int, done: int) -> None:
-        """A stage of ``steps`` steps begins, or goes on after ``done``."""
+    def start(self, stage: str, steps: int, done: int, epochs: int) -> None:
+        """A stage of ``steps`` steps in ``epochs`` epochs begins, or goes on after ``done`` steps."""
         ...
 
     def update(self, done: int, terms: Mapping[str, float], rows_per_second: float) -> None:
         """Means of the loss terms since the epoch began, after ``done`` steps of the stage."""
         ...
 
-    def finish(self, message: str) -> None:
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch has ended; ``row`` is its row of the log."""
+        ...
+
+    def finish(self) -> None:
         """The stage has ended."""
         ...
 
 
 class Silent:
-    """No progress at all."""
+    """No display."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
         pass
 
-    def start(self, stage: str, steps: int, done: int) -> None:
+    def start(self, stage: str, steps: int, done: int, epochs: int) -> None:
         pass
 
     def update(self, done: int, terms: Mapping[str, float], rows_per_second: float) -> None:
         pass
 
-    def finish(self, message: str) -> None:
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
 
-class RichProgress:
-    """A bar a stage: loss terms, throughput, time left. Needs the package rich (extra ``train``)."""
+class _Display(Silent):
+    """Keeps where the current stage stands, and puts it into words."""
 
-    def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
+    def start(self, stage: str, steps: int, done: int, epochs: int) -> None:
+        self._stage, self._steps, self._epochs = stage, steps, epochs
+        self._began, self._first, self._done = time.monotonic(), done, done
+        self._row: Mapping[str, Any] | None = None
+        self._terms: Mapping[str, float] = {}
+        self._rows_per_second = 0.0
+
+    def update(self, done: int, terms: Mapping[str, float], rows_per_second: float) -> None:
+        self._done, self._terms, self._rows_per_second = done, terms, rows_per_second
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+
+    def _position(self) -> list[str]:
+        """Parts of a line that says where the stage stands, the most important first."""
+        name = f"{self._stage:11}"
+        if not self._done:
+            return [name]
+        epoch = min(-(-self._done * self._epochs // self._steps), self._epochs)
+        parts = [name, f"epoch {epoch:{len(str(self._epochs))}}/{self._epochs}", *_figures("", self._terms)]
+        spent, steps = time.monotonic() - self._began, self._done - self._first
+        if steps and self._done < self._steps:
+            parts.append(f"{_duration(spent * (self._steps - self._done) / steps)} left")
+        return [*parts, f"{self._rows_per_second:,.0f} rows/s"]
+
+    def _end(self) -> list[str]:
+        """Parts of a line that says how the last epoch ended."""
+        if self._row is None:
+            return [f"{self._stage:11}", "nothing to do"]
+        row, width = self._row, len(str(self._epochs))
+        parts = [f"{self._stage:11}", f"epoch {row['epoch']:{width}}/{self._epochs}"]
+        parts += [*_figures("train_", row), *_figures("validation_", row)]
+        return [*parts, f"{row['rows_per_second']:,.0f} rows/s", _duration(row["seconds"])]
+
+
+class LineProgress(_Display):
+    """A line per epoch, for output that is no terminal.
+
+    Short epochs share a line: at most one in two seconds, beside a stage's first and last. Within an epoch
+    there is a line per minute.
+
+    Args:
+        file: where to write; standard output by default.
+    """
+
+    _BETWEEN_EPOCHS, _WITHIN_EPOCH = 2.0, 60.0
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file
+
+    def start(self, stage: str, steps: int, done: int, epochs: int) -> None:
+        super().start(stage, steps, done, epochs)
+        self._written_at = self._began
+        self._written: Mapping[str, Any] | None = None
+
+    def update(self, done: int, terms: Mapping[str, float], rows_per_second: float) -> None:
+        super().update(done, terms, rows_per_second)
+        if time.monotonic() - self._written_at >= self._WITHIN_EPOCH:
+            self._write(self._position())
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        first = self._row is None
+        super().end_epoch(row)
+        if first or time.monotonic() - self._written_at >= self._BETWEEN_EPOCHS:
+            self._write_end()
+
+    def finish(self) -> None:
+        if self._row is None or self._written is not self._row:
+            self._write_end()
+
+    def _write_end(self) -> None:
+        self._written = self._row
+        self._write(self._end())
+
+    def _write(self, parts: list[str]) -> None:
+        self._written_at = time.monotonic()
+        print("  ".join(parts), file=self._file or sys.stdout, flush=True)
+
+
+class RichProgress(_Display):
+    """A row at the bottom of a terminal for the current stage, and a line for each that has ended.
+
+    Needs the package rich (extra ``train``).
+
+    Args:
+        console: a ``rich.console.Console``; one for standard output by default.
+    """
+
+    _ECHO = 8  # columns left free: ^C is echoed after the row, and must not break it in two
+    _BAR = (12, 32)  # the least and the largest width
+
+    def __init__(self, console: Any = None) -> None:
+        live = require("rich.live", "progress")
+        self._console = console or require("rich.console", "progress").Console()
+        self._active = False
+        # refreshed by hand: a thread of its own would draw over what a signal's handler prints
+        self._live = live.Live(
+            console=self._console, auto_refresh=False, transient=True, get_renderable=self._row_of_stage
         )
-        from rich.progress import Progress as Bars
-        from rich.table import Column
 
-        self._bars = Bars(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=11)),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._task: Any = None
-        self._stage = ""
-
-    def __enter__(self) -> RichProgress:
-        self._bars.__enter__()
+    def __enter__(self) -> Self:
+        self._live.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._bars.__exit__(*error)
+        self._live.__exit__(*error)
+        if self._active:  # stopped within a stage
+            self._print(self._position())
 
-    def start(self, stage: str, steps: int, done: int) -> None:
-        self._stage = stage
-        self._task = self._bars.add_task(stage, total=steps, completed=done, note="")
+    def start(self, stage: str, steps: int, done: int, epochs: int) -> None:
+        super().start(stage, steps, done, epochs)
+        self._active = True
+        self._live.refresh()
 
     def update(self, done: int, terms: Mapping[str, float], rows_per_second: float) -> None:
-        parts = [f"{name} {value:.4g}" for name, value in terms.items()]
-        self._bars.update(
-            self._task, completed=done, note=f"{'  '.join(parts)}  {rows_per_second:,.0f} rows/s"
-        )
+        super().update(done, terms, rows_per_second)
+        self._live.refresh()
 
-    def finish(self, message: str) -> None:
-        self._bars.update(self._task, note=message)
+    def finish(self) -> None:
+        self._active = False
+        self._live.refresh()
+        self._print(self._end())
+
+    def _print(self, parts: list[str]) -> None:
+        """A line that stays, in several where the terminal is narrow."""
+        lines, (name, *rest) = [""], parts
+        for part in rest:
+            if lines[-1] and len(f"{name}{lines[-1]}  {part}") > self._console.width:
+                lines.append("")
+            lines[-1] += f"  {part}"
+        lines = [name + lines[0], *(" " * len(name) + line for line in lines[1:])]
+        self._console.print("\n".join(lines), markup=False, highlight=False)
+
+    def _row_of_stage(self) -> Any:
+        """As many parts as the terminal is wide for, and a bar where there is room."""
+        text = require("rich.text", "progress").Text
+        if not self._active:
+            return text("")
+        parts, width = self._position(), self._console.width - self._ECHO
+        while len(parts) > 1 and len("  ".join(parts)) > width:
+            parts.pop()
+        room = min(width - len("  ".join(parts)) - 2, self._BAR[1])
+        if room < self._BAR[0]:
+            return text("  ".join(parts), no_wrap=True, overflow="crop")
+        full = room * self._done // max(self._steps, 1)
+        mark = "-" if self._console.options.ascii_only else "\u2501"
+        bar = text(f"{parts[0]}  ").append(mark * full, "cyan").append(mark * (room - full), "bright_black")
+        return bar.append("".join(f"  {part}" for part in parts[1:]))
+
+
+def _figures(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    """The loss and the share of wrong rows among an epoch's means."""
+    kind = "validation " if prefix == "validation_" else ""
+    found = []
+    if (total := values.get(f"{prefix}total")) is not None:
+        found.append(f"{kind}loss {total:.5g}")
+    if (error := values.get(f"{prefix}error")) is not None:
+        found.append(f"{kind}error {100 * error:.2f} %")
+    return found
+
+
+def _duration(seconds: float) -> str:
+    """0.4 s, 59 s, 3:05 or 2:03:05."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Log:
-    """One row an epoch into ``log.csv`` and TensorBoard; resuming drops the rows after the checkpoint."""
+    """One row per epoch in ``log.csv`` and TensorBoard; resuming drops the rows after the checkpoint."""
 
     def __init__(self, folder: Path, history: Sequence[Mapping[str, Any]], tensorboard: bool) -> None:
         self._path = folder / "log.csv"

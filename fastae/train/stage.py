@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from ..interruption import Interruption
 from .batches import Resident, Streamed
 from .config import Stage, TrainConfig
-from .interruption import Interruption
 from .optimizer_state import matching, optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Progress
@@ -191,18 +191,19 @@ class StageRunner:
             autocast=session.autocast_dtype,
             graph=session.config.graph and not self._rates.cycles,
         )
-        session.display.start(plan.name, self._steps, done)
+        session.display.start(plan.name, self._steps, done, plan.epochs)
         plan.module.train()
         while state.epoch < plan.epochs:
             self._train_epoch(step)
             row = self._log_row()
             state.end_epoch(row)
+            session.display.end_epoch(row)
             yield row
             if plan.stage.patience and self._stop_early(row["validation_total"]):
                 break
         if self.best:
             plan.module.load_state_dict(self.best)
-        session.display.finish(_summary(state.history, plan.name))
+        session.display.finish()
         self.optimizer.zero_grad(set_to_none=True)  # gradients of a graph would keep its memory
 
     @property
@@ -243,7 +244,7 @@ class StageRunner:
                 counted = now
                 session.save()
                 if session.interruption.requested:
-                    raise KeyboardInterrupt(str(session.folder))
+                    session.interruption.stop(session.folder)
         state.seconds += time.monotonic() - counted
 
     def _report(self, sums: dict[str, float], seen: int) -> None:
@@ -317,12 +318,3 @@ def cross_entropy(classifier: nn.Module) -> Loss:
         return {"total": F.cross_entropy(logits, labels), "error": error}
 
     return loss
-
-
-def _summary(history: list[dict[str, Any]], stage: str) -> str:
-    rows = [row for row in history if row["stage"] == stage]
-    if not rows:
-        return "nothing to do"
-    last = rows[-1]
-    keys = [key for key in ("train_total", "validation_total", "validation_error") if key in last]
-    return "  ".join(f"{key.replace('_', ' ')} {last[key]:.4g}" for key in keys)

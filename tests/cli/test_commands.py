@@ -109,7 +109,8 @@ def test_evaluate_prints_what_train_printed(fastae_, run, here):
     code, out, err = fastae_(f"evaluate {run} --json")
     assert (code, err) == (0, "") and json.loads(out) == kept
     code, out, _ = fastae_(f"evaluate {run}")
-    assert code == 0 and "digits, test part: 297 rows" in out and f"{kept['reconstruction']:.4f}" in out
+    assert code == 0 and "digits, test part: 297 rows" in out and f"{kept['mse']:.6f}" in out
+    assert f"{kept['reconstruction'] - kept['least_reconstruction']:.4f}" in out
     code, out, _ = fastae_(f"evaluate {run} --no-probe --json")
     assert code == 0 and "probe_error" not in json.loads(out)
 

@@ -39,9 +39,11 @@ def test_a_missing_package_is_a_hint_how_to_install_it(monkeypatch, capsys, pack
             if name.split(".")[0] == package:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    for name in [name for name in sys.modules if name == "fastae.cli" or name.split(".")[0] == package]:
+    ours = ("fastae.cli", "fastae.console")
+    for name in [name for name in sys.modules if name in ours or name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(fastae, "cli")
+    monkeypatch.delattr(fastae, "console")
     monkeypatch.setattr(sys, "meta_path", [Missing, *sys.meta_path])
     monkeypatch.setattr(sys, "argv", ["fastae", "info"])
     assert fastae.__main__.main() == 1

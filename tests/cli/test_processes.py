@@ -15,6 +15,8 @@ import pytest
 from fastae.train import load_checkpoint
 from tests.cli.support import QUICK, Outcome, assert_refused, environment
 
+LONG = "--finetune.epochs 0 --pretrain.epochs 3000"
+
 
 def fastae_process(line: str, cwd: Path, **pipes: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fastae", *shlex.split(line)]
@@ -28,7 +30,7 @@ def test_python_m_fastae_returns_the_exit_code(here):
     assert not list(here.iterdir())
 
 
-@pytest.mark.parametrize("line", ["info", "info --json", "train --help"])
+@pytest.mark.parametrize("line", ["info", "info --json", "train --help", f"train {QUICK} --out run"])
 def test_a_reader_that_went_away_is_no_traceback(here, line):
     """As in ``fastae info | head -1``."""
     reader, writer = os.pipe()
@@ -39,24 +41,69 @@ def test_a_reader_that_went_away_is_no_traceback(here, line):
     assert err == "" and process.returncode in (0, 1)
 
 
-def test_ctrl_c_ends_with_exit_code_130_and_the_run_resumes(fastae_, here):
-    line = f"train {QUICK} --out run --finetune.epochs 0 --pretrain.epochs"
-    process = fastae_process(f"{line} 3000", here, stdout=subprocess.PIPE)
-    limit = time.monotonic() + 60
-    while not (here / "run" / "log.csv").exists() and process.poll() is None and time.monotonic() < limit:
+def await_log(process: subprocess.Popen[str], run: Path) -> None:
+    """Wait for the first epoch's row."""
+    log, limit = run / "log.csv", time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < limit:
+        if log.exists() and log.read_text().count("\n") > 1:
+            return
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.count("\n") == 1 and err.startswith("fastae: interrupted") and "--resume" in err
-    assert "Traceback" not in err
-    stood = load_checkpoint("run", with_state=True).state.values
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_training_with_its_exit_code_and_the_run_resumes(fastae_, here, name, code):
+    run = here / "a run"  # the command that continues it is quoted
+    process = fastae_process(
+        f"train {QUICK} --out {run.name!r} {LONG}",
+        here,
+        stdout=subprocess.PIPE,
+    )
+    await_log(process, run)
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err == "fastae: interrupted; it goes on with: fastae train --resume --out 'a run'\n"
+    assert out.splitlines()[1].startswith("layer 1      epoch    1/3000  loss ")
+    stood = load_checkpoint(run, with_state=True).state.values
     assert not stood["finished"]
-    (config,) = Path("run").glob("checkpoint-*/config.json")
+    (config,) = run.glob("checkpoint-*/config.json")
     kept = json.loads(config.read_text())
     kept["train"]["pretrain"]["epochs"] = len(stood["history"]) + 2  # or it would train for minutes
     config.write_text(json.dumps(kept))
-    code, out, _ = fastae_("train --resume --out run")
-    assert code == 0 and "Run: run" in out
-    epochs = [row["epoch"] for row in load_checkpoint("run", with_state=True).state.values["history"]]
+    assert fastae_("train --resume --out 'a run'").code == 0
+    epochs = [row["epoch"] for row in load_checkpoint(run, with_state=True).state.values["history"]]
     assert epochs == [*range(1, len(stood["history"]) + 3)] * 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 0.9, 1.3])
+def test_a_signal_while_everything_is_imported_is_one_message(here, seconds):
+    process = fastae_process(f"train {QUICK} --out run {LONG}", here, stdout=subprocess.PIPE)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM if seconds > 1 else signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (143 if seconds > 1 else 130)
+    assert err.startswith("fastae: interrupted") and err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGHUP")
+def test_a_hang_up_that_nohup_has_the_process_ignore_is_ignored(here):
+    line = f"train {QUICK} --out run --pretrain.epochs 20"
+    ignore = (
+        "from signal import *; import os, sys; signal(SIGHUP, SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", ignore, sys.executable, "-m", "fastae", *shlex.split(line)]
+    process = subprocess.Popen(command, cwd=here, env=environment(), text=True, stdout=subprocess.DEVNULL)
+    await_log(process, here / "run")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+
+
+def test_lines_of_progress_reach_a_pipe_at_once(here):
+    process = fastae_process(f"train {QUICK} --out run {LONG}", here, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]  # the first says what was read
+    assert process.poll() is None and lines[1].startswith("layer 1      epoch    1/3000")
+    process.kill()
+    process.communicate()

@@ -27,6 +27,8 @@ def test_every_figure_of_one_layer_is_that_of_its_diagnostic(make_model, rows, w
     penalty = jacobian_norm(model, x).square().mean().item()
     assert (figures["rows"], figures["loss"]) == (30, "bce")
     assert figures["reconstruction"] == pytest.approx(reconstruction_errors(model, x)[0].mean().item())
+    excess = reconstruction_errors(model, x, excess=True)[0].mean().item()
+    assert figures["reconstruction"] - figures["least_reconstruction"] == pytest.approx(excess)
     assert figures["mse"] == pytest.approx(vector_field(model, x).square().mean().item())
     assert figures["contractive_penalty"] == pytest.approx(penalty)
     (layer,) = figures["layers"]

@@ -71,10 +71,10 @@ class Updates(Silent):
     def __init__(self, act: Callable[[int], None] = lambda steps: None) -> None:
         self.steps = 0
         self.stages: list[str] = []
-        self.messages: list[str] = []
+        self.rows: list[dict[str, Any]] = []
         self.act = act
 
-    def start(self, stage: str, steps: int, done: int) -> None:
+    def start(self, stage: str, steps: int, done: int, epochs: int) -> None:
         if not self.stages:
             self.act(0)
         self.stages.append(stage)
@@ -83,8 +83,8 @@ class Updates(Silent):
         self.steps += 1
         self.act(self.steps)
 
-    def finish(self, message: str) -> None:
-        self.messages.append(message)
+    def end_epoch(self, row: Any) -> None:
+        self.rows.append(row)
 
 
 @pytest.fixture

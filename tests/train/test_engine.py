@@ -125,8 +125,8 @@ def test_a_stage_changes_its_own_parameters_only(tiny, make_config, updates):
     config, snapshots = make_config(checkpoint_seconds=0.0), {}
 
     class Snapshots(updates):
-        def start(self, stage, steps, done):
-            super().start(stage, steps, done)
+        def start(self, stage, *position):
+            super().start(stage, *position)
             found = list(Path(config.out).glob("checkpoint-*"))
             if found:
                 state = load_checkpoint(config.out).stack.state_dict()
@@ -290,12 +290,11 @@ def test_history_has_one_row_an_epoch_with_known_columns(tiny, make_config):
     json.dumps(result.history)
 
 
-def test_progress_is_told_of_every_stage_and_step(tiny, make_config, updates):
+def test_progress_is_told_of_every_stage_step_and_epoch(tiny, make_config, updates):
     progress = updates()
-    train(make_config(), dataset=tiny, progress=progress)
+    result = train(make_config(), dataset=tiny, progress=progress)
     assert progress.stages == STAGES and progress.steps == STEPS
-    assert all("train total" in message and "validation total" in message for message in progress.messages)
-    assert "validation error" in progress.messages[-1]
+    assert progress.rows == result.history
 
 
 # Stopping, clipping, schedules ------------------------------------------------------------------------------
