@@ -26,6 +26,16 @@ class Target(NamedTuple):
     multiprocessors: int
     device: str = ""
 
+    @property
+    def family(self) -> str:
+        """The row of the tables of configurations and cards."""
+        if self.backend == "interpreter":
+            return "interpreter"
+        if self.backend == "hip":
+            return "gfx942"
+        arch = int(self.arch)
+        return "sm100" if 100 <= arch < 120 else "sm90" if 90 <= arch < 100 else "sm80"
+
 
 INTERPRETED = isinstance(elementwise.elementwise, InterpretedFunction)
 """Whether TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors."""

@@ -132,7 +132,7 @@ def _fused(
     tiles = _blocks(M, config.block_m) * _blocks(N, config.block_n)
     launch(
         gemm,
-        min(tiles, target.multiprocessors) if config.persistent else tiles,
+        min(tiles, target.multiprocessors * config.programs) if config.persistent else tiles,
         a.device,
         *(map(_descriptor, operands, shapes) if tma else operands),
         *none,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastae_kernels import operators
 from fastae_kernels.launch import Target
-from fastae_kernels.plan import config
+from fastae_kernels.plan import config, explain
 from fastae_kernels.tools.aot import TARGETS
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from tests.kernels.support import DEVICE
 
 HOPPER = TARGETS["cuda:90"]
 SHAPE = (8192, 4096, 2048)
+SHALLOW = (8192, 4096, 512)
 
 
 @pytest.fixture
@@ -29,10 +30,14 @@ def strategy(*shape: int, dtype: torch.dtype = torch.bfloat16, target: Target = 
     return config.plan(*shape, dtype, target, **facts).strategy
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+FUSING = pytest.mark.parametrize("target", [TARGETS[name] for name in ("cuda:80", "cuda:90", "hip:gfx942")])
+"""On a B200 the estimate of one program per multiprocessor leaves every large product to the library."""
+
+
+@FUSING
 def test_aligned_products_in_16_bits_are_fused(target: Target):
-    assert strategy(*SHAPE, target=target) == "fused"
-    assert strategy(*SHAPE, target=target, k_major=False) == "fused"
+    assert strategy(*SHALLOW, target=target) == "fused"
+    assert strategy(*SHALLOW, target=target, k_major=False) == "fused"
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -41,16 +46,38 @@ def test_deep_and_unaligned_products_are_the_library_s(target: Target):
     assert strategy(*SHAPE, target=target, aligned=False) == "split"
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@FUSING
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fusion_ends_where_the_saved_pass_is_worth_less_than_the_library_s_lead(
-    target: Target, dtype: torch.dtype, tf32: None
-):
-    """For large M and N that is where itemsize matrix / memory / K falls to the lead."""
-    peaks = config.PEAKS[config.family(target)][dtype.itemsize]
-    limit = dtype.itemsize * peaks.matrix / peaks.memory / config._LIBRARY_LEAD
-    chosen = [strategy(1 << 20, 1 << 20, round(limit * f), dtype=dtype, target=target) for f in (0.98, 1.02)]
-    assert chosen == ["fused", "split"]
+def test_fusion_ends_at_one_depth(target: Target, dtype: torch.dtype, tf32: None):
+    """The saved pass does not grow with K, the library's lead does."""
+    depths = [strategy(8192, 8192, 1 << k, dtype=dtype, target=target) for k in range(7, 17)]
+    assert depths == sorted(depths) and depths[0] == "fused" and depths[-1] == "split"
+
+
+def test_faster_memory_favours_the_library():
+    """The pass after a library's product is bytes, on an H200 as well, but fewer seconds of them."""
+    cards = [HOPPER._replace(device=f"NVIDIA {name}") for name in ("H100", "H200")]
+    own = [
+        [strategy(8192, 8192, 256 * k, target=card) for k in range(1, 64)].count("fused") for card in cards
+    ]
+    assert 0 < own[1] < own[0] < 63
+
+
+def test_few_tiles_of_deep_products_are_the_library_s():
+    """A weight's gradient of many rows and few units: a library splits the rows among multiprocessors."""
+    assert config.plan(1000, 784, 8192, torch.bfloat16, HOPPER, operator="weight_grad").strategy == "split"
+    assert config.plan(1000, 784, 256, torch.bfloat16, HOPPER, operator="weight_grad").strategy == "fused"
+
+
+def test_an_explanation_has_the_plans_of_a_step():
+    rows = explain(8192, 784, 1000, torch.bfloat16, HOPPER)
+    assert [row.operator for row in rows] == ["encode", "decode_loss", "code_grad", "weight_grad dual"]
+    for row in rows:
+        cheaper = "fused" if row.fused.seconds <= row.split.seconds else "split"
+        assert row.plan.strategy == cheaper and row.reason == "the least estimate"
+        assert row.operator in str(row) and str(row.plan) in str(row)
+    odd = explain(8192, 785, 1000, torch.bfloat16, HOPPER)
+    assert odd[0].plan.strategy == "split" and "16 bytes" in odd[0].reason
 
 
 def test_products_that_memory_bounds_are_fused():
@@ -59,20 +86,20 @@ def test_products_that_memory_bounds_are_fused():
 
 
 def test_answers_are_kept_and_follow_torch_s_precision(tf32: None):
-    before = config.plan(*SHAPE, torch.float32, HOPPER)
-    assert config.plan(*SHAPE, torch.float32, HOPPER) is before
+    before = config.plan(*SHALLOW, torch.float32, HOPPER)
+    assert config.plan(*SHALLOW, torch.float32, HOPPER) is before
     torch.set_float32_matmul_precision("highest")
-    assert (before.strategy, config.plan(*SHAPE, torch.float32, HOPPER).strategy) == ("fused", "split")
+    assert (before.strategy, config.plan(*SHALLOW, torch.float32, HOPPER).strategy) == ("fused", "split")
 
 
 def test_float32_in_full_precision_is_the_library_s_on_cuda():
-    assert strategy(*SHAPE, dtype=torch.float32) == "split"
-    assert strategy(*SHAPE, dtype=torch.float32, target=TARGETS["hip:gfx942"]) == "fused"
+    assert strategy(*SHALLOW, dtype=torch.float32) == "split"
+    assert strategy(*SHALLOW, dtype=torch.float32, target=TARGETS["hip:gfx942"]) == "fused"
 
 
 def test_tf32_is_fused_where_both_operands_are_contiguous_along_k(tf32: None):
-    assert strategy(*SHAPE, dtype=torch.float32) == "fused"
-    assert strategy(*SHAPE, dtype=torch.float32, k_major=False) == "split"
+    assert strategy(*SHALLOW, dtype=torch.float32) == "fused"
+    assert strategy(*SHALLOW, dtype=torch.float32, k_major=False) == "split"
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])

@@ -1,1 +1,5 @@
-"""Tiles, schedules and strategies: how a call runs, and what it costs at least."""
+"""Tiles, schedules and strategies: which kernels a call runs, and the estimates behind them."""
+
+from .explain import explain
+
+__all__ = ["explain"]

@@ -24,7 +24,7 @@ import triton
 
 from .schedules import GemmConfig, PassConfig, Strategy
 
-FORMAT = 1
+FORMAT = 2
 """Of the entries; another number when an operator's kernels or these fields change their meaning."""
 
 SHIPPED = Path(__file__).parents[1] / "tables"
@@ -129,8 +129,10 @@ def _made(kind: Any, given: Any) -> Any:
             raise ValueError(f"{field.name} is {value!r}")
     if not _power_of_two(made.warps) or made.warps > 32:
         raise ValueError(f"warps is {made.warps!r}")
-    if kind is GemmConfig and not (made.stages >= 1 <= made.group and _power_of_two(made.subtiles)):
-        raise ValueError("stages, group or subtiles cannot be")
+    if kind is GemmConfig and not (
+        made.stages >= 1 <= made.group and made.programs >= 1 and _power_of_two(made.subtiles)
+    ):
+        raise ValueError("stages, group, programs or subtiles cannot be")
     if (made.epilogue_tile[1] if kind is GemmConfig else made.block_n) < 16:
         raise ValueError("a tile holds less than one counter's draws")
     return made

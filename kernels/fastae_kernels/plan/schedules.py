@@ -18,11 +18,12 @@ class GemmConfig:
     warps: int
     stages: int
     subtiles: int = 1  # the epilogue works on this many parts of a tile, one after another
+    light_subtiles: int = 0  # one with few operands on this many; 0 as others
     heavy_subtiles: int = 0  # and one with many operands on this many; 0 where registers do not suffice
     group: int = 8  # tiles of rows that are visited together
     tma: bool = False
     persistent: bool = False
-    efficiency: float = 1.0  # of the tile shape, relative to the target's best
+    programs: int = 1  # that fit a multiprocessor, so that one's epilogue runs beside another's loop
 
     @property
     def epilogue_tile(self) -> tuple[int, int]:
@@ -31,7 +32,11 @@ class GemmConfig:
     def __str__(self) -> str:
         tile = f"{self.block_m}x{self.block_n}x{self.block_k} {self.warps}w {self.stages}s"
         parts = f" /{self.subtiles}" if self.subtiles > 1 else ""
-        return f"{tile}{parts} g{self.group}" + (" persistent" if self.persistent else "")
+        return (
+            f"{tile}{parts} g{self.group}"
+            + (" persistent" if self.persistent else "")
+            + (f" x{self.programs}" if self.programs > 1 else "")
+        )
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
         yield {}
         return
     heavy = case.name == "code_grad everything"
-    for gemm in config.configurations(target, dtype, heavy=heavy):
+    for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}
 

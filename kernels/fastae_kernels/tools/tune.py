@@ -23,9 +23,9 @@ from .. import operators
 from ..device import noise
 from ..launch import Target, target_of
 from ..plan import choices, config
+from ..plan.calls import CALLS
 from ..plan.choices import Choice, Entry, Key
 from ..plan.schedules import GemmConfig, PassConfig, Plan
-from .cost import CALLS
 
 NOISE = 0.02
 """By which share a candidate must be faster than the heuristic's plan to be chosen."""
@@ -209,7 +209,7 @@ def _fits(gemm: GemmConfig, dtype: torch.dtype, target: Target) -> bool:
     operands = (gemm.block_m + gemm.block_n) * gemm.block_k * dtype.itemsize
     accumulators = gemm.block_m * gemm.block_n // (32 * gemm.warps)
     return (
-        operands * gemm.stages <= _SHARED[config.family(target)] << 10
+        operands * gemm.stages <= _SHARED[target.family] << 10
         and 8 <= accumulators <= 128
         and gemm.epilogue_tile[1] >= 16
     )
@@ -225,7 +225,8 @@ def _neighbours(plan: Plan, dtype: torch.dtype, target: Target) -> list[Plan]:
     found += [replace(g, block_k=size) for size in (g.block_k // 2, 2 * g.block_k) if 32 <= size <= 128]
     found += [replace(g, block_m=size) for size in (g.block_m // 2, 2 * g.block_m) if 64 <= size <= 256]
     found += [replace(g, subtiles=parts) for parts in (g.subtiles // 2, 2 * g.subtiles) if parts >= 1]
-    found += [replace(g, group=size) for size in (4, 16)]
+    found += [replace(g, group=size) for size in (4, 8, 16) if size != g.group]
+    found += [replace(g, persistent=not g.persistent)] if g.tma else []
     return [replace(plan, gemm=gemm) for gemm in found if _fits(gemm, dtype, target)]
 
 
@@ -235,7 +236,7 @@ def candidates(key: Key, dtype: torch.dtype, target: Target) -> list[Plan]:
     split = replace(default, strategy="split")
     if not key.K:
         return [split]
-    configs = config.configurations(target, dtype, aligned=key.aligned)
+    configs = config.configurations(target, dtype, operator=key.operator, aligned=key.aligned)
     return [split, *(replace(default, strategy="fused", gemm=gemm) for gemm in configs)]
 
 
