@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.backend import backend_of
 from ..philox import row_blocks
 from ..tensors import sum_dtype
 from .code import bags_of
@@ -63,6 +64,13 @@ def decode_grad(
     """Gradients of :func:`decode` with respect to values [E] and weight [H, D], from grad [B, D]."""
     latents, offsets, bags, order, starts = entries
     grad = grad.contiguous()
+    if need_weight and _runs_kernels(weight):
+        from fastae_kernels.operators import segment_sums
+
+        table, other = grad.to(weight.dtype), weight.contiguous()
+        d_weight, d_values = segment_sums(values[order], bags[order], starts, table, other, order)
+        assert d_values is not None
+        return d_values, d_weight
     if not _dense_pays(len(latents), len(grad), len(weight)):
         d_values = _dots(grad, weight, latents, offsets, bags)
         d_weight = _weighted_sums(values[order], bags[order], starts, grad) if need_weight else None
@@ -94,6 +102,10 @@ def latent_sums(values: Tensor, entries: Entries) -> Tensor:
 
 
 def _weighted_sums(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    if _runs_kernels(table):
+        from fastae_kernels.operators import segment_sums
+
+        return segment_sums(values, indices, offsets, table.contiguous())[0]
     return F.embedding_bag(
         indices,
         table.contiguous(),
@@ -108,6 +120,15 @@ def _dots(grad: Tensor, table: Tensor, indices: Tensor, offsets: Tensor, bags: T
     """grad[bag] . table[index] of each entry, [E]: what the sums' gradient with respect to values is."""
     backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
     return backward(grad.to(table.dtype), table.contiguous(), indices, offsets, bags, 0)
+
+
+def _runs_kernels(table: Tensor) -> bool:
+    """Whether Triton kernels sum the rows of a table."""
+    if table.dtype == torch.float64 or backend_of("sparse", table.device)[0] == "torch":
+        return False
+    from fastae_kernels.operators import WIDEST_ROW
+
+    return table.shape[1] <= WIDEST_ROW
 
 
 def _dense_pays(entries: int, bags: int, width: int) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,8 @@ def opaque(function: Callable[P, R]) -> Callable[P, R]:
 
     ``torch.compiler.disable`` imports the compiler, which takes seconds, so it waits until there is one.
     """
-    disabled = functools.cache(lambda: torch.compiler.disable(function))
+    disable: Any = torch.compiler.disable
+    disabled = functools.cache(lambda: disable(function))
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> R:

@@ -174,6 +174,14 @@ def _cases() -> Iterator[_Case]:
     yield case("random_signs", lambda t: operators.random_signs(t(M, H), seed, 5))
     yield case("squared_norms", lambda t: operators.squared_norms(t(H, D)))
     yield case("squared_norms transposed", lambda t: operators.squared_norms(t(D, H).t()))
+    places = _meta(64 * M, dtype=torch.int64)
+    by_latent, by_row = _meta(H + 1, dtype=torch.int64), _meta(M + 1, dtype=torch.int64)
+    values = _meta(64 * M, dtype=torch.float32)
+    yield case("sparse decode", lambda t: operators.segment_sums(values, places, by_row, t(H, D)))
+    yield case(
+        "sparse decode_grad",
+        lambda t: operators.segment_sums(values, places, by_latent, t(M, D), t(H, D), places),
+    )
     yield case(
         "slope_difference_grad",
         lambda t: operators.slope_difference_grad(t(M, H), None, t(M, H), None, "sigmoid", sums, scalar),
