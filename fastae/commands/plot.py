@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,8 +27,28 @@ if TYPE_CHECKING:
     from ..plots.page import Table
 
 _PAGE = "report.html"
-_PAGE_BYTES = 2_200_000  # of pictures in the page; a third more in base64
-_COARSER = (110, 75)  # dots an inch, for pictures that would take more
+_FIGURES = {
+    "reconstruction": "The loss of the clean rows' reconstruction, summed over features: smaller is better. "
+    "bce is given above its least value, the entropy of the data.",
+    "squared error per feature": "The mean over rows and features of (reconstruction - row)².",
+    "R^2": "1 - mse / variance: 1 is perfect, 0 is what predicting the mean reaches, below 0 is worse.",
+    "PCA": "The reconstruction by as many principal components as the code has units: the best that a linear "
+    "autoencoder of this width can reach.",
+    "contractive penalty": "‖∂h/∂x‖², the sum of squares of the encoder's Jacobian: how far the code moves "
+    "when a row does. Small where the encoder ignores changes of its input.",
+    "probe error": "Share of rows that a logistic regression on the codes gives a wrong label.",
+    "classifier error": "Share of rows that the trained classifier gives a wrong label.",
+}
+_LAYERS = {
+    "loss": "Reconstruction of the layer's own input, which for layers above the first is the code below.",
+    "penalty": "Contractive penalty ‖∂h/∂x‖² of this layer; the sum over units of slope² times norm².",
+    "slope²": "Mean square of the activation's derivative: near 0 where units are saturated.",
+    "norm²": "Mean over units of the sum of squares of a unit's weights.",
+    "mean code": "Mean of all codes.",
+    "sparsity": "0 where all units are equally active, 1 where a single one is (Hoyer 2004), mean over rows.",
+    "saturated": "Share of codes whose slope is at most 0.19 of that at 0: they hardly move with the input.",
+    "dead": "Units whose code moves by less than 0.001 over all rows.",
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +98,10 @@ def run(config: Config, console: Console) -> None:
     require("sklearn.manifold", "plot")
     from ..plots import render, spread
     from ..plots.arrays import image_shape
+    from ..plots.explore import explore
     from ..plots.page import Picture, render_page
     from ..plots.run import Subject, draw
+    from ..plots.style import NARROW, figures_of
 
     checkpoint, dataset = load_with_data(config.run, config.data)
     out = Path(config.run) / "plots" if config.out is None else Path(config.out)
@@ -101,27 +127,51 @@ def run(config: Config, console: Console) -> None:
         scaling=checkpoint.scaling,
         figures=figures,
     )
-    drawings = list(draw(subject))
-    pngs = [render(drawing.figure) for drawing in drawings]
-    written = []
-    for drawing, png in zip(drawings, pngs, strict=True):
+    drawings, written, pictures = list(draw(subject)), [], []
+    for drawing in drawings:
+        figure = drawing.figure
+        svg = render(figure, "svg")
         for format in dict.fromkeys(config.formats):
-            content = png if format == "png" else render(drawing.figure, format)
+            content = svg if format == "svg" else render(figure, format)
             written.append(write_whole(out / f"{drawing.name}.{format}", content))
-    for dpi in _COARSER:
-        if sum(map(len, pngs)) > _PAGE_BYTES:
-            pngs = [render(drawing.figure, dpi=dpi) for drawing in drawings]
-    pictures = [Picture(*drawing[:4], png) for drawing, png in zip(drawings, pngs, strict=True)]
-    page = render_page(
+        with figures_of(NARROW):
+            narrow = render(drawing.figure, "svg")
+        pictures.append(Picture(*drawing[:4], svg, narrow))
+    interactive = find_spec("plotly") is not None
+    content = render_page(
         f"Autoencoder {' → '.join(map(str, stack.sizes))} on {dataset.name}",
-        f"Figures of {len(rows)} rows, the {part} of {dataset.name}, and pictures of {len(index)} of them; "
-        f"{checkpoint.path.name}.",
+        f"Figures of {len(rows)} rows, the {part} of {dataset.name}, and pictures of {len(index)} of them.",
         pictures,
         _tables(checkpoint, figures),
+        facts=_facts(checkpoint, subject.history),
+        explore=explore(subject, index) if interactive else None,
     )
-    page = write_whole(out / _PAGE, page)
+    page = write_whole(out / _PAGE, content)
     message = f"{page}: one page with all of it; {len(written)} files of pictures"
+    if not interactive:
+        message += '. To explore rows and units in it: pip install "fastae[report]"'
     console.print(message)
+
+
+def _facts(checkpoint: Checkpoint, history: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names and values of a line that tells where the run comes from, all of it from the run itself."""
+    description = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    written = (checkpoint.path / "config.json").stat().st_mtime
+    modules = (
+        [checkpoint.stack] if checkpoint.classifier is None else [checkpoint.stack, checkpoint.classifier]
+    )
+    parameters = {id(p): p.numel() for module in modules for p in module.parameters()}
+    facts = {
+        "trained": datetime.fromtimestamp(written, timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "seconds": (history[-1].get("seconds") or "") if history else "",
+        "seed": str(checkpoint.config.get("seed", "")),
+        "device": str(checkpoint.config.get("device") or "chosen by itself"),
+        "parameters": f"{sum(parameters.values()):,}",
+        "checkpoint": checkpoint.path.name,
+        "fastae": str(description.get("fastae", "")),
+        "drawn with": f"torch {torch.__version__}",
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 # --- tables ---------------------------------------------------------------------------------------------
@@ -138,8 +188,13 @@ def _tables(checkpoint: Checkpoint, figures: dict[str, Any]) -> list[Table]:
     options, defaults = _flat(checkpoint.config), _flat(TrainConfig().to_dict())
     chosen = [(name, value) for name, value in options.items() if defaults.get(name) != value]
     tables = [
-        Table("Figures, means over rows", ("", "value"), summary_cells(figures)),
-        Table("Layers, each on its own input", tuple(layers[0]), [tuple(cells.values()) for cells in layers]),
+        Table("Figures, means over rows", ("", "value"), summary_cells(figures), meanings=_FIGURES),
+        Table(
+            "Layers, each on its own input",
+            tuple(layers[0]),
+            [tuple(cells.values()) for cells in layers],
+            meanings=_LAYERS,
+        ),
         Table("The whole configuration", ("option", "value"), [*options.items()], numbers=False, folded=True),
     ]
     if chosen:

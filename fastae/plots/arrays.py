@@ -102,13 +102,13 @@ class ImageShape(NamedTuple):
     channels: int = 1
     channels_first: bool = False
 
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """[N, D] as [N, h, w] or [N, h, w, 3]; large images subsampled."""
+    def images(self, rows: np.ndarray, most: int = 400_000) -> np.ndarray:
+        """[N, D] as [N, h, w] or [N, h, w, 3] of about ``most`` values: large images are subsampled."""
         if self.channels_first:
             images = np.moveaxis(rows.reshape(-1, self.channels, self.height, self.width), 1, -1)
         else:
             images = rows.reshape(-1, self.height, self.width, self.channels)
-        step = math.ceil(max(self.height, self.width) / _MOST_PIXELS)
+        step = math.ceil(max(max(self.height, self.width) / _MOST_PIXELS, math.sqrt(rows.size / most)))
         images = images[:, ::step, ::step]
         return images if self.channels == 3 else images[..., 0]
 
@@ -138,6 +138,11 @@ def image_shape(width: int, shape: Sequence[int] | None = None) -> ImageShape | 
             side = math.isqrt(width)
             return ImageShape(side, side) if side * side == width and side >= _LEAST_SIDE else None
     return None
+
+
+def montage_size(count: int, height: int, width: int) -> int:
+    """How many of ``count`` tiles a row has where all of them together are about a square."""
+    return max(1, min(count, round(math.sqrt(count * height / width))))
 
 
 def montage(images: np.ndarray, columns: int) -> np.ndarray:

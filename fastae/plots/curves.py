@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from .style import COLOURS, INK, MUTED, columns_of, counted, new_figure, plain, 
 
 _PARTS = {"train": "training", "validation": "validation"}
 _UNITS = {
-    "total": "weighted sum,\nmean over rows",
-    "reconstruction": "sum over features,\nmean over rows",
-    "contractive": "‖∂h/∂x‖²,\nmean over rows",
-    "higher_order": "E‖J(x) - J(x + e)‖²,\nmean over rows",
-    "l1": "Σ|h|,\nmean over rows",
+    "total": "weighted sum, mean over rows",
+    "reconstruction": "sum over features, mean over rows",
+    "contractive": "‖∂h/∂x‖², mean over rows",
+    "higher_order": "E‖J(x) - J(x + e)‖², mean over rows",
+    "l1": "Σ|h|, mean over rows",
     "kl": "KL, sum over units",
     "error": "share of rows, %",
 }
@@ -42,55 +43,76 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learn
     Raises:
         ValueError: there is no finite value of any term, or a row without stage or epoch.
     """
-    panels: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    panels = panels_of(history)
+    columns = columns_of(len(panels), 2 if len(panels) == 4 else 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(title, 0.95 + 1.95 * rows)
+    for number, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        set_heading(axes, panel.name, 1.0 / columns)
+        axes.set(xlabel="epoch", ylabel=panel.unit.replace(", mean", ",\nmean"))
+        _draw_panel(axes, panel)
+    _legend_of_all(figure)
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A term of a stage: its name and unit, and epochs and values [E] of "training" and "validation"."""
+
+    name: str
+    unit: str
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def panels_of(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """The terms of each stage, in the order of the stages; see :func:`learning_curves`."""
+    points: dict[str, dict[str, dict[str, list[tuple[float, float]]]]] = {}
     for index, row in enumerate(history):
         epoch = _number(row.get("epoch"))
         if epoch is None or "stage" not in row:
             raise ValueError(f"history: row {index} needs a stage and an epoch, got {dict(row)}")
         for term in _UNITS:
-            for part in _PARTS:
+            for part, name in _PARTS.items():
                 if (value := _number(row.get(f"{part}_{term}"))) is not None:
-                    curves = panels.setdefault((str(row["stage"]), term), {})
-                    curves.setdefault(part, []).append((epoch, value))
-    stages = {stage: [term for name, term in panels if name == stage] for stage, _ in panels}
-    shown = [
-        (stage, term) for stage, terms in stages.items() for term in _UNITS
-        if term in terms and not (term == "total" and set(terms) == {"total", "reconstruction"})
-    ]  # fmt: skip
-    if not any(math.isfinite(y) for curves in panels.values() for curve in curves.values() for _, y in curve):
+                    terms = points.setdefault(str(row["stage"]), {})
+                    terms.setdefault(term, {}).setdefault(name, []).append((epoch, value))
+    panels = []
+    for stage, terms in points.items():
+        for term in _UNITS:
+            if term not in terms or (term == "total" and set(terms) == {"total", "reconstruction"}):
+                continue
+            unit = "cross-entropy, mean over rows" if term == "total" and "error" in terms else _UNITS[term]
+            factor = 100.0 if term == "error" else 1.0
+            curves = {part: np.array(curve).T for part, curve in terms[term].items()}
+            named = {part: (epochs, factor * values) for part, (epochs, values) in curves.items()}
+            panels.append(Panel(f"{stage}: {term.replace('_', '-')}", unit, named))
+    if not any(np.isfinite(values).any() for panel in panels for _, values in panel.curves.values()):
         raise ValueError(f"history: no finite value in {len(history)} rows")
-    columns = columns_of(len(shown), 2 if len(shown) == 4 else 3)
-    rows = math.ceil(len(shown) / columns)
-    figure = new_figure(title, 0.95 + 1.95 * rows)
-    for number, (stage, term) in enumerate(shown, 1):
-        axes = figure.add_subplot(rows, columns, number)
-        for part, colour, line in zip(_PARTS, COLOURS, ("-", "--"), strict=False):
-            if part in panels[stage, term]:
-                epochs, values = np.array(panels[stage, term][part]).T
-                values = 100 * values if term == "error" else values
-                lost = ~np.isfinite(values)
-                if not lost.all():
-                    # a value between two breaks has no line to be seen by
-                    marker = "o" if len(values) < 8 or lost.any() else ""
-                    values = np.where(lost, np.nan, values)
-                    axes.plot(epochs, values, line, color=colour, marker=marker, label=_PARTS[part])
-                if lost.any():
-                    axes.plot(
-                        epochs[lost], np.full(lost.sum(), 0.06), "x", color=INK, markersize=6,
-                        transform=axes.get_xaxis_transform(), label="not finite",
-                    )  # fmt: skip
-        set_heading(axes, f"{stage}: {term.replace('_', '-')}", 1.0 / columns)
-        supervised = "error" in stages[stage] and term == "total"
-        axes.set(xlabel="epoch", ylabel="cross-entropy,\nmean over rows" if supervised else _UNITS[term])
-        curves = list(panels[stage, term].values())
-        counted(axes.xaxis, max(int(epoch) for curve in curves for epoch, _ in curve), 5)
-        _clip_beginning(axes)
-        if any(line.get_label() in _PARTS.values() for line in axes.lines):
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        else:  # crosses only, which have no height
-            axes.set_yticks([])
-    _legend_of_all(figure)
-    return figure
+    return panels
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for part, colour, line in zip(_PARTS.values(), COLOURS, ("-", "--"), strict=False):
+        if part not in panel.curves:
+            continue
+        epochs, values = panel.curves[part]
+        lost = ~np.isfinite(values)
+        if not lost.all():
+            # a value between two breaks has no line to be seen by
+            marker = "o" if len(values) < 8 or lost.any() else ""
+            axes.plot(epochs, np.where(lost, np.nan, values), line, color=colour, marker=marker, label=part)
+        if lost.any():
+            axes.plot(
+                epochs[lost], np.full(lost.sum(), 0.06), "x", color=INK, markersize=6,
+                transform=axes.get_xaxis_transform(), label="not finite",
+            )  # fmt: skip
+    counted(axes.xaxis, max(int(epochs.max()) for epochs, _ in panel.curves.values()), 5)
+    _clip_beginning(axes)
+    if any(line.get_label() in _PARTS.values() for line in axes.lines):
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    else:  # crosses only, which have no height
+        axes.set_yticks([])
 
 
 @styled

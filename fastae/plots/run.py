@@ -309,10 +309,13 @@ def _tangents(subject: Subject) -> Drawing:
 
 
 def yardstick(figures: Mapping[str, Any]) -> str:
-    """R² of an evaluation's reconstructions, and that of PCA with as many components."""
-    parts = [(key, figures.get(key)) for key in ("r2", "pca_r2")]
-    named = [f"{'PCA ' * (key != 'r2')}R² {value:.3f}" for key, value in parts if value is not None]
-    return ", ".join(named)
+    """R² and mse of an evaluation's reconstructions, beside the mse of PCA with as many components."""
+    parts = []
+    if figures.get("r2") is not None:
+        parts.append(f"R² {figures['r2']:.3f}")
+    if figures.get("pca_mse") is not None:
+        parts.append(f"mse {figures['mse']:.3g}, of PCA as wide {figures['pca_mse']:.3g}")
+    return ", ".join(parts)
 
 
 def _errors(subject: Subject) -> Drawing:

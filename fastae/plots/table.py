@@ -57,8 +57,13 @@ class Columns:
         if self.inverse is not None:
             same_shape("inverse", np.asarray(self.inverse(rows[:1])), rows[:1], "the rows")
 
+    def label(self, number: int) -> str:
+        """The whole name of a column."""
+        return f"feature {number + 1}" if self.names is None else str(self.names[number])
+
     def name(self, number: int) -> str:
-        name = f"feature {number + 1}" if self.names is None else str(self.names[number])
+        """The name of a column as matplotlib takes it, cut off where it is long."""
+        name = self.label(number)
         return plain(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…")
 
     def own(self, rows: np.ndarray) -> np.ndarray:

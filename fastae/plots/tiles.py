@@ -83,7 +83,7 @@ def filters(
         limit = math.ceil(limit * figure_width() / WIDTH)
     rows = rows[np.argsort(-order_by, kind="stable")[:limit]]
     order = "largest norm" if usage is None else "most used"
-    scale = _symmetric(rows)
+    scale = symmetric_scale(rows)
     if form is None:
         figure = new_figure(title, 1.6 + min(5.0, max(1.2, 0.12 * len(rows))))
         axes = figure.add_subplot()
@@ -182,7 +182,7 @@ def tangent_tiles(
     if form is None:
         return _direction_strips(title, vectors[:limit, :_DIRECTIONS], columns)
     rows, vectors = rows[:limit], vectors[:limit, : math.ceil(_DIRECTIONS * figure_width() / WIDTH)]
-    count, scale = vectors.shape[1], _symmetric(vectors)
+    count, scale = vectors.shape[1], symmetric_scale(vectors)
     low, high = extent(rows)
     left = montage(_scaled(form.images(rows), low, high), 1)
     tiles = _signed(form.images(vectors.reshape(-1, rows.shape[1])), scale)
@@ -277,7 +277,7 @@ def errors(
 
 def _direction_strips(title: str, vectors: np.ndarray, columns: Columns) -> Figure:
     """Directions [N, k, D] of the points of a table: a panel of strips per point."""
-    count, scale = vectors.shape[1], _symmetric(vectors)
+    count, scale = vectors.shape[1], symmetric_scale(vectors)
     height = min(7.0, len(vectors) * (0.45 + 0.16 * count))
     figure = new_figure(title, max(_LOWEST, 1.0 + height + (0.8 if columns.names else 0.0)))
     panels = [figure.add_subplot(len(vectors), 1, number + 1) for number in range(len(vectors))]
@@ -291,7 +291,7 @@ def _direction_strips(title: str, vectors: np.ndarray, columns: Columns) -> Figu
     return figure
 
 
-def _symmetric(weights: np.ndarray) -> float:
+def symmetric_scale(weights: np.ndarray) -> float:
     """The magnitude at the ends of the colour scale.
 
     A few outliers do not wash out the rest, and noise below a tenth of them is not blown up either.
