@@ -6,11 +6,13 @@ Exit codes: 0; 2 for a bad argument or file; 1 for everything else; 130 after Ct
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import shlex
 import signal
 import sys
 from contextlib import suppress
+from typing import Any
 
 import tyro
 
@@ -95,10 +97,9 @@ def _run(args: list[str], received: Received) -> int:
 
     requested_backend()
     with handled(received):
-        config = tyro.cli(
-            command.Config,
-            prog=f"fastae {name}",
-            args=rest,
-            config=(tyro.conf.FlagCreatePairsOff,) if name == "bench" else (),
-        )
+        options: dict[str, Any] = {"prog": f"fastae {name}"}
+        if name == "bench":
+            options["config"] = (tyro.conf.FlagCreatePairsOff,)
+        parse = getattr(command, "parse", functools.partial(tyro.cli, command.Config))
+        config = parse(args=rest, **options)
         return command.run(config, Console()) or 0

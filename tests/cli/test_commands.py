@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fastae.commands.train import parse
 from fastae.train import Stage, TrainConfig, load_checkpoint
 from tests.cli.support import QUICK
 
@@ -61,6 +62,17 @@ def test_every_option_reaches_the_run(fastae_, here):
         checkpoint_seconds=9.0, memory_gib=0.5, supervised_dropout=0.1, tensorboard=False,
     )  # fmt: skip
     assert TrainConfig.from_dict(load_checkpoint("typed").config) == typed.with_epochs(1200, 2)
+
+
+def test_a_setting_of_every_stage_gives_way_to_that_of_one_stage():
+    every = "--epochs 5 --lr 0.5 --batch-size 7 --optimizer sgd --patience 3"
+    config = parse(f"{every} --pretrain.epochs 2 --finetune.lr 0.1 --sizes 8,6,4".split())
+    assert config.sizes == (8, 6, 4)
+    assert [stage.epochs for stage in config.stages.values()] == [2, 5, 5]
+    assert [stage.lr for stage in config.stages.values()] == [0.5, 0.1, 0.5]
+    for stage in config.stages.values():
+        assert (stage.batch_size, stage.optimizer, stage.patience) == (7, "sgd", 3)
+    assert parse([]) == TrainConfig()
 
 
 def test_train_without_out_takes_a_folder_of_its_own(fastae_, here):
