@@ -1,7 +1,8 @@
 """The pictures of the documentation, from data that need no download.
 
-``python benchmarks/gallery.py`` draws all of them into docs/images, ``python benchmarks/gallery.py filters``
-one. The same versions of the libraries give the same files.
+``python benchmarks/gallery.py`` draws all of them into the folder gallery, ``python benchmarks/gallery.py
+filters`` one; ``--out docs/images`` replaces those of the documentation. The same versions of the
+libraries give the same files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import fastae
 from fastae import diagnostics, plots
 from fastae.train import Dataset, Stage, TrainConfig, TrainResult, load_dataset, train
 
-DPI = 100
 SHAPE = (8, 8)
 
 
@@ -140,13 +140,13 @@ PICTURES: dict[str, Callable[[], Figure]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="The pictures of the documentation.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default all of {', '.join(PICTURES)}")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
+    parser.add_argument("--out", type=Path, default=Path("gallery"), help="folder; by default gallery")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(PICTURES):
         parser.error(f"names: {min(unknown)!r} is not one of {', '.join(PICTURES)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or PICTURES:
-        content = plots.render(PICTURES[name](), dpi=DPI)
+        content = plots.render(PICTURES[name]())
         (arguments.out / f"{name}.png").write_bytes(content)
         print(f"{arguments.out / name}.png: {len(content) / 1000:.0f} kB")
 
