@@ -43,6 +43,10 @@ class Activation:
     inplace: Callable[[Tensor], Tensor] | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
+    def in_place(self, z: Tensor) -> Tensor:
+        """h, in the memory of z where PyTorch can."""
+        return (self.inplace or self.function)(z)
+
     @property
     def in_unit_interval(self) -> bool:
         """Whether every code lies in [0, 1], as bce targets and Bernoulli codes must."""

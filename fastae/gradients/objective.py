@@ -124,7 +124,7 @@ class AutoencoderObjective(Function):
             column_grad,
         )
         ctx.save_for_backward(*saved, *(t for copy in copies for t in (copy.code, copy.preact)))
-        return (_total(terms, kl, o, kl_count(reduction, x.shape[0])), *terms, kl)
+        return (weighted_total(terms, kl, o, kl_count(reduction, x.shape[0])), *terms, kl)
 
     @staticmethod
     @first_order
@@ -212,7 +212,7 @@ def _row_scale(weight: float, g_total: Tensor | None, own: Tensor | None, diviso
     return value if value is None or divisor == 1 else value / max(divisor, 1)
 
 
-def _total(terms: list[Tensor | None], kl: Tensor | None, o: Objective, count: int) -> Tensor:
+def weighted_total(terms: list[Tensor | None], kl: Tensor | None, o: Objective, count: int) -> Tensor:
     """The weighted sum of reduced terms; ``count`` times the divergence."""
     reconstruction = terms[0]
     assert reconstruction is not None

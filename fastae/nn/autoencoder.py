@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional
+from ..activations import get_activation
 from ..checks import check_whole
-from ..objective import AutoencoderLoss
+from ..plain import Parts
+from .calls import reads_like_its_class, runs_code
 from .encoder import EncoderLayer
 from .options import OptionChanges, Options
 from .sampling import denoising_chain
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@reads_like_its_class
 class TiedDecoder(nn.Module):
     """The decoder's own part where its weight is the encoder's: the bias."""
 
@@ -29,10 +34,15 @@ class TiedDecoder(nn.Module):
         parameter = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", parameter)
 
+    def forward(self, code: Tensor, weight: Tensor) -> Tensor:
+        """The product [*, out_features] of a code [*, H] with the encoder's weight [H, out_features]."""
+        return F.linear(code, weight.t(), self.bias)
+
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, bias={self.bias is not None}, weight tied"
 
 
+@reads_like_its_class
 class Autoencoder(nn.Module):
     """An autoencoder with a one-layer encoder and decoder: under- or overcomplete, of any kind or mixture.
 
@@ -97,22 +107,57 @@ class Autoencoder(nn.Module):
         return self.decoder.weight if isinstance(self.decoder, nn.Linear) else self.encoder.weight.t()
 
     def forward(
-        self, x: Tensor, *, reduction: str = "mean", generator: torch.Generator | None = None
-    ) -> AutoencoderLoss:
-        """The objective on x [*, in]; noise of every kind only in training mode.
+        self,
+        x: Tensor,
+        *,
+        reduction: str = "mean",
+        generator: torch.Generator | None = None,
+        within: Callable[[Autoencoder, Tensor], Tensor] | None = None,
+    ) -> Any:
+        """The objective on x [*, in], an :class:`AutoencoderLoss`; noise only in training mode.
 
-        See :func:`fastae.functional.autoencoder_loss` for the terms, ``reduction`` and ``generator``.
+        The objective reads the parameters of encoder and decoder. Where one of them has hooks or a forward of
+        its own, both are called instead.
+
+        Args:
+            x: input, [*, in].
+            reduction, generator: as in :func:`fastae.functional.autoencoder_loss`.
+            within: a function of this module and x to return instead, called with the module's hooks around
+                it. Stacks use it for layers that are sharded one by one.
         """
+        if within is not None:
+            return within(self, x)
+        options = self.options if self.training else self.options.without_noise()
+        if runs_code(self.encoder) or runs_code(self.decoder):
+            return functional.parts_loss(x, self._parts(), options, reduction=reduction, generator=generator)
         return functional.objective_loss(
             x,
             self.encoder.weight,
             self.encoder.bias,
             self.decoder.weight if isinstance(self.decoder, nn.Linear) else None,
             self.decoder.bias,
-            self.options if self.training else self.options.without_noise(),
+            options,
             reduction=reduction,
             generator=generator,
         )
+
+    def _parts(self) -> Parts:
+        encoder = self.encoder
+
+        def penalty(x: Tensor) -> Tensor:
+            return encoder_penalty(x, [self], 1)
+
+        return Parts(encoder, self.decoder_product, penalty, lambda: (encoder.weight, encoder.bias))
+
+    def run(self, function: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
+        """``function(self, x)``, within a call of this module if it has hooks."""
+        return self(x, within=function) if runs_code(self) else function(self, x)
+
+    def decoder_product(self, code: Tensor) -> Tensor:
+        """The product a = h V^T + c, [*, in], of a code [*, code]."""
+        if isinstance(self.decoder, nn.Linear):
+            return self.decoder(code)
+        return self.decoder(code, self.encoder.weight)
 
     def encode(self, x: Tensor) -> Tensor:
         """The code [*, code] of x [*, in], without noise."""
@@ -120,9 +165,10 @@ class Autoencoder(nn.Module):
 
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, in] from a code [*, code]: for bce the mean sigmoid(a)."""
-        return functional.encode(
-            code, self.decoder_weight, self.decoder.bias, self.options.reconstruction_activation
-        )
+        activation = self.options.reconstruction_activation
+        if runs_code(self.decoder):
+            return get_activation(activation).function(self.decoder_product(code))
+        return functional.encode(code, self.decoder_weight, self.decoder.bias, activation)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The reconstruction [*, in] of x [*, in], without noise."""
@@ -150,6 +196,24 @@ class Autoencoder(nn.Module):
         defaults = Options()
         changed = {k: v for k, v in vars(self.options).items() if v != getattr(defaults, k)}
         return ", ".join(f"{name}={value!s}" for name, value in changed.items())
+
+
+def encoder_penalty(
+    x: Tensor, layers: Sequence[Autoencoder], probes: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """The contractive penalty of a stack's encoder per row, from the weights as they are after a call.
+
+    Raises:
+        ValueError: the layers are sharded one by one, so that no weight is whole outside its layer's call.
+    """
+    encoders = [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers]
+    if any(hasattr(weight, "to_local") for weight, _, _ in encoders):
+        raise ValueError("contractive: needs whole weights, but the layers are sharded; shard only the model")
+    if len(encoders) == 1:
+        return functional.contractive_encode(x, *encoders[0], reduction="none")[1]
+    return functional.deep_contractive_encode(
+        x, encoders, probes=probes, reduction="none", generator=generator
+    )[1]
 
 
 _GAINS = {"sigmoid": 4.0, "relu": 2.0**0.5, "leaky_relu": 2.0**0.5, "tanh": 5.0 / 3.0, "selu": 0.75}

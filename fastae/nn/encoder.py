@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..activations import get_activation
+from .calls import reads_like_its_class
 
 
+@reads_like_its_class
 class EncoderLayer(nn.Linear):
     """``nn.Linear`` followed by an activation, fused; same parameters, initialisation and state_dict.
 

@@ -13,8 +13,10 @@ from .. import functional
 from ..activations import get_activation
 from ..checks import check_share, check_whole
 from ..losses import get_loss
-from ..objective import AutoencoderLoss
-from .autoencoder import Autoencoder
+from ..objective import AutoencoderLoss, Objective
+from ..plain import Parts
+from .autoencoder import Autoencoder, encoder_penalty
+from .calls import runs_code
 from .options import Options
 from .sampling import denoising_chain
 
@@ -81,13 +83,13 @@ class StackedAutoencoder(nn.Module):
         if depth is not None and not 0 <= depth <= len(self.layers):
             raise ValueError(f"depth: must be in 0..{len(self.layers)}, got {depth!r}")
         for layer in self.autoencoders[:depth]:
-            x = layer.encode(x)
+            x = layer.run(Autoencoder.encode, x)
         return x
 
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, sizes[0]] from the last layer's code [*, sizes[-1]]."""
         for layer in reversed(self.autoencoders):
-            code = layer.decode(code)
+            code = layer.run(Autoencoder.decode, code)
         return code
 
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -101,6 +103,14 @@ class StackedAutoencoder(nn.Module):
         layers = self.autoencoders
         if len(layers) == 1:
             return layers[0](x, reduction=reduction, generator=generator)
+        if any(runs_code(part) for layer in layers for part in (layer, layer.encoder, layer.decoder)):
+            objective = Objective(
+                **self._deep_options(),
+                activation=layers[-1].options.activation,
+                output_activation=layers[0].options.output_activation,
+            )
+            parts = self._parts(generator)
+            return functional.parts_loss(x, parts, objective, reduction=reduction, generator=generator)
         return functional.deep_autoencoder_loss(
             x,
             [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers],
@@ -114,6 +124,19 @@ class StackedAutoencoder(nn.Module):
             generator=generator,
             **self._deep_options(),
         )
+
+    def _parts(self, generator: torch.Generator | None) -> Parts:
+        first, *others = self.autoencoders
+
+        def decode(code: Tensor) -> Tensor:
+            for layer in reversed(others):
+                code = layer.run(Autoencoder.decode, code)
+            return first.run(Autoencoder.decoder_product, code)
+
+        def penalty(x: Tensor) -> Tensor:
+            return encoder_penalty(x, [first, *others], self.probes, generator)
+
+        return Parts(self.encode, decode, penalty, lambda: (first.encoder.weight, first.encoder.bias))
 
     def _deep_options(self) -> dict[str, Any]:
         """The input's options are the first layer's, the code's the last one's."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..activations import get_activation
 from ..tensors import sum_dtype
-from . import backend, torch_impl
+from . import backend, flops, torch_impl
 from .declaration import DECLARATIONS, operator
 
 
@@ -35,6 +35,7 @@ def _implementation(name: str, device: torch.device) -> Callable[..., Any]:
 def forget_backends() -> None:
     """Make the next call of each operator read FASTAE_BACKEND again."""
     _implementation.cache_clear()
+    backend.runs_pytorch.cache_clear()
 
 
 def _none(like: Tensor) -> Tensor:
@@ -252,3 +253,4 @@ def slope_difference_grad(
 
 
 NAMES = tuple(DECLARATIONS)
+flops.register()

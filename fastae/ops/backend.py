@@ -30,6 +30,18 @@ def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@functools.cache
+def runs_pytorch(device: torch.device) -> bool:
+    """Whether the operators run in PyTorch on a device."""
+    return backend_of("encode", device)[0] == "torch"
+
+
+@torch.compiler.assume_constant_result
+def kernels_on_cpu() -> bool:
+    """Whether kernels are asked for on CPU tensors, too (they run under Triton's interpreter)."""
+    return requested_backend() == "triton"
+
+
 def backend_of(op: str, device: torch.device) -> tuple[str, str]:
     """(backend, reason) of an operator for tensors on ``device``.
 

@@ -1,0 +1,34 @@
+"""Modules that must be called, because reading their parameters would miss code of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+_FORWARDS: set[Callable[..., object]] = {nn.Linear.forward}
+
+
+def reads_like_its_class(cls: type[M]) -> type[M]:
+    """Mark a class whose forward only uses the parameters as they are."""
+    _FORWARDS.add(cls.forward)
+    return cls
+
+
+def runs_code(module: nn.Module) -> bool:
+    """Whether a call of ``module`` runs more than its parameters tell.
+
+    Hooks may compute a weight (spectral norm, weight norm, pruning), gather it (FSDP) or look at the output;
+    a subclass or a replaced ``forward`` may do anything.
+    """
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or type(module).forward not in _FORWARDS
+    )
