@@ -65,7 +65,7 @@ def decode_grad(
     latents, offsets, bags, order, starts = entries
     grad = grad.contiguous()
     if need_weight and _runs_kernels(weight):
-        from fastae_kernels.operators import segment_sums
+        from fastae_kernels.sparse import segment_sums
 
         table, other = grad.to(weight.dtype), weight.contiguous()
         d_weight, d_values = segment_sums(values[order], bags[order], starts, table, other, order)
@@ -103,7 +103,7 @@ def latent_sums(values: Tensor, entries: Entries) -> Tensor:
 
 def _weighted_sums(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
     if _runs_kernels(table):
-        from fastae_kernels.operators import segment_sums
+        from fastae_kernels.sparse import segment_sums
 
         return segment_sums(values, indices, offsets, table.contiguous())[0]
     return F.embedding_bag(
@@ -126,7 +126,7 @@ def _runs_kernels(table: Tensor) -> bool:
     """Whether Triton kernels sum the rows of a table."""
     if table.dtype == torch.float64 or backend_of("sparse", table.device)[0] == "torch":
         return False
-    from fastae_kernels.operators import WIDEST_ROW
+    from fastae_kernels.sparse import WIDEST_ROW
 
     return table.shape[1] <= WIDEST_ROW
 

@@ -28,7 +28,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 
-from .. import operators
+from .. import operators, sparse
 from ..device import noise
 from ..launch import Compiled, Target, compile_only
 from ..plan import choices, config
@@ -177,10 +177,10 @@ def _cases() -> Iterator[_Case]:
     places = _meta(64 * M, dtype=torch.int64)
     by_latent, by_row = _meta(H + 1, dtype=torch.int64), _meta(M + 1, dtype=torch.int64)
     values = _meta(64 * M, dtype=torch.float32)
-    yield case("sparse decode", lambda t: operators.segment_sums(values, places, by_row, t(H, D)))
+    yield case("sparse decode", lambda t: sparse.segment_sums(values, places, by_row, t(H, D)))
     yield case(
         "sparse decode_grad",
-        lambda t: operators.segment_sums(values, places, by_latent, t(M, D), t(H, D), places),
+        lambda t: sparse.segment_sums(values, places, by_latent, t(M, D), t(H, D), places),
     )
     yield case(
         "slope_difference_grad",
