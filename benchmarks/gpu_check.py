@@ -1,9 +1,9 @@
 """Verify fastae on a GPU, then measure it: ``python benchmarks/gpu_check.py``, within ten minutes.
 
 First every test of the kernels and of captured steps, then NVIDIA's memory checker where it is installed,
-then the benchmark suite, ``fastae bench``, which writes a file, a page and pictures of its own. Each part is
-written as soon as it is done; run again, what succeeded is skipped, and what failed or did not fit into the
-time is done.
+then the benchmark suite, ``fastae bench``, which writes a file, a page and pictures. Each part is written as
+soon as it is done. A second call skips the parts that succeeded, and does those that failed or did not fit
+into the time.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Activation:
 
 
 def softplus(z: Tensor) -> Tensor:
-    """log(1 + e^z), to full precision in float64, too: PyTorch's own turns into the identity at 20."""
+    """log(1 + e^z) to full precision also in float64; PyTorch's own becomes the identity at 20."""
     return F.softplus(z, beta=1.0, threshold=40.0)
 
 

@@ -13,7 +13,7 @@ def one_line(text: object) -> str:
 
 
 class FileError(ValueError):
-    """What is wrong with a file or folder. The message is one printable line, whatever their names hold."""
+    """A fault of a file or folder. The message is one printable line, whatever characters its names have."""
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))

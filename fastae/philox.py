@@ -118,7 +118,7 @@ def bit_blocks(
 
 
 def hit_count(p: float, width: int = MASK_WIDTH) -> int:
-    """How many of the 2**width draws are hits of an event of probability ``p > 0``: all only for p = 1."""
+    """Number of the 2**width draws that are hits of an event of probability ``p > 0``; all only for p = 1."""
     return min(max(round(p * 2**width), 1), 2**width - (p < 1.0))
 
 
@@ -128,7 +128,7 @@ def threshold(p: float, width: int = MASK_WIDTH) -> int:
 
 
 def keep_scale(p: float) -> float:
-    """What the kept entries are multiplied by when each is dropped with probability ``p``."""
+    """Scale of the kept entries when each entry is dropped with probability ``p``."""
     return 2**MASK_WIDTH / (2**MASK_WIDTH - hit_count(p))
 
 

@@ -35,7 +35,7 @@ def encode(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
 
 
 def slopes(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """s = f'(x W^T + b), [M, H]; the Jacobian of a row is dh/dx = diag(s) W."""
+    """s = f'(x W^T + b), [M, H]; the Jacobian per row is dh/dx = diag(s) W."""
     f = get_activation(activation)
     z = F.linear(x, weight, bias)
     return f.derivative(f.function(z), z)
@@ -218,7 +218,7 @@ def corrupt(x: Tensor, corruption: Corruption, seed: int, stream: int = philox.S
 
 
 def perturb_code(code: Tensor, seed: int, noise: str, noise_std: float, dropout: float) -> Tensor:
-    """What the decoder sees: the code with Gaussian or Bernoulli noise, then dropout scaled by 1 / (1 - p).
+    """The decoder's input: the code with Gaussian or Bernoulli noise, then dropout scaled by 1 / (1 - p).
 
     Bernoulli codes pass their gradient straight through (Bengio et al. 2013).
     """

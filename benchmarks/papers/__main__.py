@@ -33,14 +33,14 @@ class Command:
     """Train a table of the literature again and print ours beside theirs.
 
     Attributes:
-        recipe: which table.
+        recipe: name of the table.
         data: MNIST by name or as a folder of its IDX files; digits is a fast smoke run with everything scaled
             down. Not for spiral, which makes its own.
-        seeds: one training of every row a seed; the table shows means and standard deviations.
+        seeds: each trains every row once; the table shows means and standard deviations.
         rows: names of the rows to train, all by default.
-        budget: minutes after which no further training is started; a second run goes on from there.
-        out: the JSON file of the results, by default runs/papers/<recipe>-<data>.json. What it holds already
-            is not trained again.
+        budget: minutes after which no further training is started; a second run continues there.
+        out: the JSON file of the results, by default runs/papers/<recipe>-<data>.json. Results that it
+            already holds are not trained again.
         validate: measure on a sixth of the training rows, held out, and leave the test part unread.
         set: with validate, name=value for a setting of all rows, as in supervised.stage.lr=0.003.
         products: float32 products as in torch.set_float32_matmul_precision.

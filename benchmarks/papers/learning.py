@@ -1,4 +1,4 @@
-"""What the recipes share: training without labels, and classifiers on top, of codes tuned or frozen."""
+"""Shared parts of the recipes: training without labels, and classifiers on tuned or frozen codes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NONE = Stage(epochs=0)
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a classifier is trained on top of a stack, all layers together, on the cross-entropy.
+    """Training of a classifier on top of a stack: all layers together, on the cross-entropy.
 
     Attributes:
         stage: epochs, optimizer and schedule.
@@ -159,7 +159,7 @@ class Standardize(nn.Module):
 
 @torch.no_grad()
 def standardize(features: nn.Module, rows: Rows) -> Standardize:
-    """What standardises ``features(x)`` over rows; hardly blows up features that hardly change."""
+    """A module that standardises ``features(x)`` over rows; almost constant features are scaled little."""
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     device = next((p.device for p in features.parameters()), torch.device("cpu"))
     for _, values in rows.chunks(4096):

@@ -1,8 +1,9 @@
-"""What a recipe is, and the run that fills its table: seed by seed, resumable, within a budget of time.
+"""Recipes, and the run that fills a recipe's table: seed by seed, resumable, within a time budget.
 
 The rows of a table are trained on the training part alone: :attr:`Recipe.fit` never sees other rows and
-returns what measures a trained model, which is then called once, on the test part. Settings are chosen with
-``validate``, which holds out a sixth of the training rows in its place and leaves the test part unread.
+returns a function that measures the trained model; it is called once, on the test part. Settings are
+chosen with ``validate``, which holds out a sixth of the training rows in its place and leaves the test
+part unread.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class Recipe:
     Attributes:
         title, source: of the table and of what published it.
         rows, figures: of the table; the first figure is the one that settings are chosen by.
-        fit: from a row's settings, data without a test part and a seed, what measures the trained model.
+        fit: takes a row's settings, data without a test part and a seed; returns the trained model's measure.
         shrink: a row's settings, fit for a smoke test on small data.
         differences: between the published protocol and ours, in words.
-        train_rows: how many of the training rows are used, the first ones; all by default.
+        train_rows: number of training rows to use, the first ones; all by default.
         make: the data, where the recipe makes its own.
     """
 
@@ -124,7 +125,7 @@ class Result:
 
 @dataclass
 class Report:
-    """What a run has to say; :attr:`left_out` names rows and seeds that it had no time for."""
+    """The results of a run; :attr:`left_out` names rows and seeds that it had no time for."""
 
     recipe: Recipe
     problem: Problem
@@ -134,11 +135,11 @@ class Report:
     left_out: list[tuple[str, int]] = field(default_factory=list)
 
     def values(self, row: str, key: str) -> list[float]:
-        """A figure of a row for every seed that is done."""
+        """A figure of a row for every finished seed."""
         return [result.figures[key] for result in self.results if result.row == row]
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: the results, their means and deviations, and what they depend on."""
+        """Plain values for JSON: the results, their means and deviations, and everything they depend on."""
         summary = {
             row.name: {figure.key: mean_and_deviation(self.values(row.name, figure.key))
                        for figure in self.recipe.figures}
@@ -159,7 +160,7 @@ class Report:
         }  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
-        """What results must share to stand in one file."""
+        """Values that all results in one file must share."""
         return {
             "data": self.problem.name,
             "published_data": self.problem.published,
@@ -191,10 +192,10 @@ def run(
     Args:
         recipe: the table.
         data: a data set's name or path; ``None`` for a recipe that makes its own.
-        out: the JSON file that holds the results so far; what it holds already is not trained again.
-        seeds: one training of every row a seed.
+        out: the JSON file that holds the results so far; results that it already holds are not trained again.
+        seeds: each trains every row once.
         rows: names of the rows to train; all by default.
-        budget: minutes after which nothing new is started.
+        budget: minutes after which no training starts.
         validate: measure on held-out training rows, and leave the test part alone.
         changes: ``name=value`` for a setting of every row, as in ``supervised.lr=0.01``; to choose settings,
             and so only with ``validate``.
@@ -280,12 +281,12 @@ def changed(settings: Any, change: str) -> Any:
 
 
 def as_json(settings: Any) -> dict[str, Any]:
-    """Settings as they come back from a JSON file."""
+    """Settings as JSON gives them back."""
     return json.loads(json.dumps(asdict(settings)))
 
 
 def read_results(path: Path, report: Report) -> list[Result]:
-    """The results in a file of this report's.
+    """The results in a file of this report.
 
     Raises:
         ValueError: it holds something else, or results of other settings.

@@ -34,14 +34,14 @@ def show(console: Console, report: Report) -> None:
         results = [result for result in report.results if result.row == row.name]
         minutes = f"{statistics.fmean(r.seconds for r in results) / 60:.1f}" if results else ""
         table.add_row(*cells, str(len(results)), minutes)
-    # whole on a narrow terminal, too: a figure that is cut off is none
+    # never cut, also on a narrow terminal
     table.width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     console.print(table, crop=False)
     measured = "held-out training rows" if report.validate else "rows of the test part"
     notes = [
         f"{problem.name}: {len(problem.train.train):,} rows to train on, measured on "
         f"{len(problem.held_out):,} {measured}; mean ± standard deviation over seeds; "
-        "min: minutes of wall clock a seed.",
+        "min: minutes of wall clock per seed.",
         *recipe.differences,
     ]
     if not problem.published:

@@ -1,8 +1,8 @@
-"""What is measured: each group of cases is one piece of work, written once by each library and once exactly.
+"""The groups of cases: each is one piece of work, written once per library and once exactly.
 
 Every function here takes tensors and returns a tuple of outputs. Where the work has noise, the functions in
-PyTorch return the noisy input as one output more: the matrix products need it in memory anyway, and so what
-is timed can be checked, noise included.
+PyTorch return the noisy input as an additional output: the matrix products need it in memory anyway, and it
+lets the gate check the timed tensors, noise included.
 """
 
 from __future__ import annotations

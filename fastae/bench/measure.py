@@ -26,11 +26,11 @@ _CACHE_BYTES = 256 << 20  # more than any second-level cache holds
 
 
 class Work(Protocol):
-    """What can be timed: a provider, the floor, an operator; one method a mode."""
+    """Work that can be timed: a provider, the floor, an operator; one method per mode."""
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold it."""
+        """Whether a CUDA graph can capture the work."""
         ...
 
     def forward(self) -> object: ...
@@ -38,7 +38,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What is timed, and what has to happen before it each time and is not timed."""
+    """A timed call, and an untimed one that has to precede it each time."""
 
     run: Action
     before: Action | None = None
@@ -47,8 +47,8 @@ class Task:
 class Clock:
     """Times tasks on one device, in seconds.
 
-    On a CPU by the process's clock. On a GPU by events around the replay of a CUDA graph, so that launching
-    is not what is timed, after a write that empties the second-level cache.
+    On a CPU by the process's clock. On a GPU by events around the replay of a CUDA graph, which excludes
+    launching, after a write that empties the second-level cache.
     """
 
     def __init__(self, device: torch.device, now: Now = time.perf_counter) -> None:
@@ -112,7 +112,7 @@ class Clock:
         return self.now() - start
 
     def called(self, run: Action, rounds: int = 20) -> float:
-        """Seconds a call takes that is launched from Python, many in a row: what no graph hides."""
+        """Seconds per call from Python, over many calls in a row, with the time of launching."""
         run()
         torch.cuda.synchronize(self.device)
         start = self.now()
@@ -132,13 +132,13 @@ def summary(times: list[float], scale: float = 1.0) -> dict[str, float]:
 
 
 def peak_bytes(name: str, group: str, shape: Shape, dtype: str, device: torch.device) -> int:
-    """How much a provider's last mode needs on top of its inputs.
+    """Bytes that a provider's last mode needs on top of its inputs.
 
     On a GPU by the allocator's statistics. On a CPU as the growth of the resident set's high-water mark over
-    three runs, in a process of its own, forked from one that has only imported what is needed.
+    three runs, in a separate process, forked from one that has only imported what is needed.
 
     Raises:
-        Unavailable: this system does not say.
+        Unavailable: the system does not report it.
     """
     if device.type == "cuda":
         run = _prepared(name, group, shape, dtype, device)

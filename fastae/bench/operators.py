@@ -37,11 +37,11 @@ COUNTED = (
     "share: least over the time. It can be above 1 where caches hold the operands, which they do not for "
     "the copy.",
 )
-"""What the figures mean, for whoever reads the tables."""
+"""Explanation of the figures below the tables."""
 
 
 class Tensors(NamedTuple):
-    """What the operators take, without gradients: rows M, features D, units H.
+    """Arguments of the operators, without gradients: rows M, features D, units H.
 
     Gradients are random, of the size of the other operand of a sum, so that an error in any term of a result
     shows. They are not divided by M, which float16 would not hold.
@@ -203,11 +203,11 @@ OPERATORS = {
         {"contractive": True, "dual": True},
     ),
 }
-"""In the order of a step; ``weight_grad`` is the encoder's of untied weights, its dual form that of tied."""
+"""Operators in the order of a step; ``weight_grad`` is for untied weights, its dual form for tied ones."""
 
 
 def cost_of(operator: Operator, problem: Problem) -> Cost:
-    """Bytes and operations of a call.
+    """Bytes and operations per call.
 
     Raises:
         Unavailable: they are counted with Triton, which is not installed, and in 16 or 32 bits.

@@ -33,7 +33,7 @@ _LOOKS = {
 }
 _GROUP_MARKERS = {"step": "o", "encode": "s", "reconstruction_loss": "^", "inference": "D"}
 _OPERATOR_MARKERS = dict(zip(OPERATORS, "oXs^DvP", strict=True))
-_ON_ROOFLINE = ("fastae", "eager", "compile")  # one of each colour: markers tell groups apart there
+_ON_ROOFLINE = ("fastae", "eager", "compile")  # one of each colour: markers distinguish groups there
 _COLUMNS = 2
 
 

@@ -79,12 +79,12 @@ class Problem:
         return self.weight, self.bias, self.decoder_bias
 
     def head(self, rows: int) -> Problem:
-        """Its first ``rows`` rows, with the same parameters."""
+        """The first ``rows`` rows, with the same parameters."""
         code = self.code.detach()[:rows].requires_grad_()
         return replace(self, x=self.x[:rows], code=code, code_grad=self.code_grad[:rows])
 
-    def apart(self) -> Problem:
-        """The same memory, with leaves of its own."""
+    def with_own_leaves(self) -> Problem:
+        """The same memory as new autograd leaves."""
         named = {name: t.detach().requires_grad_(t.requires_grad) for name, t in vars(self).items()}
         return Problem(**named)
 

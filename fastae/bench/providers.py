@@ -60,7 +60,7 @@ class Provider:
         problem: Problem,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        problem = problem.apart()  # or a graph that another provider holds would bind leaves to its stream
+        problem = problem.with_own_leaves()  # a graph of another provider may bind its leaves to a stream
         self.function, self.context, self.rows = function, context, len(problem.x)
         self.inputs, self.leaves = group.inputs(problem), group.leaves(problem)
         self._seeds = group.seeds(problem)
@@ -212,10 +212,10 @@ def _jacobian_rows(problem: Problem) -> int:
 
 @functools.cache
 def compile_problem(device: str) -> str | None:
-    """Why torch.compile cannot run here, found by compiling something small; None where it can."""
+    """The reason why torch.compile cannot run here, from compiling a small function; None where it can."""
     try:
         torch.compile(lambda x: x.sin() + 1.0, dynamic=False)(torch.rand(8, device=device))
-    except Exception as error:  # a missing compiler has many faces
+    except Exception as error:  # a missing compiler raises many types
         return f"torch.compile does not run here: {one_line(error)}"
     return None
 

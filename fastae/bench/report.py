@@ -80,7 +80,7 @@ def points_of(points: list[tuple[int, CaseResult]], provider: str) -> list[tuple
 
 
 def sheets(results: Results) -> list[Sheet]:
-    """Every table of a file of results."""
+    """All tables of a file of results."""
     found = []
     for group, dtype, cases in results.groups:
         if group == STACK:
@@ -211,7 +211,7 @@ def _remarks(cases: Sequence[CaseResult]) -> list[str]:
 
 
 def compare(a: Results, b: Results) -> Sheet:
-    """B's ratios over A's; apart where the ranges between the quartiles are.
+    """B's ratios over A's; slower or faster only where the quartile ranges do not overlap.
 
     Raises:
         ValueError: nothing was measured in both.

@@ -70,12 +70,12 @@ class CaseResult:
         return f"{self.group} {self.dtype} {self.shape}"
 
     def is_wrong(self, provider: str) -> bool:
-        """Whether its error, which may be nan, is above the tolerance."""
+        """Whether the provider's error is above the tolerance, or nan."""
         return provider in self.errors and not self.errors[provider] <= self.tolerance
 
     @property
     def bad(self) -> dict[str, str]:
-        """Providers that are wrong or failed, and how; not those that this machine does not have."""
+        """Reasons by provider, for those that are wrong or failed, not for those that cannot run here."""
         said = {name: note for name, note in self.notes.items() if note.startswith("failed")}
         return said | {
             name: f"off by {error:.1e}, more than {self.tolerance:.0e}"
@@ -95,7 +95,7 @@ class CaseResult:
         return times[provider][part] / floor
 
     def covers(self, asked: list[str], seconds: float) -> bool:
-        """Whether it holds what a new measurement would."""
+        """Whether the case already holds everything that a new measurement would give."""
         return (
             not self.out_of_time
             and not self.bad
@@ -109,9 +109,9 @@ class Results:
     """Everything measured on one machine with one set of versions.
 
     Attributes:
-        head: the machine and the versions; results of another head are not mixed in.
+        head: the machine and the versions; results with another head are never added.
         clocks: what could be read when the file was begun.
-        peaks: by dtype, the machine's own: bytes and operations a second.
+        peaks: measured bytes and operations per second, by dtype.
         cases: by key.
     """
 
@@ -121,7 +121,7 @@ class Results:
     cases: dict[str, CaseResult] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Atomically: a kill leaves the file as it was or as it is."""
+        """Write the file atomically: after a kill it is the old or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
         write_whole(path, text + "\n")
@@ -149,20 +149,18 @@ class Results:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Names of what differs between two heads."""
+    """Names of the entries that differ between two heads."""
     return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
 
 
 def open_results(path: Path, head: dict[str, Any]) -> tuple[Results, str | None]:
-    """What to go on with, and a word where a file of another head was there, which is kept beside it."""
+    """The results to continue, and a message if the file had another head and was renamed."""
     if not path.exists():
         return Results(head, clocks(head["device_type"])), None
     results = Results.load(path)
     if results.head == head:
         return results, None
-    changed = sorted(
-        key for key in head.keys() | results.head.keys() if head.get(key) != results.head.get(key)
-    )
+    changed = differences(head, results.head)
     when = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).strftime("%Y%m%dT%H%M%S")
     kept = path.with_name(f"{path.stem}-{when}{path.suffix}")
     os.replace(path, kept)

@@ -33,7 +33,7 @@ from .runs import Run
 
 SWEEP, STACK = "sweep", "stack"
 NAMES = ("step", STACK, operators.GROUP, "encode", "reconstruction_loss", "corruption", "inference", SWEEP)
-"""Every group, in the order of their worth."""
+"""All groups, the most informative first."""
 
 SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
     # bound by launches; by memory: few terms a result; by arithmetic
@@ -54,13 +54,13 @@ SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
 SWEEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SWEEP_PROVIDERS = (FLOOR, "fastae", "fused", "split", "eager")
 RUN_ROUNDS = 5
-"""Most rounds of whole runs."""
+"""Maximum number of rounds of whole runs."""
 _PEAK_PROVIDERS = ("fastae", "eager", "compile")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured as one and skipped as one: a group at a shape, in all its modes, by all providers."""
+    """The unit of measuring and skipping: a group at a shape, in all its modes, by all providers."""
 
     group: str
     dtype: str
@@ -127,10 +127,10 @@ class Suite:
         compiled: bool,
         all_compiled: bool,
     ) -> list[Case]:
-        """Cases in the order of their worth: every group at the first shape, then the others.
+        """Cases, the most informative first: every group at the first shape, then the other shapes.
 
         Without ``all_compiled`` torch.compile is measured at the first shape alone, except for the step:
-        it is the compiling that takes the time.
+        compilation takes most of the time.
         """
         found: list[Case] = []
         for dtype in dtypes:
@@ -337,7 +337,7 @@ class Suite:
 
 @contextmanager
 def _noting(result: CaseResult, name: str) -> Iterator[None]:
-    """Whatever a provider raises is its own result: the others go on."""
+    """Record an exception as the provider's result, so that the others continue."""
     try:
         yield
     except Unavailable as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @reads_like_its_class
 class TiedDecoder(nn.Module):
-    """The decoder's own part where its weight is the encoder's: the bias."""
+    """The bias of a decoder whose weight is the encoder's."""
 
     bias: nn.Parameter | None
 
@@ -44,7 +44,7 @@ class TiedDecoder(nn.Module):
 
 @reads_like_its_class
 class Autoencoder(nn.Module):
-    """An autoencoder with a one-layer encoder and decoder: under- or overcomplete, of any kind or mixture.
+    """An autoencoder with a one-layer encoder and decoder; all kinds can be combined.
 
     Parameters are named as in ``nn.Linear``: ``encoder.weight`` [code, in], ``encoder.bias``,
     ``decoder.bias`` and, untied, ``decoder.weight`` [in, code].

@@ -37,7 +37,7 @@ class EncoderLayer(nn.Linear):
         """A fused layer that shares the parameters of ``linear``."""
         get_activation(activation)
         layer = cls.__new__(cls)
-        # dictionaries of its own, so that what is registered in one layer does not show in the other
+        # copies of the dictionaries: a registration in one layer must not appear in the other
         vars(layer).update({k: v.copy() if isinstance(v, dict) else v for k, v in vars(linear).items()})
         layer.activation = activation
         return layer

@@ -139,7 +139,7 @@ class StackedAutoencoder(nn.Module):
         return Parts(self.encode, decode, penalty, lambda: (first.encoder.weight, first.encoder.bias))
 
     def _deep_options(self) -> dict[str, Any]:
-        """The input's options are the first layer's, the code's the last one's."""
+        """The options of the deep objective: the input's from the first layer, the code's from the last."""
         options = [layer.options for layer in self.autoencoders]
         if not self.training:
             options = [o.without_noise() for o in options]
