@@ -20,6 +20,7 @@ if not _is_command():
     from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
     from .functional import AutoencoderLoss
     from .nn import fuse, unfuse
+    from .run import Run, load
     from .sparse import (
         AuxK,
         BatchTopK,
@@ -42,6 +43,7 @@ __all__ = [
     "JumpReLU",
     "Masking",
     "Matryoshka",
+    "Run",
     "SaltAndPepper",
     "SparseAutoencoderLoss",
     "SparseCode",
@@ -52,6 +54,7 @@ __all__ = [
     "formats",
     "functional",
     "fuse",
+    "load",
     "nn",
     "optim",
     "parse_corruption",

@@ -14,6 +14,8 @@ COMMANDS = {
     "train": "Train a stack of autoencoders.",
     "encode": "Write the codes of a data set to a file.",
     "evaluate": "Measure a trained stack.",
+    "score": "Write anomaly scores of rows to a file.",
+    "reconstruct": "Write reconstructions of rows to a file.",
     "plot": "Draw a trained stack.",
     "sae": "Train, encode, evaluate and convert dictionaries of sparse codes.",
     "bench": "Measure fastae beside PyTorch on this machine.",

@@ -20,7 +20,7 @@ from ..train.data import load_dataset
 
 GroupName = Literal[
     "step", "stack", "operators", "encode", "reconstruction_loss", "corruption", "inference", "sweep"
-]  # fmt: skip
+]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
 _SECONDS = {"quick": 140.0, "full": 3600.0}

@@ -13,9 +13,10 @@ from safetensors.numpy import save
 
 from ..console import Console
 from ..files import write_whole
-from ..run import load_with_data
+from ..run import load
 from ..train.data import Rows
 from ..train.evaluation import encode_rows
+from .output import SUFFIXES, check_suffix, write_array
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Config:
 
     Attributes:
         run: a run's folder, or one checkpoint's.
-        out: the file to write: .npy, or .safetensors (with the labels as "y"; for text, their class numbers,
-            with the classes in the metadata).
+        out: the file to write: .npy, .npz, .csv, .parquet, or .safetensors (with the labels as "y"; for text,
+            their class numbers, with the classes in the metadata).
         data: a data set's name or a path; by default the one the run was trained on.
         test: encode the test part instead of the training part.
         depth: after how many layers to stop; by default all.
@@ -38,28 +39,24 @@ class Config:
     depth: int | None = None
 
     def __post_init__(self) -> None:
-        if Path(self.out).suffix not in (".npy", ".safetensors"):
-            raise ValueError(f"out: {self.out!r} must end in .npy or .safetensors")
+        check_suffix(self.out, (*SUFFIXES, ".safetensors"))
 
 
 def run(config: Config, console: Console) -> None:
     """Run the command."""
-    checkpoint, dataset = load_with_data(config.run, config.data)
-    depth = len(checkpoint.stack.layers)
+    trained = load(config.run)
+    dataset, stack = trained.load_data(config.data), trained.checkpoint.stack
+    depth = len(stack.layers)
     if config.depth is not None and not 1 <= config.depth <= depth:
         raise ValueError(f"depth: must be in 1..{depth}, got {config.depth}")
-    rows = dataset.train
-    if config.test:
-        if dataset.test is None:
-            raise ValueError(f"test: {dataset.name} has no test part")
-        rows = dataset.test
-    codes = encode_rows(checkpoint.stack, rows, config.depth)
+    rows = dataset.part(config.test)
+    codes = encode_rows(stack, rows, config.depth)
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npy":
-        write_whole(out, lambda file: np.save(file, codes))
-    else:
+    if out.suffix == ".safetensors":
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, _as_safetensors(codes, rows))
+    else:
+        write_array(out, codes, [f"unit {j}" for j in range(codes.shape[1])])
     console.print(f"{out}: codes {codes.shape[0]} x {codes.shape[1]}")
 
 

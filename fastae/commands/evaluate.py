@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ..console import Console
-from ..run import load_with_data
+from ..run import load
 from ..train import evaluation
 from .tables import as_json, print_figures
 
@@ -32,7 +32,8 @@ class Config:
 
 def run(config: Config, console: Console) -> None:
     """Run the command."""
-    checkpoint, dataset = load_with_data(config.run, config.data)
+    trained = load(config.run)
+    checkpoint, dataset = trained.checkpoint, trained.load_data(config.data)
     rows, part, training = checkpoint.parts(dataset, own=config.data is None)
     figures = evaluation.evaluate(
         checkpoint.stack,

@@ -16,7 +16,7 @@ import tyro
 from ..console import Console
 from ..files import check_writable, write_whole
 from ..optional import require
-from ..run import load_with_data
+from ..run import load
 from ..train.checkpoint import Checkpoint
 from ..train.config import TrainConfig
 from ..train.evaluation import evaluate
@@ -103,7 +103,8 @@ def run(config: Config, console: Console) -> None:
     from ..plots.run import Subject, draw
     from ..plots.style import NARROW, figures_of
 
-    checkpoint, dataset = load_with_data(config.run, config.data)
+    trained = load(config.run)
+    checkpoint, dataset = trained.checkpoint, trained.load_data(config.data)
     out = Path(config.run) / "plots" if config.out is None else Path(config.out)
     try:
         check_writable(out)

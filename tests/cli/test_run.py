@@ -1,0 +1,94 @@
+"""A trained run in use: from Python, and by score, reconstruct and encode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import fastae
+from fastae.diagnostics import reconstruction_errors
+
+X = load_digits().data
+
+
+@pytest.fixture(scope="module")
+def trained(run) -> fastae.Run:
+    return fastae.load(run)
+
+
+def scaled(trained: fastae.Run, rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(trained.checkpoint.scaling.apply(rows))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x,
+        lambda x: x.astype(np.uint8),
+        lambda x: x.astype(np.float32),
+        lambda x: x.reshape(-1, 8, 8),
+        lambda x: torch.from_numpy(x),
+        lambda x: x.tolist(),
+    ],
+    ids=["float64", "uint8", "float32", "images", "tensor", "lists"],
+)
+def test_raw_rows_of_any_form_are_scaled_and_encoded(trained, form):
+    rows = X[:9]
+    expected = trained.checkpoint.stack.encode(scaled(trained, rows)).detach().numpy()
+    np.testing.assert_allclose(trained.encode(form(rows)), expected, rtol=1e-6)
+    back = trained.reconstruct(form(rows))
+    assert back.shape == np.asarray(form(rows)).shape
+    assert np.abs(back).max() <= X.max() + 1e-6
+
+
+def test_scores_are_the_reconstruction_errors_of_scaled_rows(trained):
+    expected = reconstruction_errors(trained.checkpoint.stack, scaled(trained, X), excess=True)[0]
+    np.testing.assert_allclose(trained.score(X), expected.numpy(), rtol=1e-5)
+    noise = np.random.default_rng(0).permuted(X, axis=1)
+    assert np.median(trained.score(noise)) > np.median(trained.score(X))
+
+
+def test_one_row_no_rows_and_rows_that_do_not_fit(trained):
+    assert trained.encode(X[0]).shape == (1, trained.checkpoint.stack.sizes[-1])
+    assert trained.score(X[:0]).shape == (0,)
+    for rows in (X[:, :5], X[0, 0], np.array(["a"])):
+        with pytest.raises(ValueError, match=r"^rows: expected"):
+            trained.encode(rows)
+
+
+def test_labels_samples_and_figures(trained):
+    logits = trained.checkpoint.classifier(scaled(trained, X))
+    assert np.array_equal(trained.predict(X), logits.argmax(1).numpy())  # the classes are 0 to 9
+    assert trained.sample(X[:3], steps=2).shape == (3, 64)
+    assert trained.evaluate()["mse"] > 0.0
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "csv", "parquet"])
+@pytest.mark.parametrize("command", ["score", "reconstruct", "encode"])
+def test_commands_write_what_the_run_gives(trained, run, fastae_, here, command, suffix):
+    out = here / f"folder/out.{suffix}"
+    result = fastae_(f"{command} {run} --out {out} --test")
+    assert result.code == 0, result.err
+    rows = trained.load_data().test
+    expected = {
+        "score": lambda: trained.score_rows(rows)[:, None],
+        "reconstruct": lambda: trained.reconstruct_rows(rows),
+        "encode": lambda: np.concatenate(
+            [trained.checkpoint.stack.encode(torch.from_numpy(rows.read())).detach().numpy()]
+        ),
+    }[command]()
+    written = {
+        "npy": lambda: np.load(out),
+        "npz": lambda: np.load(out)["x"],
+        "csv": lambda: np.loadtxt(out, delimiter=",", skiprows=1, ndmin=2),
+        "parquet": lambda: pytest.importorskip("pandas").read_parquet(out).to_numpy(),
+    }[suffix]()
+    np.testing.assert_allclose(written, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["score", "reconstruct", "encode"])
+def test_other_formats_are_refused_before_anything_is_read(fastae_, command):
+    result = fastae_(f"{command} nowhere --out x.txt")
+    assert result.code == 2 and "out: 'x.txt' must end in .npy, .npz, .csv" in result.err
