@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +57,11 @@ def test_imports_point_down(room: str):
     for path in (path for path in FILES if room_of(module_of(path)) == room):
         for target in imports(path):
             assert room_of(target) in below, f"{path.relative_to(ROOT)} imports {'.'.join(target)}"
+
+
+def test_importing_fastae_does_not_import_the_compiler_or_triton():
+    """Either takes seconds, and a process that compiles nothing needs neither."""
+    code = "import sys, torch; before = set(sys.modules); import fastae; print(*set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    added = {name for name in result.stdout.split() if name in ("torch._dynamo", "triton", "sklearn", "rich")}
+    assert result.returncode == 0 and not added, result.stderr

@@ -36,10 +36,13 @@ def runs_pytorch(device: torch.device) -> bool:
     return backend_of("encode", device)[0] == "torch"
 
 
-@torch.compiler.assume_constant_result
 def kernels_on_cpu() -> bool:
     """Whether kernels are asked for on CPU tensors, too (they run under Triton's interpreter)."""
     return requested_backend() == "triton"
+
+
+# as torch.compiler.assume_constant_result does, which imports the compiler: that takes seconds
+kernels_on_cpu._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def backend_of(op: str, device: torch.device) -> tuple[str, str]:

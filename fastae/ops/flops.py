@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 Shape = tuple[int, ...]
 
@@ -37,9 +41,41 @@ def _weight_grad(
     return 2 * a[0] * a[1] * b[1] + second
 
 
-def register() -> None:
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
     operators = torch.ops.fastae
     both = [operators.encode, operators.decode_loss, operators.decode_loss_target_grad]
     register_flop_formula(both)(_encoder_or_decoder)
     register_flop_formula(operators.code_grad)(_code_grad)
     register_flop_formula(operators.weight_grad)(_weight_grad)
+
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+class _WhenImported(MetaPathFinder):
+    """Registers the formulas after the import of torch's counter, which imports Triton."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _register()
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def register() -> None:
+    """Register the formulas, or have it done once torch's counter is imported."""
+    if _COUNTER in sys.modules:
+        _register()
+    else:
+        sys.meta_path.insert(0, _WhenImported())
