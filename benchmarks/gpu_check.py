@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from fastae_kernels.plan import config
 from fastae_kernels.plan.schedules import GemmConfig
-from rich.console import Console
 
 import fastae
 from fastae.bench.problems import Problem, Shape
 from fastae.bench.results import describe
 from fastae.commands import bench
+from fastae.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING_TESTS = ["tests/train/test_graph.py", "tests/train/test_step.py"]

@@ -71,7 +71,8 @@ class StackSettings:
 
 def short(stage: Stage, epochs: int) -> Stage:
     """A stage of at most ``epochs`` epochs, in batches that suit small data."""
-    return replace(stage, epochs=min(stage.epochs, epochs), batch_size=0)
+    least = epochs if stage.epochs is None else min(stage.epochs, epochs)
+    return replace(stage, epochs=least, batch_size=0)
 
 
 def learn(
@@ -123,13 +124,14 @@ def fine_tune(
     stage, trained = settings.stage, [p for p in classifier.parameters() if p.requires_grad]
     source = Resident(torch.from_numpy(rows.read()).to(device), torch.from_numpy(rows.labels).to(device))
     size = stage.rows_per_step(len(rows))
-    rates = Rates(stage, stage.epochs * -(-len(rows) // size))
+    epochs = stage.chosen_epochs(len(rows), 15)
+    rates = Rates(stage, epochs * -(-len(rows) // size))
     optimizer = stage.make_optimizer(trained)
     step = TrainingStep(
         lambda x, labels: F.cross_entropy(classifier(x), labels), optimizer, data=source.data,
         clip_norm=stage.clip_norm, graph=not rates.cycles,
     )  # fmt: skip
-    for _ in range(stage.epochs):
+    for _ in range(epochs):
         step.reset()
         try:
             for batch, steps, _ in source.calls(torch.randperm(len(rows)), size, 1):
