@@ -20,9 +20,14 @@ from rich.text import Text
 _NO_LIMIT = 100_000  # columns
 _REPLACE = "fastae.replace"
 _READINGS = {
-    "\u00b1": "+-", "\u00b2": "^2", "\u00b5": "u", "\u00d7": "x",
-    "\u2016": "|", "\u2192": "->", "\u2202": "d",
-}  # fmt: skip
+    "\u00b1": "+-",
+    "\u00b2": "^2",
+    "\u00b5": "u",
+    "\u00d7": "x",
+    "\u2016": "|",
+    "\u2192": "->",
+    "\u2202": "d",
+}
 
 
 class Console(rich.console.Console):

@@ -66,7 +66,11 @@ class Tensors(NamedTuple):
         sums = {"dtype": sum_dtype(x.dtype), "device": x.device}
         sq_norms = weight.to(sums["dtype"]).square().sum(1)
         return cls(
-            x, weight, problem.bias.detach(), problem.decoder_bias.detach(), code,
+            x,
+            weight,
+            problem.bias.detach(),
+            problem.decoder_bias.detach(),
+            code,
             dz=code.flip(0) - 0.5,
             grad=x.flip(0) - 0.5,
             sq_norms=sq_norms,
@@ -74,7 +78,7 @@ class Tensors(NamedTuple):
             scale=torch.tensor(0.5, **sums),
             penalty_scale=torch.tensor(CONTRACTIVE, **sums),
             seed=torch.tensor([1], device=x.device),
-        )  # fmt: skip
+        )
 
     def wide(self) -> Tensors:
         """In float64."""

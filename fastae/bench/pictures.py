@@ -83,9 +83,15 @@ def ratios(panels: Sequence[tuple[str, str, list[CaseResult]]]) -> Figure:
             low, middle, high = (case.ratio(mode, name, part) or 0.0 for part in ("low", "median", "high"))
             colour, marker = _LOOKS[name]
             axes.errorbar(
-                place, middle, [[middle - low], [high - middle]], color=colour, marker=marker, linewidth=1.2,
-                linestyle="", markersize=5,
-            )  # fmt: skip
+                place,
+                middle,
+                [[middle - low], [high - middle]],
+                color=colour,
+                marker=marker,
+                linewidth=1.2,
+                linestyle="",
+                markersize=5,
+            )
         axes.axhline(1.0, color=INK, linewidth=1.0)
         axes.set_ylim(bottom=0.9 if axes.get_ylim()[0] > 0.9 else None)
         axes.set_xticks(range(len(cases)), [_short(case) for case in cases])
@@ -131,9 +137,15 @@ def roofline(cases: Sequence[CaseResult], bandwidth: float, arithmetic: float, d
         colour, _ = _LOOKS[name]
         marker = _GROUP_MARKERS[case.group]
         axes.plot(
-            operations / moved, operations / seconds, marker, color=colour, markersize=6, alpha=0.85,
-            fillstyle="none" if name == FLOOR else "full", zorder=3 if name == "fastae" else 2,
-        )  # fmt: skip
+            operations / moved,
+            operations / seconds,
+            marker,
+            color=colour,
+            markersize=6,
+            alpha=0.85,
+            fillstyle="none" if name == FLOOR else "full",
+            zorder=3 if name == "fastae" else 2,
+        )
         spots.append(operations / moved)
         drawn.add(name)
         groups += [case.group] if case.group not in groups else []
@@ -141,13 +153,21 @@ def roofline(cases: Sequence[CaseResult], bandwidth: float, arithmetic: float, d
     axes.set(xlabel="operations a byte, of the bare products", ylabel="operations a second")
     axes.set_title(_measured(bandwidth, arithmetic))
     handles = [
-        axes.plot([], [], color=_LOOKS[n][0], marker="o", linestyle="", label=n,
-                  fillstyle="none" if n == FLOOR else "full")[0]
-        for n in _LOOKS if n in drawn
+        axes.plot(
+            [],
+            [],
+            color=_LOOKS[n][0],
+            marker="o",
+            linestyle="",
+            label=n,
+            fillstyle="none" if n == FLOOR else "full",
+        )[0]
+        for n in _LOOKS
+        if n in drawn
     ] + [
         axes.plot([], [], color=MUTED, marker=_GROUP_MARKERS[g], linestyle="", label=g.replace("_", " "))[0]
         for g in groups
-    ]  # fmt: skip
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     return figure
 
@@ -199,9 +219,15 @@ def operator_roofline(cases: Sequence[CaseResult], bandwidth: float, arithmetic:
             marker, row = _OPERATOR_MARKERS[name], names.index(name)
             row += 0.6 * ((cases.index(case) + 0.5) / len(cases) - 0.5)
             shares.errorbar(
-                middle, row, None, [[middle - low], [high - middle]], color=colour, marker=marker,
-                linewidth=1.2, markersize=5,
-            )  # fmt: skip
+                middle,
+                row,
+                None,
+                [[middle - low], [high - middle]],
+                color=colour,
+                marker=marker,
+                linewidth=1.2,
+                markersize=5,
+            )
             moved, flops = case.cost[name]
             if flops:
                 spots.append(flops / moved)
@@ -245,9 +271,13 @@ def scaling(cases: Sequence[CaseResult], dtype: str) -> Figure:
             axes.plot(sizes, 1e3 * seconds, marker, color=colour)
             ends = np.array([0.0, sizes.max()])
             axes.plot(
-                ends, 1e3 * (fit.offset + fit.slope * ends), color=colour, linewidth=1.2, marker="",
+                ends,
+                1e3 * (fit.offset + fit.slope * ends),
+                color=colour,
+                linewidth=1.2,
+                marker="",
                 label=f"{name}, R² {fit.r_squared:.4f}",
-            )  # fmt: skip
+            )
         axes.set(xlabel=meanings[axis], xlim=(0, None), ylim=(0, None))
         axes.set_title(_fixed(axis, points[0][1]))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

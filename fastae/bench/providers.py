@@ -32,8 +32,11 @@ ABOUT = {
 }
 """Every provider, in the order of tables and pictures."""
 
-_COMPILE_MODES = {"compile": None, "max-autotune": "max-autotune-no-cudagraphs",
-                  "reduce-overhead": "reduce-overhead"}  # fmt: skip
+_COMPILE_MODES = {
+    "compile": None,
+    "max-autotune": "max-autotune-no-cudagraphs",
+    "reduce-overhead": "reduce-overhead",
+}
 COMPILED = _COMPILE_MODES.keys()
 _JACOBIAN_OPERATIONS = {"cpu": 2e9, "cuda": 2e11}  # of one call, which sets the number of rows
 

@@ -40,17 +40,24 @@ SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
     "cpu": {
         "quick": (Shape(256, 784, 1000), Shape(4096, 64, 512), Shape(1024, 1024, 2048)),
         "full": (
-            Shape(256, 784, 1000), Shape(8192, 64, 1024), Shape(1024, 784, 2000), Shape(1024, 2048, 4096),
+            Shape(256, 784, 1000),
+            Shape(8192, 64, 1024),
+            Shape(1024, 784, 2000),
+            Shape(1024, 2048, 4096),
         ),
     },
     "cuda": {
         "quick": (Shape(256, 784, 1000), Shape(32768, 128, 1024), Shape(8192, 4096, 8192)),
         "full": (
-            Shape(256, 784, 1000), Shape(1024, 784, 2000), Shape(1024, 2048, 4096), Shape(65536, 128, 1024),
-            Shape(8192, 4096, 16384), Shape(8192, 8192, 16384),
+            Shape(256, 784, 1000),
+            Shape(1024, 784, 2000),
+            Shape(1024, 2048, 4096),
+            Shape(65536, 128, 1024),
+            Shape(8192, 4096, 16384),
+            Shape(8192, 8192, 16384),
         ),
     },
-}  # fmt: skip
+}
 SWEEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SWEEP_PROVIDERS = (FLOOR, "fastae", "fused", "split", "eager")
 RUN_ROUNDS = 5
@@ -141,9 +148,10 @@ class Suite:
                     if not all_compiled and (number or name != "step"):
                         providers = [p for p in providers if p not in ("max-autotune", "jacobian")]
                     peaks = tuple(
-                        p for p in _PEAK_PROVIDERS
+                        p
+                        for p in _PEAK_PROVIDERS
                         if p in providers and (all_compiled or (name == "step" and p != "compile"))
-                    )  # fmt: skip
+                    )
                     weight = 4.0 if name == "step" else 1.0
                     found.append(Case(name, dtype, str(shape), tuple(providers), peaks, weight))
                 if operators.GROUP in groups:

@@ -215,9 +215,14 @@ def _draw_classes(
     points = {}
     for number, label in enumerate(coloured.tolist()):
         points[label] = axes.scatter(
-            *places[classes == label].T, s=size, color=CLASS_COLOURS[number % len(CLASS_COLOURS)],
-            marker="o^"[number // len(CLASS_COLOURS)], alpha=0.75, linewidths=0, label=plain(names[label]),
-        )  # fmt: skip
+            *places[classes == label].T,
+            s=size,
+            color=CLASS_COLOURS[number % len(CLASS_COLOURS)],
+            marker="o^"[number // len(CLASS_COLOURS)],
+            alpha=0.75,
+            linewidths=0,
+            label=plain(names[label]),
+        )
     in_legend: set[int] = set()
     while True:  # a legend takes room from the map, and with it perhaps the place of a label
         _legend(axes, handles | {names[label]: points[label] for label in sorted(in_legend)}, size)
@@ -236,9 +241,14 @@ def _draw_classes(
 def _legend(axes: Axes, handles: Mapping[str, Any], size: float) -> None:
     if handles:
         axes.legend(
-            handles.values(), map(plain, handles), title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0),
-            markerscale=max(1.0, (24 / size) ** 0.5), handletextpad=0.1,
-        )  # fmt: skip
+            handles.values(),
+            map(plain, handles),
+            title="label",
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            markerscale=max(1.0, (24 / size) ** 0.5),
+            handletextpad=0.1,
+        )
 
 
 def _labels_on_map(

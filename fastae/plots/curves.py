@@ -104,9 +104,14 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
             axes.plot(epochs, np.where(lost, np.nan, values), line, color=colour, marker=marker, label=part)
         if lost.any():
             axes.plot(
-                epochs[lost], np.full(lost.sum(), 0.06), "x", color=INK, markersize=6,
-                transform=axes.get_xaxis_transform(), label="not finite",
-            )  # fmt: skip
+                epochs[lost],
+                np.full(lost.sum(), 0.06),
+                "x",
+                color=INK,
+                markersize=6,
+                transform=axes.get_xaxis_transform(),
+                label="not finite",
+            )
     counted(axes.xaxis, max(int(epochs.max()) for epochs, _ in panel.curves.values()), 5)
     _clip_beginning(axes)
     if any(line.get_label() in _PARTS.values() for line in axes.lines):
@@ -200,9 +205,16 @@ def _clip_beginning(axes: Axes) -> None:
         return
     axes.set_ylim(low - 0.1 * room, high + 0.25 * room)
     axes.annotate(
-        f"from {peak:.3g}", (1.0, 1.0), (-4, -2), xycoords="axes fraction", textcoords="offset points",
-        ha="right", va="top", color=MUTED, size=8,
-    )  # fmt: skip
+        f"from {peak:.3g}",
+        (1.0, 1.0),
+        (-4, -2),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=MUTED,
+        size=8,
+    )
 
 
 def _looks(curves: Mapping[str, np.ndarray]):

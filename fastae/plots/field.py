@@ -78,9 +78,17 @@ def vector_field_2d(
     chosen = points[spread(len(points), limit)]
     axes.scatter(*chosen.T, s=7, color=COLOURS[1], linewidths=0, label="data", zorder=2)
     quiver = axes.quiver(
-        *places.T, *arrows.T, lengths, cmap=MAGNITUDE, norm=Normalize(0.0, largest), angles="xy",
-        scale_units="xy", scale=1.0, width=0.0028, zorder=3,
-    )  # fmt: skip
+        *places.T,
+        *arrows.T,
+        lengths,
+        cmap=MAGNITUDE,
+        norm=Normalize(0.0, largest),
+        angles="xy",
+        scale_units="xy",
+        scale=1.0,
+        width=0.0028,
+        zorder=3,
+    )
     bar = figure.colorbar(quiver, ax=axes, fraction=0.046, pad=0.02)
     bar.set_label("‖r(x) - x‖")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

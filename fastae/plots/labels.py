@@ -83,6 +83,5 @@ class _Counts:
         left, right = (np.clip(x + side, 0, self._width) for side in (-reach[0], reach[0] + 1))
         low, high = (np.clip(y + side, 0, self._height) for side in (-reach[1], reach[1] + 1))
         return (
-            self._sums[high, right] - self._sums[low, right]
-            - self._sums[high, left] + self._sums[low, left]
-        )  # fmt: skip
+            self._sums[high, right] - self._sums[low, right] - self._sums[high, left] + self._sums[low, left]
+        )

@@ -33,24 +33,51 @@ _PAPER, _GRID = "#ffffff", "#e6eaef"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Tol's muted scheme with a black: ten classes
 CLASS_COLOURS = (
-    "#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933",
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#882255",
+    "#DDCC77",
+    "#44AA99",
+    "#AA4499",
+    "#999933",
     "#1f2328",
-)  # fmt: skip
+)
 SIGNED = "RdBu_r"
 _VIRIDIS = mpl.colormaps["viridis"]
 # without its yellow end, which white paper swallows, and of few colours, each with one for dark paper
 MAGNITUDE = ListedColormap(_VIRIDIS(np.linspace(0.0, 0.85, 24)))
 
 _NIGHT = (
-    "#58a6e0", "#f08a3c", "#3fc49a", "#e39cc3", "#f0b73a", "#8fd0f5", "#e6edf3",
-    "#8f7fe8", "#e88a98", "#52b36b", "#a5dcf5", "#d9679a", "#e6d98f", "#6fcdbb", "#d67fd0", "#c2c25a",
-)  # fmt: skip
+    "#58a6e0",
+    "#f08a3c",
+    "#3fc49a",
+    "#e39cc3",
+    "#f0b73a",
+    "#8fd0f5",
+    "#e6edf3",
+    "#8f7fe8",
+    "#e88a98",
+    "#52b36b",
+    "#a5dcf5",
+    "#d9679a",
+    "#e6d98f",
+    "#6fcdbb",
+    "#d67fd0",
+    "#c2c25a",
+)
 DARK: dict[str, str] = {
-    _PAPER: "#161b22", INK: "#e6edf3", MUTED: "#9aa5b1", _GRID: "#262d36", GAP: "#3d444d",
+    _PAPER: "#161b22",
+    INK: "#e6edf3",
+    MUTED: "#9aa5b1",
+    _GRID: "#262d36",
+    GAP: "#3d444d",
     **dict(zip(map(str.lower, (*COLOURS, *CLASS_COLOURS[:-1])), _NIGHT, strict=True)),
-    "#053061": "#afdaff", "#67001f": "#ffcfee",  # ends of the signed scale, as its tiles are inverted
+    "#053061": "#afdaff",
+    "#67001f": "#ffcfee",  # ends of the signed scale, as its tiles are inverted
     **{to_hex(MAGNITUDE(n)): to_hex(_VIRIDIS(0.3 + 0.7 * n / 23)) for n in range(24)},
-}  # fmt: skip
+}
 """Colours of the pictures and those that stand for them on a dark page, as an SVG file spells them."""
 
 STYLE: dict[str, Any] = {

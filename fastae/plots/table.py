@@ -95,9 +95,13 @@ def rows_figure(
 
 
 def draw_rows(
-    figure: Figure, place: SubplotSpec, named: Mapping[str, np.ndarray], heading: str, columns: Columns,
+    figure: Figure,
+    place: SubplotSpec,
+    named: Mapping[str, np.ndarray],
+    heading: str,
+    columns: Columns,
     mean: np.ndarray,
-) -> None:  # fmt: skip
+) -> None:
     """Panels beside each other, one per row, in a part of a figure."""
     count = len(next(iter(named.values())))
     for number, axes in enumerate(place.subgridspec(1, count).subplots(squeeze=False)[0]):
@@ -153,9 +157,14 @@ def strips(axes: Axes, rows: np.ndarray, scale: float, columns: Columns, labelle
     width = rows.shape[1]
     kept = spread(width, _MOST_STRIPS)
     image = axes.imshow(
-        rows[:, kept], cmap=colours(SIGNED), vmin=-scale, vmax=scale, aspect="auto", interpolation="none",
+        rows[:, kept],
+        cmap=colours(SIGNED),
+        vmin=-scale,
+        vmax=scale,
+        aspect="auto",
+        interpolation="none",
         extent=(0.5, width + 0.5, len(rows) + 0.5, 0.5),
-    )  # fmt: skip
+    )
     axes.grid(False)
     counted(axes.yaxis, len(rows), 8)
     named = columns.names is not None and width <= _NAMED_STRIPS * figure_width()

@@ -198,9 +198,18 @@ class SparseAutoencoder(nn.Module):
         dead = None if self.options.auxk is None else self.dead
         encoder, decoder = self.encoder, self.decoder
         w = prepare(
-            self.options.objective, normalised, encoder.weight, encoder.bias, decoder.weight, decoder.bias,
-            self._threshold(not self.training), self._gate(), self.skip, target, dead,
-        )  # fmt: skip
+            self.options.objective,
+            normalised,
+            encoder.weight,
+            encoder.bias,
+            decoder.weight,
+            decoder.bias,
+            self._threshold(not self.training),
+            self._gate(),
+            self.skip,
+            target,
+            dead,
+        )
         rows = as_rows(normalised)
         outcome = evaluate(
             self.options.objective, w, rows, rows if target is None else as_rows(target), dead, False

@@ -162,9 +162,16 @@ def _code(rule: Sparsity, values: Tensor, latents: Tensor, offsets: Tensor, dtyp
 
 
 def _sparse_parts(
-    o: SparseObjective, w: Weights, x: Tensor, center: Tensor | None, centred: Tensor,
-    found: tuple[Tensor, ...], ends: tuple[int, ...], norms: Tensor | None, dead_latents: Tensor | None,
-) -> Parts:  # fmt: skip
+    o: SparseObjective,
+    w: Weights,
+    x: Tensor,
+    center: Tensor | None,
+    centred: Tensor,
+    found: tuple[Tensor, ...],
+    ends: tuple[int, ...],
+    norms: Tensor | None,
+    dead_latents: Tensor | None,
+) -> Parts:
     z, latents, offsets = found
     rows, number = len(x), len(z)
     by_row = None
@@ -213,9 +220,15 @@ def _sparse_parts(
 
 
 def _streamed_parts(
-    o: SparseObjective, w: Weights, x: Tensor, center: Tensor | None, centred: Tensor,
-    ends: tuple[int, ...], norms: Tensor | None, dead_latents: Tensor | None,
-) -> Parts:  # fmt: skip
+    o: SparseObjective,
+    w: Weights,
+    x: Tensor,
+    center: Tensor | None,
+    centred: Tensor,
+    ends: tuple[int, ...],
+    norms: Tensor | None,
+    dead_latents: Tensor | None,
+) -> Parts:
     plan = Plan(o.activation, ends, norms is not None, o.l0 != 0.0)
     prefixes, gates, l1, l0, fired = Streamed.apply(
         x, center, centred, w.weight, w.bias, w.decoder_weight, norms, plan, *w.vectors

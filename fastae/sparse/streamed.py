@@ -84,9 +84,17 @@ class Streamed(Function):
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, center: Tensor | None, centred: Tensor, weight: Tensor, bias: Tensor | None,
-        decoder: Tensor, norms: Tensor | None, plan: Plan, *vectors: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ctx: Context,
+        x: Tensor,
+        center: Tensor | None,
+        centred: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        decoder: Tensor,
+        norms: Tensor | None,
+        plan: Plan,
+        *vectors: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         results, kept = _streamed_values(centred, weight, bias, decoder, norms, Vectors(*vectors), plan)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
@@ -122,9 +130,14 @@ class Streamed(Function):
 
 @outside_autocast
 def _streamed_values(
-    centred: Tensor, weight: Tensor, bias: Tensor | None, decoder: Tensor, norms: Tensor | None,
-    vectors: Vectors, plan: Plan,
-) -> tuple[tuple[Tensor | None, ...], Tensor | None]:  # fmt: skip
+    centred: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    decoder: Tensor,
+    norms: Tensor | None,
+    vectors: Vectors,
+    plan: Plan,
+) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
     rows, wide = len(centred), sum_dtype(weight.dtype)
     zeros = lambda *shape: centred.new_zeros(shape, dtype=wide)  # noqa: E731
     parts = zeros(len(plan.ends), rows, decoder.shape[1])
@@ -150,9 +163,17 @@ def _streamed_values(
 
 @outside_autocast
 def _streamed_grad(
-    centred: Tensor, weight: Tensor, bias: Tensor | None, decoder: Tensor, norms: Tensor | None,
-    kept: Tensor | None, vectors: Vectors, plan: Plan, grads: tuple[Tensor | None, ...], need_x: bool,
-) -> tuple[Any, ...]:  # fmt: skip
+    centred: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    decoder: Tensor,
+    norms: Tensor | None,
+    kept: Tensor | None,
+    vectors: Vectors,
+    plan: Plan,
+    grads: tuple[Tensor | None, ...],
+    need_x: bool,
+) -> tuple[Any, ...]:
     g_parts, g_gates, g_l1, g_l0, _ = grads
     wide = sum_dtype(weight.dtype)
     low = lambda g: None if g is None else g.to(decoder.dtype)  # noqa: E731
@@ -182,9 +203,12 @@ def _streamed_grad(
         used = [(value, grad) for value, grad in pairs if value is not None]
         leaves = [u, *(t for t in own if t is not None)]
         du, *rest = torch.autograd.grad(
-            [value for value, _ in used], leaves, [grad for _, grad in used],
-            allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
+            [value for value, _ in used],
+            leaves,
+            [grad for _, grad in used],
+            allow_unused=True,
+            materialize_grads=True,
+        )
         for total in d_vectors:
             if total is not None:
                 total[part] = rest.pop(0)

@@ -99,12 +99,19 @@ class Stage:
         if self.schedule.lower() == "none":
             return None
         cls = _lookup(
-            "schedule", self.schedule, lr_scheduler, lr_scheduler.LRScheduler,
+            "schedule",
+            self.schedule,
+            lr_scheduler,
+            lr_scheduler.LRScheduler,
             exclude=(
-                "LRScheduler", "ReduceLROnPlateau", "LambdaLR", "MultiplicativeLR", "SequentialLR",
+                "LRScheduler",
+                "ReduceLROnPlateau",
+                "LambdaLR",
+                "MultiplicativeLR",
+                "SequentialLR",
                 "ChainedScheduler",
             ),
-        )  # fmt: skip
+        )
         options = _options("schedule_options", self.schedule_options)
         lengths = {"T_max": steps, "total_steps": steps, "total_iters": steps, "max_lr": self.lr}
         known = inspect.signature(cls).parameters
@@ -139,8 +146,11 @@ class _DataConfig:
 
 
 _CHOICES: dict[str, Collection[str]] = {
-    "activation": ACTIVATIONS, "output_activation": ACTIVATIONS, "loss": LOSSES, "code_noise": CODE_NOISES,
-}  # fmt: skip
+    "activation": ACTIVATIONS,
+    "output_activation": ACTIVATIONS,
+    "loss": LOSSES,
+    "code_noise": CODE_NOISES,
+}
 
 LAYER_TYPES: dict[str, Any] = {
     name: Literal[tuple(_CHOICES[name])] if name in _CHOICES else type(value)
@@ -303,9 +313,12 @@ def _lookup(argument: str, name: str, module: Any, base: type, exclude: tuple[st
     known = {
         key.lower(): value
         for key, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, base) and value is not base
-        and not key.startswith("_") and key not in exclude
-    }  # fmt: skip
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and value is not base
+        and not key.startswith("_")
+        and key not in exclude
+    }
     if name.lower() not in known:
         names = ", ".join(sorted(value.__name__ for value in known.values()))
         raise ValueError(f"{argument}: {name!r} is not one of {names}")

@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 COLUMNS = (
-    "stage", "epoch", "step", "seconds", "rows_per_second", "lr",
-    *(f"{part}_{term}" for part in ("train", "validation")
-      for term in ("total", "reconstruction", "contractive", "higher_order", "l1", "kl", "error")),
-)  # fmt: skip
+    "stage",
+    "epoch",
+    "step",
+    "seconds",
+    "rows_per_second",
+    "lr",
+    *(
+        f"{part}_{term}"
+        for part in ("train", "validation")
+        for term in ("total", "reconstruction", "contractive", "higher_order", "l1", "kl", "error")
+    ),
+)
 """Columns of log.csv, one row per epoch. The terms are those of fastae.AutoencoderLoss, means over rows;
 error is the share of rows that the classifier gets wrong; lr is the rate of the next step."""
 
