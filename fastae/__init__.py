@@ -1,8 +1,22 @@
 """fastae: fused layers, losses and a training engine for autoencoders on PyTorch."""
 
 import sys as _sys
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from ._version import __version__
+
+if _TYPE_CHECKING:
+    from .run import Run, load
+
+
+def __getattr__(name: str) -> _Any:
+    """The training engine is imported with the names that need it."""
+    if name in ("Run", "load"):
+        from . import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _is_command() -> bool:
@@ -20,7 +34,6 @@ if not _is_command():
     from .corruption import Corruption, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, parse_corruption
     from .functional import AutoencoderLoss
     from .nn import fuse, unfuse
-    from .run import Run, load
     from .sparse import (
         AuxK,
         BatchTopK,
