@@ -18,9 +18,23 @@ from tests.cli.support import QUICK, Outcome, assert_refused, environment
 LONG = "--finetune.epochs 0 --pretrain.epochs 3000"
 
 
+def heed_signals() -> None:
+    """Undo what the tests' own process may have inherited, such as nohup's ignored SIGHUP."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def fastae_process(line: str, cwd: Path, **pipes: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fastae", *shlex.split(line)]
-    return subprocess.Popen(command, cwd=cwd, env=environment(), text=True, stderr=subprocess.PIPE, **pipes)
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_signals if os.name == "posix" else None,
+        **pipes,
+    )
 
 
 def test_python_m_fastae_returns_the_exit_code(here):
