@@ -1,4 +1,4 @@
-"""What several folders of tests share."""
+"""Support for tests in several folders."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_derivative_and_second_are_those_of_autograd(f: Activation):
 
 @EVERY
 def test_autograd_through_the_derivative_gives_the_second(f: Activation):
-    """What the reference differentiates is what the fused gradient uses, at the breakpoint as well."""
+    """The fused gradient uses the reference's derivative, at the breakpoint as well."""
     z = points().requires_grad_()
     s = f.derivative(f.function(z), z)
     through = torch.zeros_like(z)

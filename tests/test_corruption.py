@@ -166,7 +166,7 @@ def test_everything_happens_with_probability_one():
 @pytest.mark.parametrize("corruption", [Masking(0.5), SaltAndPepper(0.5)], ids=lambda c: c.kind)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_replaced_entry_leaves_no_trace(corruption: Corruption, bad: float):
-    """Where an entry is replaced, neither it nor its gradient matters, even infinite or missing."""
+    """A replaced entry and its gradient do not matter, even if infinite or NaN."""
     hit = R.corrupted_entries(matrix(40, 9), corruption, 5)
     x = torch.where(hit, bad, 1.0)
     assert draw(x, corruption).isfinite().all()

@@ -61,7 +61,7 @@ def leaves(*stacks: Layers) -> list[Tensor]:
 
 
 def seeds(count: int, seed: int = 0) -> list[Tensor]:
-    """What operations will draw one after the other from a generator seeded with ``seed``."""
+    """Successive draws of operations from a generator seeded with ``seed``."""
     g = torch.Generator().manual_seed(seed)
     return [philox.draw_seed(torch.device("cpu"), g) for _ in range(count)]
 
@@ -321,10 +321,23 @@ def test_every_term_and_its_gradients_are_those_of_plain_pytorch(loss, reduction
     expected = {**{name: reduce(row) for name, row in rows.items()}, "higher_order": None, "kl": kl}
 
     terms = deep_autoencoder_loss(
-        x, encoder, decoder, loss=loss, corruption=corruption, emphasis=emphasis, contractive=0.1, probes=2,
-        l1=0.2, kl=0.3, kl_target=0.15, code_noise=noise, code_noise_std=0.3, dropout=0.25,
-        reduction=reduction, generator=seeded(),
-    )._asdict()  # fmt: skip
+        x,
+        encoder,
+        decoder,
+        loss=loss,
+        corruption=corruption,
+        emphasis=emphasis,
+        contractive=0.1,
+        probes=2,
+        l1=0.2,
+        kl=0.3,
+        kl_target=0.15,
+        code_noise=noise,
+        code_noise_std=0.3,
+        dropout=0.25,
+        reduction=reduction,
+        generator=seeded(),
+    )._asdict()
     assert terms.keys() == expected.keys()
     every = [x, *leaves(encoder, decoder)]
     for name, value in expected.items():
@@ -411,7 +424,7 @@ def layer(out: int, width: int, activation: str = "sigmoid", dtype: torch.dtype 
         ([layer(4, 5)], {"reduction": "max"}, "^reduction: 'max' is not one of mean, sum, none$"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_does_not_fit_in_the_encoder_is_named(layers, options, message):
     with pytest.raises(ValueError, match=message):
         deep_contractive_encode(torch.zeros(3, 5, dtype=torch.float64), layers, **options)

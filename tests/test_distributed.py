@@ -58,7 +58,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module", params=["torch", "triton"])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes got."""
+    """Results of each of two processes."""
     backend, folder = request.param, tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         if backend == "triton":

@@ -101,10 +101,19 @@ def test_reconstruction_loss_is_the_reference(
 # --- autoencoder_loss -----------------------------------------------------------------------------------
 
 EVERYTHING: Options = {
-    "corruption": Masking(0.3), "emphasis": Emphasis(2.0, 0.5), "contractive": 0.3, "higher_order": 0.2,
-    "higher_order_std": 0.3, "higher_order_samples": 2, "l1": 0.1, "kl": 0.4, "kl_target": 0.1,
-    "code_noise": "gaussian", "code_noise_std": 0.2, "dropout": 0.3,
-}  # fmt: skip
+    "corruption": Masking(0.3),
+    "emphasis": Emphasis(2.0, 0.5),
+    "contractive": 0.3,
+    "higher_order": 0.2,
+    "higher_order_std": 0.3,
+    "higher_order_samples": 2,
+    "l1": 0.1,
+    "kl": 0.4,
+    "kl_target": 0.1,
+    "code_noise": "gaussian",
+    "code_noise_std": 0.2,
+    "dropout": 0.3,
+}
 SINGLE: dict[str, Options] = {
     "plain": {},
     "contractive": {"contractive": 0.3},
@@ -275,9 +284,7 @@ def test_each_term_is_differentiable_by_itself(term: str, reduction: str, tied: 
 def test_total_is_the_weighted_sum_of_the_terms(reduction: str, parameters):
     x, w, b, v, c, _ = parameters()
     terms = functional.autoencoder_loss(x, w, b, v, c, reduction=reduction, **EVERYTHING)
-    weighted = terms.reconstruction + sum(
-        EVERYTHING[name] * getattr(terms, name) for name in TERMS[1:-1]
-    )  # fmt: skip
+    weighted = terms.reconstruction + sum(EVERYTHING[name] * getattr(terms, name) for name in TERMS[1:-1])
     kl_share = len(x) if reduction == "sum" else 1
     torch.testing.assert_close(terms.total, weighted + EVERYTHING["kl"] * kl_share * terms.kl, **EXACT)
 

@@ -1,4 +1,4 @@
-"""What the functions promise besides their values: shapes, strides, and leaving their inputs alone."""
+"""Contracts of the functions besides values: shapes, strides, and inputs left alone."""
 
 from __future__ import annotations
 

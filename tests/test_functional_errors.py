@@ -1,4 +1,4 @@
-"""What the functions refuse: second derivatives and arguments that do not fit."""
+"""Errors of the functions: second derivatives and arguments that do not fit."""
 
 from __future__ import annotations
 

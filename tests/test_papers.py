@@ -79,15 +79,17 @@ class Toy:
     def __init__(self) -> None:
         self.asked: list[tuple[float, int]] = []
         self.recipe = Recipe(
-            title="toys", source="a shop",
+            title="toys",
+            source="a shop",
             rows=(
                 Row("best", FineTuning(dropout=0.1), {"error": 1.5}),
                 Row("other", FineTuning(dropout=0.2), {}),
             ),
             figures=(Figure("error", "error %"), Figure("size", "size", "{:.0f}")),
-            fit=self.fit, shrink=lambda settings: replace(settings, input_dropout=0.7),
+            fit=self.fit,
+            shrink=lambda settings: replace(settings, input_dropout=0.7),
             differences=("Only a toy.",),
-        )  # fmt: skip
+        )
 
     def fit(self, settings: FineTuning, data: Any, seed: int) -> protocol.Measure:
         self.asked.append((settings.dropout, seed))

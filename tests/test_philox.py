@@ -56,11 +56,17 @@ def test_plain_implementation_gives_the_published_answers():
     """Two known answers of the Random123 distribution."""
     ones = WORD - 1
     assert philox4x64((0, 0, 0, 0), (0, 0)) == [
-        0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B,
-    ]  # fmt: skip
+        0x16554D9ECA36314C,
+        0xDB20FE9D672D0FDC,
+        0xD7E772CEE186176B,
+        0x7E68B68AEC7BA23B,
+    ]
     assert philox4x64((ones, ones, ones, ones), (ones, ones)) == [
-        0x87B092C3013FE90B, 0x438C3C67BE8D0224, 0x9CC7D7C69CD777B6, 0xA09CAEBF594F0BA0,
-    ]  # fmt: skip
+        0x87B092C3013FE90B,
+        0x438C3C67BE8D0224,
+        0x9CC7D7C69CD777B6,
+        0xA09CAEBF594F0BA0,
+    ]
 
 
 @pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 17])

@@ -19,8 +19,12 @@ from fastae.activations import ACTIVATIONS
 from fastae.nn import Autoencoder, EncoderLayer, StackedAutoencoder
 
 EVERYTHING: dict[str, Any] = {
-    "dropout": 0.4, "contractive": 0.1, "higher_order": 0.1, "l1": 0.1, "kl": 0.1,
-}  # fmt: skip
+    "dropout": 0.4,
+    "contractive": 0.1,
+    "higher_order": 0.1,
+    "l1": 0.1,
+    "kl": 0.1,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "masking": {"corruption": Masking(0.3), "emphasis": Emphasis(2.0, 0.5), **EVERYTHING},

@@ -246,9 +246,14 @@ def test_objective_is_its_parts_at_the_corrupted_input_and_the_clean_target(para
     }
     factors = {"reconstruction": 1.0, "contractive": 0.3, "higher_order": 0.7, "l1": 0.2, "kl": 0.5}
     terms = R.autoencoder_loss(
-        *p[:5], seed=9, corruption=masking, higher_order_std=0.2, higher_order_samples=2, kl_target=0.1,
+        *p[:5],
+        seed=9,
+        corruption=masking,
+        higher_order_std=0.2,
+        higher_order_samples=2,
+        kl_target=0.1,
         **{name: factor for name, factor in factors.items() if name != "reconstruction"},
-    )  # fmt: skip
+    )
     total = sum(factors[name] * expected[name] for name in factors)
     assert_same(terms.total, total, *p[:5])
     for name, value in expected.items():

@@ -39,8 +39,9 @@ def test_measures_writes_and_skips(here, capsys):
     assert names == {"r.json", "r.md", "r-ratios.png", "r-roofline-float32.png"}
     written = json.loads((here / "r.json").read_text())
     assert written["format"] == 1 and set(written["cases"]) == {
-        "encode float32 8x12x16", "inference float32 8x12x16",
-    }  # fmt: skip
+        "encode float32 8x12x16",
+        "inference float32 8x12x16",
+    }
     assert set(written["peaks"]["float32"]) == {"bytes_per_second", "flops_per_second"}
     assert "encode, float32" in capsys.readouterr().out
     assert main([*TINY.split(), "r.json"]) == 0
@@ -70,8 +71,13 @@ def test_report_and_compare_measure_nothing(here, capsys, results, monkeypatch):
     results(fastae=1.2, eager=2.0).save(here / "b.json")
     assert main(["bench", "--report", "a.json"]) == 0
     assert {path.name for path in here.iterdir()} == {
-        "a.json", "b.json", "a.md", "a-ratios.png", "a-roofline-float32.png", "a-scaling-float32.png",
-    }  # fmt: skip
+        "a.json",
+        "b.json",
+        "a.md",
+        "a-ratios.png",
+        "a-roofline-float32.png",
+        "a-scaling-float32.png",
+    }
     assert "1.50 ±0.08" in capsys.readouterr().out
     assert main(["bench", "--compare", "a.json", "b.json"]) == 0
     assert "0.800   faster" in capsys.readouterr().out
@@ -127,11 +133,27 @@ def test_a_compiled_provider(here, known_peaks):
 @pytest.mark.slow
 def test_pytest_benchmark_runs_the_same_cases(here):
     command = [
-        sys.executable, "-m", "pytest", str(ROOT / "benchmarks"), "--benchmark-only", "-q",
-        "-k", "test_group and (products or fastae or jacobian)", "--shapes", "8x12x16",
-        "--benchmark-json", "out.json", "-p", "no:cacheprovider", "-p", "no:xdist",
-        "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        str(ROOT / "benchmarks"),
+        "--benchmark-only",
+        "-q",
+        "-k",
+        "test_group and (products or fastae or jacobian)",
+        "--shapes",
+        "8x12x16",
+        "--benchmark-json",
+        "out.json",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--rootdir",
+        str(ROOT),
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    ]
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     environment = {**own, "OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
@@ -139,9 +161,13 @@ def test_pytest_benchmark_runs_the_same_cases(here):
     assert result.returncode == 0, result.stdout[-3000:]
     found = json.loads((here / "out.json").read_text())["benchmarks"]
     assert {entry["group"] for entry in found} == {
-        *(f"{group} {mode} float32 8x12x16" for group in ("step", "encode", "reconstruction_loss")
-          for mode in ("forward", "backward", "full")),
-        "corruption forward float32 8x12x16", "inference forward float32 8x12x16",
-    }  # fmt: skip
+        *(
+            f"{group} {mode} float32 8x12x16"
+            for group in ("step", "encode", "reconstruction_loss")
+            for mode in ("forward", "backward", "full")
+        ),
+        "corruption forward float32 8x12x16",
+        "inference forward float32 8x12x16",
+    }
     for entry in found:
         assert entry["extra_info"]["shape"] == [8, 12, 16] and entry["extra_info"]["ratio"] > 0.0

@@ -33,8 +33,10 @@ def test_sweeps_are_found_among_the_cases(results):
     cases = [case for case in made.cases.values() if case.group == "sweep"]
     found = dict(sweeps(cases))
     assert {axis: [size for size, _ in line] for axis, line in found.items()} == {
-        "M": [2, 4, 8, 16, 32], "D": [1, 2, 4, 8, 16], "H": [1, 2, 4, 8, 16],
-    }  # fmt: skip
+        "M": [2, 4, 8, 16, 32],
+        "D": [1, 2, 4, 8, 16],
+        "H": [1, 2, 4, 8, 16],
+    }
     line = points_of(found["M"], "fastae")
     fit = Fit.of(*zip(*line, strict=True))
     assert (fit.offset, fit.slope) == pytest.approx((2e-6 * 16, 2e-6))  # floor is 1e-6 (8 + M + 4 + 4)

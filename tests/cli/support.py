@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Support for tests of the command line."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What each command prints and writes."""
+"""Output and files of each command."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_train_writes_a_run_and_prints_its_figures(fastae_, here):
 
 
 def test_every_option_reaches_the_run(fastae_, here):
-    """What is kept in the checkpoint is what was typed, of every type of option."""
+    """The checkpoint keeps options of every type as they were typed."""
     code, _, _ = fastae_(
         "train --no-tensorboard --data digits --scaling unit --sizes 64 6 5 "
         "--activation sigmoid tanh --loss bce mse --tied True False "
@@ -51,16 +51,42 @@ def test_every_option_reaches_the_run(fastae_, here):
     )
     assert code == 0
     typed = TrainConfig(
-        data="digits", scaling="unit", sizes=(64, 6, 5), activation=("sigmoid", "tanh"), loss=("bce", "mse"),
-        tied=(True, False), corruption=("masking:0.1", "gaussian:0.2"), contractive=(0.1,), l1=(0.01, 0.0),
-        kl=(0.1, 0.0), kl_target=(0.2,), code_noise=("bernoulli", "none"), dropout=(0.1, 0.0), probes=2,
+        data="digits",
+        scaling="unit",
+        sizes=(64, 6, 5),
+        activation=("sigmoid", "tanh"),
+        loss=("bce", "mse"),
+        tied=(True, False),
+        corruption=("masking:0.1", "gaussian:0.2"),
+        contractive=(0.1,),
+        l1=(0.01, 0.0),
+        kl=(0.1, 0.0),
+        kl_target=(0.2,),
+        code_noise=("bernoulli", "none"),
+        dropout=(0.1, 0.0),
+        probes=2,
         pretrain=Stage(
-            epochs=1, optimizer="SGD", lr=0.125, optimizer_options=("momentum=0.9", "nesterov=true"),
-            schedule="steplr", schedule_options=("step_size=3",), clip_norm=2.0, patience=1, batch_size=100,
+            epochs=1,
+            optimizer="SGD",
+            lr=0.125,
+            optimizer_options=("momentum=0.9", "nesterov=true"),
+            schedule="steplr",
+            schedule_options=("step_size=3",),
+            clip_norm=2.0,
+            patience=1,
+            batch_size=100,
         ),
-        finetune=Stage(epochs=1), validation=0.2, precision="bfloat16", device="cpu", seed=7, out="typed",
-        checkpoint_seconds=9.0, memory_gib=0.5, supervised_dropout=0.1, tensorboard=False,
-    )  # fmt: skip
+        finetune=Stage(epochs=1),
+        validation=0.2,
+        precision="bfloat16",
+        device="cpu",
+        seed=7,
+        out="typed",
+        checkpoint_seconds=9.0,
+        memory_gib=0.5,
+        supervised_dropout=0.1,
+        tensorboard=False,
+    )
     assert TrainConfig.from_dict(load_checkpoint("typed").config) == typed.with_epochs(1200, 2)
 
 
@@ -170,8 +196,16 @@ def test_resume_continues_a_run(fastae_, run, here):
 def test_info_says_what_runs_where_and_why(fastae_):
     code, out, err = fastae_("info")
     assert (code, err) == (0, "")
-    for word in ("fastae", "torch", "triton", "operators on cpu", "decode_loss", "weight_grad",
-                 "training step", "cpu has no graphs"):  # fmt: skip
+    for word in (
+        "fastae",
+        "torch",
+        "triton",
+        "operators on cpu",
+        "decode_loss",
+        "weight_grad",
+        "training step",
+        "cpu has no graphs",
+    ):
         assert word in out
     code, out, _ = fastae_("info --json")
     info = json.loads(out)

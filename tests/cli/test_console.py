@@ -95,8 +95,15 @@ def test_control_characters_are_made_visible(text, shown, capsys):
 
 
 def row(epoch: int, **changes: Any) -> dict[str, Any]:
-    values = {"stage": "layer 1", "epoch": epoch, "step": 4 * epoch, "seconds": 0.5 * epoch,
-              "rows_per_second": 1234.0, "train_total": 20.5, "validation_total": 21.25}  # fmt: skip
+    values = {
+        "stage": "layer 1",
+        "epoch": epoch,
+        "step": 4 * epoch,
+        "seconds": 0.5 * epoch,
+        "rows_per_second": 1234.0,
+        "train_total": 20.5,
+        "validation_total": 21.25,
+    }
     return {**values, **changes}
 
 

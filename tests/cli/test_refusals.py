@@ -88,7 +88,8 @@ BAD_TRAINING = {  # arguments of train: what the message has to name
     "unknown schedule": ("--supervised.schedule cosine", "schedule 'cosine' CosineAnnealingLR"),
     "schedule without its option": ("--supervised.schedule StepLR", "schedule_options step_size"),
     "schedule that divides by zero": (
-        "--pretrain.schedule StepLR --pretrain.schedule-options step_size=0", "schedule_options"
+        "--pretrain.schedule StepLR --pretrain.schedule-options step_size=0",
+        "schedule_options",
     ),
     "infinite memory": ("--memory-gib inf", "memory_gib inf"),
     "negative memory": ("--memory-gib -1", "memory_gib -1.0"),
@@ -122,7 +123,7 @@ BAD_TRAINING = {  # arguments of train: what the message has to name
     "resume without out": ("--resume", "resume out"),
     "resume of nothing": ("--resume --out nowhere", "nowhere"),
     "resume of an empty folder": ("--resume --out bare", "bare checkpoint"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)

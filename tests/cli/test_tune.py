@@ -46,8 +46,9 @@ def test_tune_measures_keeps_and_prints(capsys, cache, monkeypatch):
         entry["key"] for entry in json.loads((cache / "tables" / "interpreter.json").read_text())["entries"]
     ]
     assert [(key["operator"], key["M"], key["N"], key["K"]) for key in keys] == [
-        ("encode", 24, 40, 32), ("corrupt", 24, 32, 0)
-    ]  # fmt: skip
+        ("encode", 24, 40, 32),
+        ("corrupt", 24, 32, 0),
+    ]
     monkeypatch.setenv("FASTAE_BACKEND", "triton")
     assert main(["info"]) == 0
     assert "measured choices, cpu  0 shipped, 2 cache" in capsys.readouterr().out

@@ -107,9 +107,7 @@ STD = 0.15
 def circle() -> Autoencoder:
     """A denoising autoencoder of points on the unit circle."""
     torch.manual_seed(0)
-    model = Autoencoder(
-        2, 64, activation="tanh", loss="mse", tied=False, corruption=f"gaussian:{STD}"
-    )  # fmt: skip
+    model = Autoencoder(2, 64, activation="tanh", loss="mse", tied=False, corruption=f"gaussian:{STD}")
     steps = 2000
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

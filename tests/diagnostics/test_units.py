@@ -68,8 +68,11 @@ def test_no_number_is_no_figure():
         assert share.isnan().tolist() == [False, True, False]
     assert code_sparsity(code).isnan().tolist() == [True, False, True]
     assert code_sparsity(torch.tensor([[math.nan], [math.inf], [0.0], [2.0]])).isnan().tolist() == [
-        True, True, False, False,
-    ]  # fmt: skip
+        True,
+        True,
+        False,
+        False,
+    ]
     assert dead_units(code).tolist() == [True, False, False]
 
 

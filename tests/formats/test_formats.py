@@ -288,11 +288,14 @@ def test_dictionary_learning(name, tmp_path):
 @pytest.mark.parametrize("activation", ["TopK", "ReLU"])
 def test_openai(activation, tmp_path):
     t: dict[str, Any] = {
-        "pre_bias": draw(D), "encoder.weight": draw(H, D),
-        "latent_bias": draw(H), "decoder.weight": draw(D, H),
-        "stats_last_nonzero": torch.zeros(H, dtype=torch.long), "activation": activation,
+        "pre_bias": draw(D),
+        "encoder.weight": draw(H, D),
+        "latent_bias": draw(H),
+        "decoder.weight": draw(D, H),
+        "stats_last_nonzero": torch.zeros(H, dtype=torch.long),
+        "activation": activation,
         "activation_state_dict": {"k": 3, "postact_fn": "ReLU"} if activation == "TopK" else {},
-    }  # fmt: skip
+    }
     mean, std = (X.mean(1, keepdim=True), X.std(1, keepdim=True)) if activation == "TopK" else (0.0, 1.0)
     x = (X - mean) / (std + 1e-5) if activation == "TopK" else X
     z = (x - t["pre_bias"]) @ t["encoder.weight"].T + t["latent_bias"]

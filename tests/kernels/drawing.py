@@ -1,4 +1,4 @@
-"""What the kernels draw, stored as it is."""
+"""Kernels that store the noise they draw."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def grid(M: int, N: int, BM: int, BN: int) -> tuple[int, int]:
 def bits_of(
     seed: int, stream: int, M: int, N: int, width: int, tile: tuple[int, int] = LARGE, first: int = 0
 ) -> Tensor:
-    """What the kernels draw, [M, N], on the CPU."""
+    """The kernels' draws, [M, N], on the CPU."""
     out = torch.empty(M, N, dtype={16: torch.int16, 32: torch.int32}[width], device=DEVICE)
     store_bits[grid(M, N, *tile)](a_seed(seed), stream, first, out, M, N, width, *tile)
     return out.cpu()

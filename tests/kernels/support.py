@@ -1,4 +1,4 @@
-"""What the kernels' tests share: where they run, their tile shapes, and how close is close."""
+"""Support for the kernels' tests: device, tile shapes and tolerances."""
 
 from __future__ import annotations
 

@@ -100,10 +100,18 @@ def clear_draws(tensors: Tensors, dtype: torch.dtype, options: Options) -> int:
 # --- options ----------------------------------------------------------------------------------------------
 
 EVERYTHING: Options = {
-    "corruption": Masking(0.3), "emphasis": Emphasis(2.0, 0.5), "contractive": 0.3, "higher_order": 0.2,
-    "higher_order_std": 0.3, "l1": 0.1, "kl": 0.4, "kl_target": 0.1,
-    "code_noise": "gaussian", "code_noise_std": 0.2, "dropout": 0.3,
-}  # fmt: skip
+    "corruption": Masking(0.3),
+    "emphasis": Emphasis(2.0, 0.5),
+    "contractive": 0.3,
+    "higher_order": 0.2,
+    "higher_order_std": 0.3,
+    "l1": 0.1,
+    "kl": 0.4,
+    "kl_target": 0.1,
+    "code_noise": "gaussian",
+    "code_noise_std": 0.2,
+    "dropout": 0.3,
+}
 OPTIONS: dict[str, Options] = {
     "plain": {},
     "contractive": {"contractive": 0.3},

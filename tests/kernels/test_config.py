@@ -1,4 +1,4 @@
-"""Which strategy, tiles and schedule a product gets."""
+"""Strategy, tiles and schedule of products."""
 
 from __future__ import annotations
 

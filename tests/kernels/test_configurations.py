@@ -18,8 +18,12 @@ from tests.kernels.comparison import Tensors, assert_like_reference, normal, uni
 from tests.kernels.support import DEVICE, DTYPES, ON_GPU
 
 OPTIONS: dict[str, Any] = {
-    "corruption": Masking(0.25), "contractive": 0.3, "l1": 0.1, "kl": 0.2, "dropout": 0.2
-}  # fmt: skip
+    "corruption": Masking(0.25),
+    "contractive": 0.3,
+    "l1": 0.1,
+    "kl": 0.2,
+    "dropout": 0.2,
+}
 ALIGNED, ODD = (144, 272, 160), (131, 261, 147)  # rows, features, units: more than one of the largest tile
 
 

@@ -1,4 +1,4 @@
-"""What operators cost: the counts are those of the tensors and products of a real call."""
+"""Costs of operators: the counts equal those of the tensors and products of a real call."""
 
 from __future__ import annotations
 
@@ -126,29 +126,49 @@ def _case(name: str, dtype: torch.dtype, tied: bool, o: dict[str, Any]) -> Calla
     gaussian = noise.Noise(noise.CODE_NOISES["gaussian"], 2, 0.1)
     calls = {
         "encode": lambda: operators.encode(
-            x, weight, bias if o.get("bias", True) else None, activation,
+            x,
+            weight,
+            bias if o.get("bias", True) else None,
+            activation,
             sq_norms=q if o.get("contractive") or difference else None,
-            base=(h, preact) if difference else None, l1=o.get("l1", False),
-            code_sum=o.get("code_sum", False), dropout=dropout, seed=seed,
+            base=(h, preact) if difference else None,
+            l1=o.get("l1", False),
+            code_sum=o.get("code_sum", False),
+            dropout=dropout,
+            seed=seed,
             noise=gaussian if o.get("noise") else None,
         ),
         "decode_loss": lambda: operators.decode_loss(
-            h, decoder, decoder_bias if o.get("bias", True) else None, x, o.get("loss", "bce"),
-            column_sums=o.get("column_sums", True), **emphasis,
+            h,
+            decoder,
+            decoder_bias if o.get("bias", True) else None,
+            x,
+            o.get("loss", "bce"),
+            column_sums=o.get("column_sums", True),
+            **emphasis,
         ),
         "decode_loss_target_grad": lambda: operators.decode_loss_target_grad(
             h, decoder, decoder_bias, x, o.get("loss", "bce"), **emphasis
         ),
         "code_grad": lambda: operators.code_grad(
-            *((x, decoder) if o.get("product", True) else (h2, None)), h, h4, activation, dropout=dropout,
-            scale=one, penalty_scale=one if o.get("contractive") else None,
+            *((x, decoder) if o.get("product", True) else (h2, None)),
+            h,
+            h4,
+            activation,
+            dropout=dropout,
+            scale=one,
+            penalty_scale=one if o.get("contractive") else None,
             sq_norms=q if o.get("contractive") and activation != "relu" else None,
-            l1_scale=one if o.get("l1") else None, column_grad=q2 if o.get("column_grad") else None,
+            l1_scale=one if o.get("l1") else None,
+            column_grad=q2 if o.get("column_grad") else None,
             extra=h3 if o.get("extra") else None,
         ),
         "weight_grad": lambda: operators.weight_grad(
-            h, x, one if o.get("scale", True) and not o.get("dual") else None,
-            weight if o.get("contractive") else None, q if o.get("contractive") else None,
+            h,
+            x,
+            one if o.get("scale", True) and not o.get("dual") else None,
+            weight if o.get("contractive") else None,
+            q if o.get("contractive") else None,
             *((h2, x2, one if o.get("scale", True) else None) if o.get("dual") else ()),
         ),
         "slope_difference_grad": lambda: operators.slope_difference_grad(
@@ -161,7 +181,7 @@ def _case(name: str, dtype: torch.dtype, tied: bool, o: dict[str, Any]) -> Calla
         "perturb": lambda: operators.perturb(h, gaussian, dropout, seed),
         "random_signs": lambda: operators.random_signs(h, seed, 7),
         "squared_norms": lambda: operators.squared_norms(weight),
-    }  # fmt: skip
+    }
     return calls[name]
 
 
@@ -218,9 +238,10 @@ def test_bytes_are_those_of_the_tensors(name, options, strategy: str, traffic):
 def test_every_operator_is_counted():
     assert set(cost._COUNTS) == {name for name, _ in OPERATORS}
     public = {
-        name for name, f in vars(operators).items()
+        name
+        for name, f in vars(operators).items()
         if getattr(f, "__module__", "") == operators.__name__ and not name.startswith("_")
-    }  # fmt: skip
+    }
     assert set(cost._COUNTS) == public
 
 

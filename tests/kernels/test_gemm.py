@@ -32,7 +32,7 @@ def transposed(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What products are launched with: the number of programs, and whether operands come by TMA."""
+    """Launches of products: the number of programs, and operands by TMA."""
     seen: list[dict[str, Any]] = []
 
     def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:

@@ -58,9 +58,11 @@ def test_normal_draws_are_those_of_philox_to_rounding(columns: int, tile: tuple[
 # --- what is made of them -------------------------------------------------------------------------------
 
 CORRUPTIONS = [
-    *(Masking(p) for p in (1e-5, 0.3, 1.0)), Gaussian(0.4),
-    *(SaltAndPepper(p, -0.5, 2.0) for p in (0.3, 1.0)), *(Swap(p) for p in (0.3, 1.0)),
-]  # fmt: skip
+    *(Masking(p) for p in (1e-5, 0.3, 1.0)),
+    Gaussian(0.4),
+    *(SaltAndPepper(p, -0.5, 2.0) for p in (0.3, 1.0)),
+    *(Swap(p) for p in (0.3, 1.0)),
+]
 
 
 def matrix(M: int, N: int, layout: str, dtype: torch.dtype) -> Tensor:

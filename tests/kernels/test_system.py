@@ -258,7 +258,7 @@ def test_kernels_import_nothing_of_fastae():
 
 
 def in_a_process(code: str, **environment: str) -> str:
-    """What the code prints in a Python of its own, without TRITON_INTERPRET."""
+    """Output of the code in a Python process without TRITON_INTERPRET."""
     env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FASTAE_BACKEND")}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     run = subprocess.run(

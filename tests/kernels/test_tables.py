@@ -60,9 +60,14 @@ def ship(*entries: Entry) -> None:
 
 def plan(key: Key = KEY, target: Any = TARGET) -> config.Plan:
     return config.plan(
-        *key[-3:], getattr(torch, key.dtype), target, operator=key.operator, heavy=key.heavy,
-        aligned=key.aligned, k_major=key.k_major,
-    )  # fmt: skip
+        *key[-3:],
+        getattr(torch, key.dtype),
+        target,
+        operator=key.operator,
+        heavy=key.heavy,
+        aligned=key.aligned,
+        k_major=key.k_major,
+    )
 
 
 def rewrite(path: Path, change: Any) -> None:
@@ -92,9 +97,16 @@ def test_a_choice_serves_the_shapes_of_its_bucket_alone():
 
 
 @pytest.mark.parametrize(
-    "other", [{"operator": "decode_loss"}, {"dtype": "float16"}, {"heavy": True}, {"aligned": False},
-              {"k_major": False}], ids=str,
-)  # fmt: skip
+    "other",
+    [
+        {"operator": "decode_loss"},
+        {"dtype": "float16"},
+        {"heavy": True},
+        {"aligned": False},
+        {"k_major": False},
+    ],
+    ids=str,
+)
 def test_a_choice_serves_its_own_calls_alone(other):
     save(entry(FUSED))
     key = KEY._replace(**other)
@@ -192,11 +204,16 @@ def test_an_entry_of_another_version_may_have_any_fields():
 # --- files that cannot be read ----------------------------------------------------------------------------
 
 CORRUPT = {
-    "empty": b"", "cut": b'{"device": "x", "entries": [{"key"', "a list": b"[]",
-    "a number": b'{"entries": 3}', "no entries": b"{}", "numbers": b'{"entries": [1]}',
-    "null": b"null", "binary": b"\x93NUMPY\xff\xfe",
+    "empty": b"",
+    "cut": b'{"device": "x", "entries": [{"key"',
+    "a list": b"[]",
+    "a number": b'{"entries": 3}',
+    "no entries": b"{}",
+    "numbers": b'{"entries": [1]}',
+    "null": b"null",
+    "binary": b"\x93NUMPY\xff\xfe",
     "deep": b"[" * 100_000,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content", CORRUPT.values(), ids=CORRUPT)
@@ -232,14 +249,28 @@ def test_a_folder_in_place_of_a_table_is_a_warning():
 @pytest.mark.parametrize(
     ("where", "field", "value"),
     [
-        ("gemm", "block_m", 17), ("gemm", "block_m", 0), ("gemm", "block_n", -64), ("gemm", "block_k", 8),
-        ("gemm", "block_m", "64"), ("gemm", "block_m", 64.0), ("gemm", "warps", 3), ("gemm", "warps", 64),
-        ("gemm", "stages", 0), ("gemm", "group", 0), ("gemm", "subtiles", 3), ("gemm", "subtiles", 16),
-        ("gemm", "tma", 1), ("gemm", "persistent", "yes"), ("gemm", "unknown", 1),
-        ("elementwise", "block_n", 8), ("elementwise", "block_m", 12), ("elementwise", "warps", 0),
-        (None, "strategy", "magic"), (None, "gemm", 5),
+        ("gemm", "block_m", 17),
+        ("gemm", "block_m", 0),
+        ("gemm", "block_n", -64),
+        ("gemm", "block_k", 8),
+        ("gemm", "block_m", "64"),
+        ("gemm", "block_m", 64.0),
+        ("gemm", "warps", 3),
+        ("gemm", "warps", 64),
+        ("gemm", "stages", 0),
+        ("gemm", "group", 0),
+        ("gemm", "subtiles", 3),
+        ("gemm", "subtiles", 16),
+        ("gemm", "tma", 1),
+        ("gemm", "persistent", "yes"),
+        ("gemm", "unknown", 1),
+        ("elementwise", "block_n", 8),
+        ("elementwise", "block_m", 12),
+        ("elementwise", "warps", 0),
+        (None, "strategy", "magic"),
+        (None, "gemm", 5),
     ],
-)  # fmt: skip
+)
 def test_a_plan_that_kernels_could_not_run_is_ignored(where, field, value):
     """As a hand that edits a table may write it; the other entries hold."""
     both = Choice("fused", GEMM, PassConfig())

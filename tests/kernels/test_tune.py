@@ -66,7 +66,7 @@ def run(clock: tune.Timer, *cases: Case, again: bool = False) -> list[Outcome]:
 
 
 def planned(case: Case = CASE) -> Plan:
-    """What a call gets now."""
+    """The plan of a call now."""
     key, dtype = case.key(target_of(DEVICE)), tune.DTYPES[case.dtype]
     return config.plan(
         *key[-3:], dtype, target_of(DEVICE), operator=key.operator, aligned=key.aligned, k_major=key.k_major

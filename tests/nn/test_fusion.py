@@ -148,7 +148,7 @@ def test_training_the_fused_model_changes_the_original():
         Model(),
     ],
     ids=["sequential", "nested", "module"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_whole_models_are_fused_and_the_original_is_as_it_was(model, training):
     model.train(training)
@@ -313,11 +313,18 @@ def test_another_activation_or_other_settings_are_left_alone(activation):
         nn.Sequential(nn.LazyLinear(4), nn.Tanh()),
     ],
     ids=[
-        "subclass of Linear", "parametrized", "weight norm", "subclass of Sequential with its own forward",
-        "linear at the end", "linear after the activation", "not adjacent", "across Sequentials",
-        "ModuleList", "lazy",
+        "subclass of Linear",
+        "parametrized",
+        "weight norm",
+        "subclass of Sequential with its own forward",
+        "linear at the end",
+        "linear after the activation",
+        "not adjacent",
+        "across Sequentials",
+        "ModuleList",
+        "lazy",
     ],
-)  # fmt: skip
+)
 def test_pairs_that_would_not_compute_the_same_are_left_alone(model):
     fused = fuse(model)
     assert fused_layers(fused) == []

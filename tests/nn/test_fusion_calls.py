@@ -104,8 +104,11 @@ def test_pairs_of_calls_are_fused_and_compute_the_same(name, function, training)
     fused = fuse(model)
     assert report(model).left == {}
     assert [entry[:2] for entry in report(model).fused] == [
-        ("fc1", "tanh"), ("fc2", name), ("layers.0", "relu"), ("layers.1", "relu"),
-    ]  # fmt: skip
+        ("fc1", "tanh"),
+        ("fc2", name),
+        ("layers.0", "relu"),
+        ("layers.1", "relu"),
+    ]
     x, y = rows().requires_grad_(), rows().requires_grad_()
     value, expected = run(fused, x), run(model, y)
     torch.testing.assert_close(value, expected)
@@ -187,8 +190,11 @@ def test_optional_arguments_run_the_original_forward():
         fused()
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), fuse],
-                         ids=["deepcopy", "copy", "pickle", "fuse"])  # fmt: skip
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), fuse],
+    ids=["deepcopy", "copy", "pickle", "fuse"],
+)
 def test_copies_stay_fused(again):
     fused = fuse(Net())
     twin = again(fused)

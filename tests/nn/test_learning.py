@@ -1,4 +1,4 @@
-"""What the field promises of autoencoders, small enough to watch: PCA, denoising, sparsity, contraction."""
+"""Known properties of autoencoders on small problems: PCA, denoising, sparsity, contraction."""
 
 from __future__ import annotations
 
@@ -131,8 +131,11 @@ def denoising_loss(model: Autoencoder, x: Tensor, std: float) -> Tensor:
 def second_order_term(model: Autoencoder, x: Tensor) -> Tensor:
     """||dr/dx||_F^2 + (r(x) - x) . Laplacian r(x) of each row: the factor of std^2."""
     weight, bias, v_weight, v_bias = (
-        model.encoder.weight, model.encoder.bias, model.decoder_weight, model.decoder.bias
-    )  # fmt: skip
+        model.encoder.weight,
+        model.encoder.bias,
+        model.decoder_weight,
+        model.decoder.bias,
+    )
     contraction = reference.reconstruction_contraction(x, weight, bias, model.options.activation, v_weight)
 
     def laplacian(row: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every picture must keep to."""
+"""Rules for every picture."""
 
 import itertools
 import sys

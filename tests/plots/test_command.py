@@ -37,7 +37,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """What a page holds; ``closed`` tells whether every element was closed in order."""
+    """Content of a page; ``closed`` tells whether every element was closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ def trained(
         ((30, 6), (6, 4), {"activation": ("gelu",), "precision": "float64"}),
         ((30, 5, 5, 3), (75, 3), {}),
     ],
-)  # fmt: skip
+)
 def test_any_data_without_labels(tmp_path, shape, sizes, options):
     x = np.random.default_rng(0).uniform(size=shape)
     run = trained(tmp_path, x, sizes, **options)
@@ -254,7 +254,7 @@ def test_wide_pictures_keep_the_page_small(tmp_path):
         ("{run} --out {tmp}/file/below", "out: {tmp}/file/below cannot be written to"),
         ("{run} --formats gif", "gif"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_named_and_exit_with_2(run, tmp_path, capsys, line, message):
     (tmp_path / "file").touch()
     assert fastae("plot " + line.format(run=run, tmp=tmp_path)) == 2

@@ -203,7 +203,7 @@ def test_equal_errors(check, values):
 
 
 def _covered(figure, axes) -> bool:
-    """Whether the legend lies on a bar."""
+    """True if the legend lies on a bar."""
     figure.draw_without_rendering()
     box = axes.get_legend().get_window_extent()
     return any(box.overlaps(bar.get_window_extent()) for bar in axes.patches if bar.get_height() > 0)
@@ -533,7 +533,7 @@ EVERY = {
     "spectrum": lambda: plots.spectrum([2.0, 1.0]),
     "contraction": lambda: plots.contraction([1.0, 2.0], [0.5, 0.4]),
     "vector_field_2d": lambda: plots.vector_field_2d(np.eye(2), lambda x: -x),
-}  # fmt: skip
+}
 
 
 def test_every_picture_is_here():
@@ -636,7 +636,7 @@ X = np.ones((3, 4))
         (lambda: plots.vector_field_2d(X[:, :2], lambda x: x[:1]), "field: expected shape"),
         (lambda: plots.render(plots.spectrum([1.0]), "gif"), "format: 'gif' is not one of png, svg, pdf"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()

@@ -37,9 +37,18 @@ def test_forward_is_the_function(rule):
     threshold = sae.threshold if rule.startswith("jump") else None
     x = rows()
     expected, _ = functional.sparse_autoencoder_loss(
-        x, sae.encoder.weight, sae.encoder.bias, sae.decoder.weight, sae.decoder.bias,
-        activation=rule, auxk=sae.options.auxk, dead=dead, l1=0.1, gate=gate, threshold=threshold,
-    )  # fmt: skip
+        x,
+        sae.encoder.weight,
+        sae.encoder.bias,
+        sae.decoder.weight,
+        sae.decoder.bias,
+        activation=rule,
+        auxk=sae.options.auxk,
+        dead=dead,
+        l1=0.1,
+        gate=gate,
+        threshold=threshold,
+    )
     for term, right in zip(sae(x), expected, strict=True):
         assert (term is None and right is None) or torch.equal(term, right)
 

@@ -36,10 +36,19 @@ def preactivations(name: str) -> Tensor:
 FAMILIES = pytest.mark.parametrize(
     "name",
     [
-        "normal", "integers", "constant", "rising", "falling", "equal rows", "all negative", "negative zero",
-        "infinite", "minus infinity", "one positive per row",
+        "normal",
+        "integers",
+        "constant",
+        "rising",
+        "falling",
+        "equal rows",
+        "all negative",
+        "negative zero",
+        "infinite",
+        "minus infinity",
+        "one positive per row",
     ],
-)  # fmt: skip
+)
 
 
 @pytest.fixture(params=[(64, 4), (400, 5), (1 << 22, 1024)], ids=["small tiles", "middling", "one tile"])

@@ -44,10 +44,17 @@ def make_config(tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(name: str = "run", epochs: int = 2, **changes: Any) -> TrainConfig:
         stage = Stage(epochs=epochs, batch_size=10, lr=0.01)
         values: dict[str, Any] = {
-            "sizes": (6, 5, 4), "corruption": ("masking:0.2",), "pretrain": stage, "finetune": stage,
-            "classifier": True, "supervised": stage, "validation": 0.2, "out": str(tmp_path / name),
-            "tensorboard": False, "device": "cpu",
-        }  # fmt: skip
+            "sizes": (6, 5, 4),
+            "corruption": ("masking:0.2",),
+            "pretrain": stage,
+            "finetune": stage,
+            "classifier": True,
+            "supervised": stage,
+            "validation": 0.2,
+            "out": str(tmp_path / name),
+            "tensorboard": False,
+            "device": "cpu",
+        }
         return TrainConfig(**{**values, **changes})
 
     return make

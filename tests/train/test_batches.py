@@ -220,7 +220,7 @@ def test_no_more_than_a_few_batches_are_read_ahead(table, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("width", [None, 2, 2 * WIDTH])
 def test_rows_stay_on_the_device_as_far_as_the_budget_goes(rows, dtype, width):
-    """What counts is what would be kept: the codes, in the dtype of the computation."""
+    """The limit applies to what would be kept: the codes, in the dtype of the computation."""
     encode = None if width is None else lambda x: cube(x)[:, :width]
     size = len(rows) * (width or WIDTH) * dtype.itemsize
     assert isinstance(open_rows(rows, CPU, dtype, size, encode, width), Resident)

@@ -25,17 +25,26 @@ FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "per layer": {
-        "activation": ["sigmoid", "tanh"], "loss": ["bce", "mse"], "tied": [True, False],
-        "contractive": [0.1, 0.25], "output_activation": ["linear", "softsign"],
+        "activation": ["sigmoid", "tanh"],
+        "loss": ["bce", "mse"],
+        "tied": [True, False],
+        "contractive": [0.1, 0.25],
+        "output_activation": ["linear", "softsign"],
     },
     "noisy": {
-        "corruption": ["salt_and_pepper:0.1:-1:2", "swap:0.3"], "dropout": 0.3, "code_noise": "bernoulli",
-        "kl": 0.1, "kl_target": 0.2, "l1": 0.3, "higher_order": 0.5, "higher_order_std": 0.3,
+        "corruption": ["salt_and_pepper:0.1:-1:2", "swap:0.3"],
+        "dropout": 0.3,
+        "code_noise": "bernoulli",
+        "kl": 0.1,
+        "kl_target": 0.2,
+        "l1": 0.3,
+        "higher_order": 0.5,
+        "higher_order_std": 0.3,
         "higher_order_samples": 2,
     },
     "without biases": {"bias": False, "tied": False},
     "float64": {"dtype": torch.float64, "probes": 3},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +123,17 @@ def test_a_run_without_a_classifier_loads_without_one(tmp_path, images):
 
 
 def test_the_parameters_have_the_names_and_shapes_of_nn_linear(tmp_path, images):
-    """What other tools are promised."""
+    """Files as other tools read them."""
     tensors = load_file(save(tmp_path, images, make_stack(tied=[True, False])) / "model.safetensors")
     assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
-        "layers.0.encoder.weight": [5, 6], "layers.0.encoder.bias": [5], "layers.0.decoder.bias": [6],
-        "layers.1.encoder.weight": [4, 5], "layers.1.encoder.bias": [4], "layers.1.decoder.weight": [5, 4],
+        "layers.0.encoder.weight": [5, 6],
+        "layers.0.encoder.bias": [5],
+        "layers.0.decoder.bias": [6],
+        "layers.1.encoder.weight": [4, 5],
+        "layers.1.encoder.bias": [4],
+        "layers.1.decoder.weight": [5, 4],
         "layers.1.decoder.bias": [5],
-    }  # fmt: skip
+    }
 
 
 def test_the_loaded_classifier_is_not_the_stack(tmp_path, images):
@@ -241,9 +254,17 @@ def broken_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
 
 BREAKS = [
-    "fsync 1", "fsync 2", "fsync 3", "fsync 4", "fsync 5", "save_file 1", "save_file 2", "half", "rename",
+    "fsync 1",
+    "fsync 2",
+    "fsync 3",
+    "fsync 4",
+    "fsync 5",
+    "save_file 1",
+    "save_file 2",
+    "half",
+    "rename",
     "mkdir",
-]  # fmt: skip
+]
 
 
 def test_a_first_write_that_fails_does_not_speak_of_earlier_checkpoints(tmp_path, images, monkeypatch):
@@ -385,7 +406,8 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     "no state file": ("state.json", "missing", lambda f: (f / "state.json").unlink()),
     "no state tensors": ("state.safetensors", "missing", lambda f: (f / "state.safetensors").unlink()),
     "model a folder": (
-        "model.safetensors", "",
+        "model.safetensors",
+        "",
         lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
     ),
     **{
@@ -394,7 +416,9 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     },
     **{
         f"no {key} of the model": (
-            "config.json", key, edit("config.json", lambda c, key=key: c["model"].pop(key))
+            "config.json",
+            key,
+            edit("config.json", lambda c, key=key: c["model"].pop(key)),
         )
         for key in ("sizes", "layers", "dtype", "probes", "classes")
     },
@@ -411,8 +435,11 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     "negative weight": ("config.json", "contractive", layer(contractive=-1)),
     "wrong corruption": ("config.json", "salt", layer(corruption="salt:1")),
     "wrong emphasis": ("config.json", "", layer(emphasis={"loud": 2})),
-    "bce over tanh": ("config.json", "tanh", edit("config.json", lambda c: c["model"]["layers"][0].update(
-        activation="tanh", loss="mse"))),
+    "bce over tanh": (
+        "config.json",
+        "tanh",
+        edit("config.json", lambda c: c["model"]["layers"][0].update(activation="tanh", loss="mse")),
+    ),
     "too few layers": ("config.json", "options", edit("config.json", lambda c: c["model"]["layers"].pop())),
     "one size": ("config.json", "sizes", model(sizes=[6])),
     "size zero": ("config.json", "0", model(sizes=[6, 0, 4])),
@@ -425,7 +452,8 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     "nested too deep": ("config.json", "JSON", write("config.json", b"[" * 100_000)),
     "other dtype than stored": ("model.safetensors", "expected F64", model(dtype="float64")),
     "a tensor of another dtype": (
-        "model.safetensors", "got I64",
+        "model.safetensors",
+        "got I64",
         tensors("model.safetensors", lambda t: t.update({WEIGHT: torch.ones(4, 5, dtype=torch.int64)})),
     ),
     "wrong probes": ("config.json", "probes", model(probes=0)),
@@ -434,28 +462,33 @@ DAMAGES: dict[str, tuple[str, str, Damage]] = {
     "wrong shape of rows": ("config.json", "(2, 4)", data(feature_shape=[2, 4])),
     "shape of text": ("config.json", "", data(feature_shape=["a"])),
     "scaling of another width": (
-        "config.json", "scal", data(scaling={"name": "standard", "offset": [0.0] * 4, "scale": [1.0] * 4}),
+        "config.json",
+        "scal",
+        data(scaling={"name": "standard", "offset": [0.0] * 4, "scale": [1.0] * 4}),
     ),
     "negative scale": ("config.json", "scale", data(scaling={"name": "unit", "offset": 0.0, "scale": -1.0})),
     "scaling null": ("config.json", "", data(scaling=None)),
     "other size than stored": ("model.safetensors", "expected F32 [3, 5], got", model(sizes=[6, 5, 3])),
     "more classes than stored": ("model.safetensors", f"{HEAD}: expected F32 [5, 4]", model(classes=5)),
     "wrong shape": (
-        "model.safetensors", WEIGHT,
+        "model.safetensors",
+        WEIGHT,
         tensors("model.safetensors", lambda t: t.update({WEIGHT: torch.ones(3, 5)})),
     ),
     "missing tensor": ("model.safetensors", WEIGHT, tensors("model.safetensors", lambda t: t.pop(WEIGHT))),
     "missing head": ("model.safetensors", "head.weight", tensors("model.safetensors", lambda t: t.pop(HEAD))),
     "unexpected tensor": (
-        "model.safetensors", "layers.2.weight",
+        "model.safetensors",
+        "layers.2.weight",
         tensors("model.safetensors", lambda t: t.update({"layers.2.weight": torch.ones(1)})),
     ),
     "unexpected part of the classifier": (
-        "model.safetensors", "tail",
+        "model.safetensors",
+        "tail",
         tensors("model.safetensors", lambda t: t.update({"classifier.tail": torch.ones(1)})),
     ),
     "a classifier that is not described": ("model.safetensors", "classifier", model(classes=None)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -19,9 +19,19 @@ from fastae.train.config import attribute_docs
 
 PARAMETER = torch.zeros(3, 2, requires_grad=True)
 OPTIMIZERS = (
-    "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop",
-    "Rprop", "SGD",
-)  # fmt: skip
+    "ASGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+)
 SCHEDULES = {
     "ConstantLR": (),
     "CosineAnnealingLR": (),
@@ -68,19 +78,48 @@ def test_configurations_are_immutable():
 # JSON -----------------------------------------------------------------------------------------------------
 
 EVERYTHING = TrainConfig(
-    data="a.npy", test="b.npy", label=("kind",), labels="c.npy", drop=("id",), test_fraction=0.2,
-    scaling="standard", sizes=(6, 5, 4), activation=("sigmoid", "tanh"),
-    loss=("bce", "mse"), output_activation=("linear", "sigmoid"), tied=(True, False),
-    corruption=("masking:0.25", "none"), emphasis=(1.0, 0.5), contractive=(0.1, 0.2), higher_order=(0.1, 0.0),
-    higher_order_std=(0.2,), higher_order_samples=(2,), code_noise_std=(0.2, 0.3), bias=(True, False),
-    l1=(0.01,), kl=(0.1, 0.0), kl_target=(0.1,), code_noise=("bernoulli", "none"), dropout=(0.2, 0.0),
+    data="a.npy",
+    test="b.npy",
+    label=("kind",),
+    labels="c.npy",
+    drop=("id",),
+    test_fraction=0.2,
+    scaling="standard",
+    sizes=(6, 5, 4),
+    activation=("sigmoid", "tanh"),
+    loss=("bce", "mse"),
+    output_activation=("linear", "sigmoid"),
+    tied=(True, False),
+    corruption=("masking:0.25", "none"),
+    emphasis=(1.0, 0.5),
+    contractive=(0.1, 0.2),
+    higher_order=(0.1, 0.0),
+    higher_order_std=(0.2,),
+    higher_order_samples=(2,),
+    code_noise_std=(0.2, 0.3),
+    bias=(True, False),
+    l1=(0.01,),
+    kl=(0.1, 0.0),
+    kl_target=(0.1,),
+    code_noise=("bernoulli", "none"),
+    dropout=(0.2, 0.0),
     probes=3,
     pretrain=Stage(epochs=3, batch_size=7, optimizer="SGD", lr=0.1, optimizer_options=("momentum=0.9",)),
     finetune=Stage(epochs=2, schedule="StepLR", schedule_options=("step_size=3",), clip_norm=1.5),
-    classifier=True, supervised=Stage(epochs=1, patience=2), supervised_dropout=0.1, validation=0.25,
-    precision="bfloat16", device="cpu", graph=False, seed=-7, out="runs/x", resume=True,
-    checkpoint_seconds=0.5, memory_gib=0.25, tensorboard=False,
-)  # fmt: skip
+    classifier=True,
+    supervised=Stage(epochs=1, patience=2),
+    supervised_dropout=0.1,
+    validation=0.25,
+    precision="bfloat16",
+    device="cpu",
+    graph=False,
+    seed=-7,
+    out="runs/x",
+    resume=True,
+    checkpoint_seconds=0.5,
+    memory_gib=0.25,
+    tensorboard=False,
+)
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), EVERYTHING], ids=["defaults", "everything"])
@@ -172,7 +211,7 @@ def test_a_stage_takes_zero(name):
         ("emphasis", {"sizes": (6, 5), "emphasis": (1.0, 0.5), "corruption": ("gaussian:0.1",)}, ["clean"]),
         ("Emphasis", {"sizes": (6, 5), "emphasis": (-1.0, 0.5), "corruption": ("swap:0.1",)}, ["-1.0"]),
     ],
-)  # fmt: skip
+)
 def test_a_configuration_that_makes_no_sense_is_refused_by_name(argument, changes, words):
     with names(argument, *words):
         TrainConfig(**changes)
@@ -181,8 +220,9 @@ def test_a_configuration_that_makes_no_sense_is_refused_by_name(argument, change
 # The command line -----------------------------------------------------------------------------------------
 
 NEEDS = {
-    "output_activation": ["--loss", "mse"], "emphasis": ["--corruption", "masking:0.1"],
-}  # fmt: skip
+    "output_activation": ["--loss", "mse"],
+    "emphasis": ["--corruption", "masking:0.1"],
+}
 
 
 def another(name: str) -> tuple[list[str], Any]:
@@ -388,10 +428,17 @@ def test_wrong_options_are_refused_before_any_data_is_read(kind, name, option, w
 @pytest.mark.parametrize(
     ("batch_size", "rows", "expected"),
     [
-        (0, 10, 10), (0, 100, 16), (0, 800, 16), (0, 5_000, 100), (0, 12_800, 256), (0, 60_000, 256),
-        (7, 100, 7), (1000, 100, 100), (1, 100, 1),
+        (0, 10, 10),
+        (0, 100, 16),
+        (0, 800, 16),
+        (0, 5_000, 100),
+        (0, 12_800, 256),
+        (0, 60_000, 256),
+        (7, 100, 7),
+        (1000, 100, 100),
+        (1, 100, 1),
     ],
-)  # fmt: skip
+)
 def test_the_batch_is_a_fiftieth_of_the_rows_within_bounds_unless_it_is_given(batch_size, rows, expected):
     assert Stage(batch_size=batch_size).rows_per_step(rows) == expected
 
@@ -409,7 +456,7 @@ def test_the_batch_is_a_fiftieth_of_the_rows_within_bounds_unless_it_is_given(ba
         (160, 2, {"finetune": Stage(epochs=0), "supervised": Stage(epochs=1)}, (300, 0, 1)),
         (160, 2, {"pretrain": Stage(batch_size=1)}, (19, 19, 300)),
     ],
-)  # fmt: skip
+)
 def test_epochs_are_enough_for_3000_steps_unless_they_are_given(rows, layers, changes, expected):
     chosen = TrainConfig(**changes).with_epochs(rows, layers)
     assert tuple(stage.epochs for stage in chosen.stages.values()) == expected
@@ -421,9 +468,13 @@ def test_epochs_are_enough_for_3000_steps_unless_they_are_given(rows, layers, ch
 
 def test_one_value_is_for_all_layers_and_several_are_one_each():
     config = TrainConfig(
-        sizes=(6, 5, 4, 3), activation=("sigmoid",), tied=(True, False, True), contractive=(0.1, 0.2, 0.3),
-        corruption=("masking:0.25", "gaussian:0.5", "none"), dropout=(0.5,),
-    )  # fmt: skip
+        sizes=(6, 5, 4, 3),
+        activation=("sigmoid",),
+        tied=(True, False, True),
+        contractive=(0.1, 0.2, 0.3),
+        corruption=("masking:0.25", "gaussian:0.5", "none"),
+        dropout=(0.5,),
+    )
     layers = config.layer_options(3)
     assert [layer.tied for layer in layers] == [True, False, True]
     assert [layer.contractive for layer in layers] == [0.1, 0.2, 0.3]

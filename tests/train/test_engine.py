@@ -89,9 +89,14 @@ def sources(monkeypatch) -> list[type]:
 def test_a_layer_is_trained_on_the_clean_codes_of_the_layers_below(tiny, make_config, seen, memory_gib):
     """Clean although the layers below were trained with corruption, code noise and dropout."""
     config = make_config(
-        sizes=(6, 5, 4, 3), corruption=("gaussian:0.5",), dropout=(0.5,), code_noise=("gaussian",),
-        finetune=NONE, classifier=False, memory_gib=memory_gib,
-    )  # fmt: skip
+        sizes=(6, 5, 4, 3),
+        corruption=("gaussian:0.5",),
+        dropout=(0.5,),
+        code_noise=("gaussian",),
+        finetune=NONE,
+        classifier=False,
+        memory_gib=memory_gib,
+    )
     stack = train(config, dataset=tiny).stack
     x = training_rows(tiny, config)
     assert seen.keys() == {6, 5, 4}
@@ -211,10 +216,15 @@ def test_a_linear_stack_on_digits_spans_the_principal_subspace(tmp_path):
     digits = load_dataset("digits").train.read()
     x = digits - digits.mean(0)
     config = TrainConfig(
-        sizes=(64, 8), activation=("linear",), loss=("mse",), validation=0.0, tensorboard=False, device="cpu",
+        sizes=(64, 8),
+        activation=("linear",),
+        loss=("mse",),
+        validation=0.0,
+        tensorboard=False,
+        device="cpu",
         pretrain=Stage(epochs=200, batch_size=500, lr=0.01, schedule="CosineAnnealingLR"),
         out=str(tmp_path / "run"),
-    )  # fmt: skip
+    )
     result = train(config, dataset=dataset_from_arrays("centred", x, scaling="none"))
     components = np.linalg.svd(x, full_matrices=False)[2][:8]
     weight = result.stack.autoencoders[0].encoder.weight.detach().numpy()

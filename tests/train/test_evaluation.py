@@ -38,9 +38,12 @@ def x() -> np.ndarray:
 
 
 PLAIN = {
-    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "softplus": F.softplus, "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
     "linear": lambda z: z,
-}  # fmt: skip
+}
 
 
 def penalties(layers: list[Any], x: torch.Tensor) -> torch.Tensor:
@@ -60,10 +63,13 @@ def penalties(layers: list[Any], x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("activation", "loss", "output_activation"),
     [
-        ("sigmoid", "bce", "linear"), ("tanh", "mse", "linear"), ("softplus", "mse", "sigmoid"),
-        ("gelu", "bce", "linear"), ("linear", "mse", "tanh"),
+        ("sigmoid", "bce", "linear"),
+        ("tanh", "mse", "linear"),
+        ("softplus", "mse", "sigmoid"),
+        ("gelu", "bce", "linear"),
+        ("linear", "mse", "tanh"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("chunk", [7, 1024])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_figures_of_one_layer_are_those_of_brute_force(

@@ -1,4 +1,4 @@
-"""What was written in any format is what is read."""
+"""Data written in any format is read unchanged."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ DELAYS = random.Random(20)
 
 @pytest.fixture(scope="module")
 def processes():
-    """Where children come from: a server that has imported everything, so that one is there at once."""
+    """A fork server that has imported everything, so that children start at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "fastae.train", "torch._dynamo"])
     with pytest.MonkeyPatch.context() as patch:
@@ -52,11 +52,21 @@ def config(tmp_path_factory) -> TrainConfig:
         epochs=EPOCHS, batch_size=70, lr=0.005, schedule="CosineAnnealingLR", patience=EPOCHS, clip_norm=5.0
     )
     return TrainConfig(
-        data=str(folder / "rows.npz"), scaling="none", sizes=(12, 10, 6),
-        corruption=("masking:0.2", "gaussian:0.1"), contractive=(0.01,), dropout=(0.1,), pretrain=stage,
-        finetune=stage, classifier=True, supervised=stage, out=str(folder / "whole"),
-        checkpoint_seconds=0.05, tensorboard=False, device="cpu",
-    )  # fmt: skip
+        data=str(folder / "rows.npz"),
+        scaling="none",
+        sizes=(12, 10, 6),
+        corruption=("masking:0.2", "gaussian:0.1"),
+        contractive=(0.01,),
+        dropout=(0.1,),
+        pretrain=stage,
+        finetune=stage,
+        classifier=True,
+        supervised=stage,
+        out=str(folder / "whole"),
+        checkpoint_seconds=0.05,
+        tensorboard=False,
+        device="cpu",
+    )
 
 
 def outcome(run: Path) -> tuple[list[dict[str, Any]], bytes]:

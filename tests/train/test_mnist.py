@@ -37,10 +37,16 @@ def mnist() -> Dataset:
 
 def linear(tmp_path: Path) -> TrainConfig:
     return TrainConfig(
-        sizes=(784, 16), activation=("linear",), loss=("mse",), tied=(True,), validation=0.0,
+        sizes=(784, 16),
+        activation=("linear",),
+        loss=("mse",),
+        tied=(True,),
+        validation=0.0,
         pretrain=Stage(epochs=80, batch_size=1000, lr=0.01, schedule="CosineAnnealingLR"),
-        out=str(tmp_path / "run"), tensorboard=False, device="cpu",
-    )  # fmt: skip
+        out=str(tmp_path / "run"),
+        tensorboard=False,
+        device="cpu",
+    )
 
 
 def test_a_linear_autoencoder_spans_the_principal_subspace(mnist, tmp_path):
@@ -69,11 +75,17 @@ def test_the_biases_absorb_the_mean(mnist, tmp_path):
 def test_a_short_stacked_run_reconstructs_and_classifies(mnist, tmp_path):
     stage = Stage(epochs=6, batch_size=100, lr=2e-3)
     config = TrainConfig(
-        sizes=(784, 200, 64), corruption=("masking:0.25", "masking:0.1"), pretrain=stage, finetune=stage,
-        classifier=True, supervised_dropout=0.1,
+        sizes=(784, 200, 64),
+        corruption=("masking:0.25", "masking:0.1"),
+        pretrain=stage,
+        finetune=stage,
+        classifier=True,
+        supervised_dropout=0.1,
         supervised=Stage(epochs=12, batch_size=100, lr=5e-3, schedule="CosineAnnealingLR"),
-        out=str(tmp_path / "run"), tensorboard=False, device="cpu",
-    )  # fmt: skip
+        out=str(tmp_path / "run"),
+        tensorboard=False,
+        device="cpu",
+    )
     result = train(config, dataset=mnist)
     assert mnist.test is not None
     figures = evaluate(result.stack, mnist.test, classifier=result.classifier, probe_rows=mnist.train)

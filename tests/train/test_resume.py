@@ -69,9 +69,15 @@ def test_early_stopping_and_schedules_survive_an_interruption(
     tiny, make_config, uninterrupted, updates, interrupt, resume, assert_same_run, share
 ):
     stage = Stage(
-        epochs=12, batch_size=10, lr=0.3, patience=2, schedule="CosineAnnealingLR", clip_norm=0.5,
-        optimizer="sgd", optimizer_options=("momentum=0.9",),
-    )  # fmt: skip
+        epochs=12,
+        batch_size=10,
+        lr=0.3,
+        patience=2,
+        schedule="CosineAnnealingLR",
+        clip_norm=0.5,
+        optimizer="sgd",
+        optimizer_options=("momentum=0.9",),
+    )
     config = make_config(pretrain=stage, finetune=stage, supervised=stage)
     if "stopping" not in uninterrupted:
         progress = updates()
@@ -123,10 +129,20 @@ def test_every_schedule_goes_on_where_it_was(
 @pytest.mark.parametrize(
     "optimizer",
     [
-        "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop",
-        "Rprop", "SGD",
+        "ASGD",
+        "Adadelta",
+        "Adafactor",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
     ],
-)  # fmt: skip
+)
 def test_every_optimizer_goes_on_where_it_was(
     tiny, one_layer, interrupt, resume, assert_same_run, optimizer, precision
 ):
@@ -256,9 +272,11 @@ def test_a_finished_run_can_be_trained_further(tiny, make_config, recwarn):
     first = train(config, dataset=tiny)
     result = train(more(config, pretrain=5, supervised=3), dataset=tiny)
     assert epochs_of(result) == {
-        "layer 1": [1, 2, 3, 4, 5], "layer 2": [1, 2, 3, 4, 5], "fine-tuning": [1, 2],
+        "layer 1": [1, 2, 3, 4, 5],
+        "layer 2": [1, 2, 3, 4, 5],
+        "fine-tuning": [1, 2],
         "classifier": [1, 2, 3],
-    }  # fmt: skip
+    }
     assert result.history[: len(first.history)] == first.history
     assert not torch.equal(
         first.stack.autoencoders[0].encoder.weight, result.stack.autoencoders[0].encoder.weight
@@ -311,8 +329,11 @@ def test_an_interrupted_run_takes_more_epochs(tiny, make_config, interrupt, afte
     interrupt(config, min(after, 22))
     result = train(more(config, pretrain=3, finetune=2, supervised=4), dataset=tiny)
     assert {stage: max(epochs) for stage, epochs in epochs_of(result).items()} == {
-        "layer 1": 3, "layer 2": 3, "fine-tuning": 2, "classifier": 4,
-    }  # fmt: skip
+        "layer 1": 3,
+        "layer 2": 3,
+        "fine-tuning": 2,
+        "classifier": 4,
+    }
     assert all(sorted(epochs) == list(range(1, len(epochs) + 1)) for epochs in epochs_of(result).values())
 
 

@@ -33,10 +33,20 @@ def run(tmp_path, monkeypatch) -> TrainResult:
     stage = Stage(epochs=2, batch_size=20, lr=0.01)
     return train(
         TrainConfig(
-            data="table.csv", label=("Kind",), drop=("id",), test_fraction=0.25, sizes=(3, 4), pretrain=stage,
-            supervised=stage, classifier=True, out="run", tensorboard=False, device="cpu", seed=4,
+            data="table.csv",
+            label=("Kind",),
+            drop=("id",),
+            test_fraction=0.25,
+            sizes=(3, 4),
+            pretrain=stage,
+            supervised=stage,
+            classifier=True,
+            out="run",
+            tensorboard=False,
+            device="cpu",
+            seed=4,
         )
-    )  # fmt: skip
+    )
 
 
 def test_a_run_finds_its_data_from_anywhere(run, tmp_path, monkeypatch):

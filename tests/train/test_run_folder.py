@@ -1,4 +1,4 @@
-"""What a run refuses before it trains, and the files that it leaves."""
+"""Refusals before training, and the files that a run leaves."""
 
 import csv
 import itertools

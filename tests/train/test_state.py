@@ -15,9 +15,12 @@ from fastae.train.state import RunState
 
 MOMENTUM = {"optimizer": "sgd", "optimizer_options": ("momentum=0.9",)}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adam": {}, "adamw": {"optimizer": "adamw"}, "sgd": MOMENTUM, "adagrad": {"optimizer": "adagrad"},
+    "adam": {},
+    "adamw": {"optimizer": "adamw"},
+    "sgd": MOMENTUM,
+    "adagrad": {"optimizer": "adagrad"},
     "adafactor": {"optimizer": "adafactor"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "best missing": (lambda t: t.pop("best.decoder.bias"), "best.decoder.bias: is missing"),
     "best unknown": (lambda t: t.update({"best.x": torch.ones(2)}), "best.x"),
     "a long name": (lambda t: t.update({"y" * 9000: torch.ones(2)}), "yyy...yyy"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", BAD_TENSORS)
@@ -124,21 +127,44 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 BAD_VALUES: list[tuple[str, Any, str]] = [
-    ("stage", -1, "stage"), ("stage", 99, "stage"), ("stage", "0", "stage"), ("stage", 1.5, "stage"),
-    ("epoch", 1e308, "epoch"), ("epoch", 10**30, "epoch"), ("epoch", 4, "epoch"), ("epoch", True, "epoch"),
-    ("step", 5, "step"), ("step", None, "step"), ("stale", "x", "stale"),
-    ("sums", "x", "sums"), ("sums", {}, "total"), ("sums", {"total": "x"}, "sums.total"),
-    ("sums", {"total": float("nan")}, "total"), ("sums", {"total": 1.0, "x": 2.0}, "'x'"),
-    ("best", "low", "best"), ("best", float("nan"), "best"),
-    ("seconds", -1.0, "seconds"), ("seconds", float("inf"), "seconds"), ("seconds", 10**400, "seconds"),
-    ("budget", -5, "budget"), ("budget", 10**30, "budget"), ("data", 3, "data"),
-    ("finished", 1, "finished"), ("finished", True, "stage"), ("done", {"a": "x"}, "done"),
+    ("stage", -1, "stage"),
+    ("stage", 99, "stage"),
+    ("stage", "0", "stage"),
+    ("stage", 1.5, "stage"),
+    ("epoch", 1e308, "epoch"),
+    ("epoch", 10**30, "epoch"),
+    ("epoch", 4, "epoch"),
+    ("epoch", True, "epoch"),
+    ("step", 5, "step"),
+    ("step", None, "step"),
+    ("stale", "x", "stale"),
+    ("sums", "x", "sums"),
+    ("sums", {}, "total"),
+    ("sums", {"total": "x"}, "sums.total"),
+    ("sums", {"total": float("nan")}, "total"),
+    ("sums", {"total": 1.0, "x": 2.0}, "'x'"),
+    ("best", "low", "best"),
+    ("best", float("nan"), "best"),
+    ("seconds", -1.0, "seconds"),
+    ("seconds", float("inf"), "seconds"),
+    ("seconds", 10**400, "seconds"),
+    ("budget", -5, "budget"),
+    ("budget", 10**30, "budget"),
+    ("data", 3, "data"),
+    ("finished", 1, "finished"),
+    ("finished", True, "stage"),
+    ("done", {"a": "x"}, "done"),
     ("done", [], "done"),
-    ("history", {}, "history"), ("history", [1], "history[0]"), ("history", [row(stage=3)], "[0].stage"),
-    ("history", [row(), row(epoch="2")], "history[1].epoch"), ("history", [row(x=1)], "'x'"),
-    ("history", [row(train_total="x")], "history[0].train_total"), ("history", [{}], "stage is missing"),
-    ("optimizer", 3, "optimizer"), ("optimizer", None, "optimizer"),
-]  # fmt: skip
+    ("history", {}, "history"),
+    ("history", [1], "history[0]"),
+    ("history", [row(stage=3)], "[0].stage"),
+    ("history", [row(), row(epoch="2")], "history[1].epoch"),
+    ("history", [row(x=1)], "'x'"),
+    ("history", [row(train_total="x")], "history[0].train_total"),
+    ("history", [{}], "stage is missing"),
+    ("optimizer", 3, "optimizer"),
+    ("optimizer", None, "optimizer"),
+]
 
 
 @pytest.mark.parametrize(("key", "value", "word"), BAD_VALUES, ids=lambda value: str(value)[:30])

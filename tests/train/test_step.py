@@ -18,9 +18,10 @@ from fastae.train.step import steps_per_call
 from tests.train.recording import RecordingCapture
 
 OPTIMIZERS = {
-    "Adam": {"fused": True}, "AdamW": {"fused": True, "weight_decay": 0.1},
+    "Adam": {"fused": True},
+    "AdamW": {"fused": True, "weight_decay": 0.1},
     "SGD": {"fused": True, "momentum": 0.9},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=["cpu", "cuda"])
@@ -311,9 +312,11 @@ def test_an_autocast_around_the_calls_sees_every_update(device, inner):
         own = copy.deepcopy(net)
         optimizer = torch.optim.SGD(own.parameters(), lr=0.5, fused=True)
         step = TrainingStep(
-            lambda x, own=own: nn.functional.mse_loss(own(x).float(), x), optimizer, graph=graph,
+            lambda x, own=own: nn.functional.mse_loss(own(x).float(), x),
+            optimizer,
+            graph=graph,
             autocast=inner if outer else torch.bfloat16,
-        )  # fmt: skip
+        )
         with torch.autocast(device.type, torch.bfloat16) if outer else contextlib.nullcontext():
             losses.append([float(step(x)) for x in batches(device)])
     assert losses[0] == losses[1] == losses[2] and losses[0][-1] < losses[0][0]
@@ -345,7 +348,7 @@ def test_small_steps_go_together():
 def test_the_engine_on_a_captured_step_equals_the_plain_one(
     monkeypatch, tiny, make_config, assert_same_run, together, streamed
 ):
-    """Where a replay holds several steps, those share a seed: the plain run then does the same."""
+    """Steps in one replay share a seed; the plain run then does the same."""
     stage = Stage(epochs=5, batch_size=8, lr=0.05, schedule="CosineAnnealingLR", clip_norm=1.0)
     stages = {"pretrain": stage, "finetune": stage, "supervised": stage}
     if streamed:
@@ -375,8 +378,14 @@ def test_a_captured_run_resumes_exactly(
 ):
     stand_in(monkeypatch)
     monkeypatch.setattr(step_module, "_MOST_STEPS", 4)
-    stage = Stage(epochs=5, batch_size=4, lr=0.3, patience=2, schedule="OneCycleLR",
-                  schedule_options=("cycle_momentum=false",))  # fmt: skip
+    stage = Stage(
+        epochs=5,
+        batch_size=4,
+        lr=0.3,
+        patience=2,
+        schedule="OneCycleLR",
+        schedule_options=("cycle_momentum=false",),
+    )
     stages = {"pretrain": stage, "finetune": stage, "supervised": stage}
     whole = train(make_config("whole", **stages), dataset=tiny)
     config = make_config(**stages)
@@ -414,8 +423,9 @@ def test_rates_are_those_of_a_schedule_on_the_optimizer_itself(schedule, optimiz
         schedule, ()
     )
     momentum = ("momentum=0.8",) if optimizer == "sgd" else ()
-    stage = Stage(lr=0.1, optimizer=optimizer, schedule=schedule, schedule_options=options,
-                  optimizer_options=momentum)  # fmt: skip
+    stage = Stage(
+        lr=0.1, optimizer=optimizer, schedule=schedule, schedule_options=options, optimizer_options=momentum
+    )
     rates = Rates(stage, 20)
     real = stage.make_optimizer([torch.zeros(2, requires_grad=True)])
     attached = stage.make_schedule(real, 20)

@@ -1,4 +1,4 @@
-"""What cannot be used is refused in one clear line."""
+"""Unusable data is refused in one clear line."""
 
 import os
 import subprocess
