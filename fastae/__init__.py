@@ -20,7 +20,7 @@ def __getattr__(name: str) -> _Any:
 
 
 def _is_command() -> bool:
-    """Whether this process is ``fastae`` or ``python -m fastae``."""
+    """True if this process is ``fastae`` or ``python -m fastae``."""
     program = _sys.argv[0] if _sys.argv else ""
     if program == "-m":  # Python is still looking for the module to run
         words = _sys.orig_argv

@@ -49,7 +49,7 @@ class Activation:
 
     @property
     def in_unit_interval(self) -> bool:
-        """Whether every code lies in [0, 1], as bce targets and Bernoulli codes must."""
+        """True if every code lies in [0, 1], as bce targets and Bernoulli codes must."""
         return self.bounds == (0.0, 1.0)
 
 

@@ -33,14 +33,15 @@ def check_share(what: str, value: float) -> None:
         raise ValueError(f"{what} must be in [0, 1), got {value!r}")
 
 
-def check_whole(what: str, value: Any, least: int = 1) -> int:
+def check_whole(what: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """The value as a plain ``int``; integers of NumPy and 0-d integer tensors count as whole numbers."""
     try:
         whole = operator.index(value)
     except TypeError:
         whole = least - 1
-    if whole < least:
-        raise ValueError(f"{what} must be a whole number >= {least}, got {value!r}")
+    if whole < least or (most is not None and whole > most):
+        expected = f">= {least}" if most is None else f"in {least}..{most}"
+        raise ValueError(f"{what} must be a whole number {expected}, got {value!r}")
     return whole
 
 

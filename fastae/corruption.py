@@ -50,7 +50,7 @@ class Corruption:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the process never changes anything."""
+        """True if the process never changes anything."""
         return self.event is not None and self.event.p == 0.0
 
     @property

@@ -71,7 +71,7 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """True if a signal came."""
         return self._number is not None
 
     def stop(self, run: Path) -> None:

@@ -42,7 +42,7 @@ class Loss:
         return self.link or output_activation
 
     def takes(self, low: float, high: float) -> bool:
-        """Whether the loss is defined for values from ``low`` to ``high``."""
+        """True if the loss is defined for values from ``low`` to ``high``."""
         return self.bounds[0] <= low and high <= self.bounds[1]
 
 

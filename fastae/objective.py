@@ -130,12 +130,12 @@ class Objective:
 
     @property
     def perturbs_code(self) -> bool:
-        """Whether the decoder sees another code than the encoder gives."""
+        """True if the decoder sees another code than the encoder gives."""
         return self.code_noise != "none" or self.dropout != 0.0
 
     @property
     def random(self) -> bool:
-        """Whether the objective draws random numbers."""
+        """True if the objective draws random numbers."""
         return self.corruption is not None or self.perturbs_code or self.higher_order != 0.0
 
     @property

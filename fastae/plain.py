@@ -29,12 +29,12 @@ from .tensors import reduce_rows, sum_dtype
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is active."""
+    """True if a transform of torch.func or forward-mode differentiation is active."""
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_wanted(device: torch.device) -> bool:
-    """Whether a call must consist of PyTorch's own operators, or should."""
+    """True if a call must consist of PyTorch's own operators, or should."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting() or (device.type == "cpu" and not kernels_on_cpu())
     return is_transformed() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()

@@ -33,7 +33,7 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def autocast_enabled(device: str) -> bool:
-    """Whether autocast is on for a type of device."""
+    """True if autocast is on for a type of device."""
     return device != "meta" and torch.is_autocast_enabled(device)
 
 

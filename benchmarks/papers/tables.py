@@ -55,7 +55,7 @@ def show(console: Console, report: Report) -> None:
 
 
 def published(report: Report, figure: Figure) -> bool:
-    """Whether any row of the table has a published value of this figure."""
+    """True if any row of the table has a published value of this figure."""
     return any(figure.key in row.theirs for row in report.recipe.rows)
 
 

@@ -30,7 +30,7 @@ class Work(Protocol):
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can capture the work."""
+        """True if a CUDA graph can capture the work."""
         ...
 
     def forward(self) -> object: ...

@@ -167,7 +167,7 @@ def names_of(group: Group, device: torch.device, *, compiled: bool = True) -> li
 
 
 def kernels_run(device: torch.device) -> bool:
-    """Whether fastae's Triton kernels run on a device."""
+    """True if fastae's Triton kernels run on a device."""
     return backend_of("encode", device)[0] == "triton"
 
 

@@ -70,7 +70,7 @@ class CaseResult:
         return f"{self.group} {self.dtype} {self.shape}"
 
     def is_wrong(self, provider: str) -> bool:
-        """Whether the provider's error is above the tolerance, or nan."""
+        """True if the provider's error is above the tolerance, or nan."""
         return provider in self.errors and not self.errors[provider] <= self.tolerance
 
     @property
@@ -95,7 +95,7 @@ class CaseResult:
         return times[provider][part] / floor
 
     def covers(self, asked: list[str], seconds: float) -> bool:
-        """Whether the case already holds everything that a new measurement would give."""
+        """True if the case already holds everything that a new measurement would give."""
         return (
             not self.out_of_time
             and not self.bad

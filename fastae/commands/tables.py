@@ -62,7 +62,7 @@ def layer_cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _loss_above_least(figures: Mapping[str, Any]) -> tuple[str, float]:
-    """What to call a reconstruction loss, and its value less the least there is.
+    """Name of a reconstruction loss, and its excess over the least possible value.
 
     The least bce is the entropy of the data. It says nothing of the model, and is large beside the rest.
     """

@@ -1,9 +1,9 @@
 """Measurements of trained autoencoders: their units, Jacobians, subspaces and reconstructions.
 
-Everywhere: x is [*, D] in the model's dtype and on its device, and all leading dimensions are the rows. Noise
-is off, the model's mode is left alone, and nothing keeps gradients. Arithmetic and results are float32, or
-float64 where the model is. Rows go through a model in chunks of a fixed workspace: only the results grow with
-their number. What is not a number gives no number, or an error where a decomposition needs finite ones.
+Conventions: x is [*, D] in the model's dtype and on its device, and all leading dimensions are rows. Noise is
+off, the model's mode is unchanged, and no gradients are kept. Arithmetic and results are float32, or float64
+if the model is. Rows go through a model in chunks of a fixed workspace, so that only the results grow with
+their number. NaN in gives NaN out, or an error where a decomposition needs finite values.
 """
 
 from .jacobian import contraction_curve, jacobian_norm, jacobian_spectrum, tangents

@@ -1,4 +1,4 @@
-"""How an encoder moves with its input: the norm, spectrum and directions of dh/dx, and its reach."""
+"""The Jacobian dh/dx of an encoder: norm, spectrum, directions, and contraction at a distance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..checks import check_name
+from ..checks import check_name, check_whole
 from ..functional import Layer
 from .networks import (
     Network,
@@ -32,9 +32,9 @@ _EXACT_SEEDS = 64
 class _Jacobian:
     """J = dh/dx [B, H, D] = diag(s_L) W_L ... diag(s_1) W_1 of a chain of layers, in blocks.
 
-    Where W_1 [H_1, D] is wider than high, its factor R^T stands for it: W_1 = R^T Q^T, and the orthonormal
-    columns of Q = ``basis`` [D, H_1] change no singular value. The product starts at the narrower end: at the
-    code (rows of J) or at the input (its columns).
+    If W_1 [H_1, D] is wider than it is high, its factor R^T replaces it: W_1 = R^T Q^T, and the orthonormal
+    columns of Q = ``basis`` [D, H_1] leave the singular values unchanged. The product starts at the narrower
+    end: at the code (rows of J) or at the input (columns of J).
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -46,7 +46,7 @@ class _Jacobian:
             self.weights[0] = factor.t()
         features, units = self.weights[0].shape[1], self.weights[-1].shape[0]
         self.by_column = features < units
-        self.seeds = min(features, units)  # rows, or columns, of the whole
+        self.seeds = min(features, units)  # number of rows, or of columns
         self.width = max(max(weight.shape) for weight in self.weights)
 
     def block(self, slopes: list[Tensor], seeds: slice) -> Tensor:
@@ -121,19 +121,18 @@ def jacobian_norm(
     Args:
         model: an encoder.
         x: [*, D].
-        method: ``"exact"``: the closed form for one layer, blocks of the Jacobian for more, which costs as
-            many products a row as the narrowest of input, first and last code has units. ``"estimate"``: the
-            root of Hutchinson's unbiased estimate of the square. ``"auto"``: exact for one layer and where
-            that width is at most 64.
-        probes: probes a row, of the estimate.
-        generator: of the probes.
+        method: ``"exact"``: the closed form for one layer; for several layers, blocks of the Jacobian, whose
+            number of products per row is the width of the narrowest of input, first and last code.
+            ``"estimate"``: the root of Hutchinson's unbiased estimate of the square. ``"auto"``: exact for
+            one layer and where that width is at most 64.
+        probes: random probes per row for the estimate.
+        generator: generator of the probes.
 
     Raises:
         ValueError: an argument that does not fit, named.
     """
     check_name("method", method, _METHODS)
-    if not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes: must be a whole number >= 1, got {probes!r}")
+    probes = check_whole("probes:", probes)
     layers = widened(encoder_layers(model), x)
     return squared_jacobian_norm(layers, x, method, probes, generator).sqrt_().view(x.shape[:-1])
 
@@ -145,8 +144,8 @@ def jacobian_spectrum(model: Network, x: Tensor, k: int | None = None) -> Tensor
     Args:
         model: an encoder.
         x: [*, D], with rows.
-        k: how many; at most, and by default, the width of the narrowest of input and codes: all that can
-            differ from 0.
+        k: number of singular values. At most, and by default, the width of the narrowest of input and codes:
+            all others are 0.
 
     Raises:
         ValueError: an argument that does not fit or is not finite, named.
@@ -163,17 +162,17 @@ def jacobian_spectrum(model: Network, x: Tensor, k: int | None = None) -> Tensor
 
 @measurement
 def tangents(model: Network, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The directions of the input that move the code most: an atlas of tangent planes (Rifai et al. 2011b).
+    """The input directions that change the code most: tangents of the data's manifold (Rifai et al. 2011b).
 
     Args:
         model: an encoder.
         x: [*, D].
-        k: how many; at most the width of the narrowest of input and codes.
+        k: number of directions; at most the width of the narrowest of input and codes.
 
     Returns:
         The first k right singular vectors of dh/dx at each row, orthonormal rows [*, k, D], and their
-        singular values, largest first, [*, k]. The largest entry of each direction is positive. Directions
-        of equal singular values are any basis of the space they span.
+        singular values, largest first, [*, k]. The largest entry of each direction is positive. Where
+        singular values are equal, their directions are an arbitrary basis of the space they span.
 
     Raises:
         ValueError: an argument that does not fit or is not finite, named.
@@ -200,14 +199,14 @@ def contraction_curve(
 ) -> Tensor:
     """The contraction ratio ||h(x + e) - h(x)|| / ||e|| at each distance ||e||, mean over rows, [R].
 
-    e is uniform on the sphere about each row (Rifai et al. 2011, fig. 2), with one direction a row for all
+    e is uniform on the sphere around each row (Rifai et al. 2011, fig. 2), with one direction per row for all
     radii. In float32 the ratio at a radius r is accurate to about 1e-7 max(||x||, ||h||) / r.
 
     Args:
         model: an encoder.
         x: [*, D], with rows.
-        radii: positive distances, in the input's units.
-        generator: of the directions, on x's device.
+        radii: positive distances, in the units of x.
+        generator: generator of the directions, on the device of x.
 
     Raises:
         ValueError: an argument that does not fit, named.
@@ -242,6 +241,4 @@ def _check_k(k: int | None, layers: Sequence[Layer]) -> int:
     most = min(min(weight.shape) for weight, _, _ in layers)
     if k is None:
         return most
-    if not isinstance(k, int) or not 1 <= k <= most:
-        raise ValueError(f"k: must be in 1..{most}, the narrowest of input and codes, got {k!r}")
-    return k
+    return check_whole("k:", k, most=most)

@@ -1,4 +1,4 @@
-"""What the diagnostics measure: chains of layers in float32 or float64, and rows in chunks."""
+"""Inputs of the diagnostics: chains of layers in float32 or float64, and rows in chunks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ..tensors import autocast_enabled, sum_dtype
 Network: TypeAlias = (
     Autoencoder | StackedAutoencoder | EncoderLayer | nn.Sequential | Sequence[EncoderLayer] | Sequence[Layer]
 )
-"""Whatever encodes: a module of :mod:`fastae.nn`, encoder layers in an ``nn.Sequential`` or a sequence, or
-layers (weight [out, in], bias [out] or ``None``, activation), from the input on."""
+"""An encoder: a module of :mod:`fastae.nn`, or, from the input on, a sequence of encoder layers or of tuples
+(weight [out, in], bias [out] or ``None``, activation)."""
 
 WORKSPACE = 1 << 22
-"""Entries of a temporary tensor, at most, unless a single row needs more."""
+"""Largest number of entries of a temporary tensor, unless a single row needs more."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def measurement(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs a diagnostic without gradients, and outside autocast, which would round its products."""
+    """Run a diagnostic without gradients and without autocast, which would round its products."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,7 +46,7 @@ def measurement(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def autoencoders(model: Autoencoder | StackedAutoencoder) -> list[Autoencoder]:
-    """The autoencoders of a model that reconstructs, from the input on."""
+    """The autoencoders of a model, from the input on."""
     if isinstance(model, Autoencoder):
         return [model]
     if isinstance(model, StackedAutoencoder):
@@ -86,7 +86,7 @@ def reconstruction_layers(model: Autoencoder | StackedAutoencoder) -> list[Layer
 
 
 def widened(layers: Sequence[Layer], x: Tensor, *, rows: int = 0) -> list[Layer]:
-    """The layers in the dtype they are measured in, once they and ``x`` are known to fit.
+    """Check the layers against ``x`` and convert them to the dtype of the measurement.
 
     Raises:
         ValueError: a shape, dtype, device or name that does not fit, or fewer than ``rows`` rows, named.
@@ -102,7 +102,7 @@ def widened(layers: Sequence[Layer], x: Tensor, *, rows: int = 0) -> list[Layer]
 
 
 def check_rows(name: str, x: Tensor, rows: int = 1) -> None:
-    """Raises unless ``x`` is a floating-point tensor [*, D] of at least ``rows`` rows."""
+    """Raise ``ValueError`` unless ``x`` is a floating-point tensor [*, D] with at least ``rows`` rows."""
     check_floating(name, x)
     if x.dim() < 1:
         raise ValueError(f"{name}: expected at least one dimension [*, D], got a scalar")
@@ -111,14 +111,14 @@ def check_rows(name: str, x: Tensor, rows: int = 1) -> None:
 
 
 def check_finite(name: str, x: Tensor) -> None:
-    """Raises unless all of ``x`` is finite: a decomposition's own error names no argument."""
+    """Raise ``ValueError`` unless all of ``x`` is finite: a decomposition's own error names no argument."""
     wrong = sum(int((~rows.isfinite()).sum()) for _, rows in chunks(x, x.shape[-1]))
     if wrong:
         raise ValueError(f"{name}: {wrong} entries are NaN or infinite")
 
 
 def chunks(x: Tensor, entries: int) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of x [*, D] in order, each chunk with its place, wide and of ``entries`` workspace a row."""
+    """Yield the rows of x [*, D] in chunks, each with its slice, for ``entries`` of workspace per row."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     size = room(entries)
     for low in range(0, len(rows), size):
@@ -127,12 +127,12 @@ def chunks(x: Tensor, entries: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def room(entries: int) -> int:
-    """How many times ``entries`` go into the workspace, at least once."""
+    """Number of times that ``entries`` fit into the workspace, at least 1."""
     return max(1, WORKSPACE // max(1, entries))
 
 
 def widest(layers: Sequence[Layer]) -> int:
-    """The most entries a row has in any layer."""
+    """Largest number of entries per row in any layer."""
     return max(max(weight.shape) for weight, _, _ in layers)
 
 

@@ -1,4 +1,4 @@
-"""What a reconstruction r(x) tells: where it moves a point, and how wrong it is about it."""
+"""Measures of a reconstruction r(x): its displacement r(x) - x and its error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .networks import (
 
 @measurement
 def vector_field(model: Autoencoder | StackedAutoencoder, x: Tensor) -> Tensor:
-    """r(x) - x, like x [*, D]: after denoising or contractive training it points to where data are dense.
+    """r(x) - x, like x [*, D]: after denoising or contractive training it points towards dense data.
 
     Raises:
         ValueError: x does not fit the model.
@@ -38,7 +38,7 @@ def vector_field(model: Autoencoder | StackedAutoencoder, x: Tensor) -> Tensor:
 def score(model: Autoencoder | StackedAutoencoder, x: Tensor, std: float) -> Tensor:
     """(r(x) - x) / std^2, like x [*, D]: an estimate of d log p(x) / dx (Alain and Bengio 2014, th. 1).
 
-    It holds for a model of the squared error that was trained to undo Gaussian noise of a small ``std``.
+    Valid for a model trained on the squared error to remove Gaussian noise of a small ``std``.
 
     Raises:
         ValueError: x does not fit the model, or ``std`` is not a finite number > 0.
@@ -52,14 +52,14 @@ def score(model: Autoencoder | StackedAutoencoder, x: Tensor, std: float) -> Ten
 def reconstruction_errors(
     model: Autoencoder | StackedAutoencoder, x: Tensor, *, excess: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The model's own loss on x [*, D], clean: of each row (an anomaly score), and of each feature.
+    """The model's loss on clean x [*, D], per row (an anomaly score) and per feature.
 
     Args:
-        model: what reconstructs.
-        x: with rows.
-        excess: take from bce its least value, the entropy of x's entries, which no reconstruction avoids:
-            what is left is the divergence of r(x) from x, 0 where they are equal, as mse is. Without, rows of
-            values between 0 and 1 look anomalous however well they are reconstructed.
+        model: an autoencoder or a stack.
+        x: [*, D], with rows.
+        excess: subtract the least possible value, which for bce is the entropy of x's entries. The rest is
+            the divergence of r(x) from x, which is 0 where they are equal. Without this, rows with values
+            between 0 and 1 look anomalous however well they are reconstructed.
 
     Returns:
         Sums over features, [*], and means over rows, [D].

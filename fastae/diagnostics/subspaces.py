@@ -17,8 +17,8 @@ from .networks import autoencoders, check_finite, check_rows, chunks, measuremen
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
     """Angles in degrees between the column spaces of a [D, i] and b [D, j], largest first, [min(i, j)].
 
-    Both the sines and the cosines are computed, so that neither 0 nor 90 degrees loses digits (Björck and
-    Golub 1973).
+    Computed from sines and cosines, so that angles near 0 and near 90 degrees are accurate (Björck and Golub
+    1973).
 
     Raises:
         ValueError: matrices of other shapes, dtypes or devices, not finite, or with dependent columns.
@@ -55,9 +55,9 @@ def _orthonormal(name: str, matrix: Tensor) -> Tensor:
 
 @measurement
 def principal_components(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The variances [D] of x [*, D] along its principal components, largest first, and these, columns [D, D].
+    """Variances [D] of x [*, D] along its principal components, largest first, and the components [D, D].
 
-    Variances are means of squares over rows.
+    Components are columns. Variances are means of squares over rows.
 
     Raises:
         ValueError: no rows, not a floating-point tensor, or not finite.
@@ -84,10 +84,10 @@ def pca_angles(model: Autoencoder | StackedAutoencoder | Tensor, x: Tensor) -> T
     components of its data (Baldi and Hornik 1989): all angles are 0.
 
     Args:
-        model: a module that decodes, or a decoder's weight [D, k], as in its ``nn.Linear``. A stack's decoder
-            must be linear but for its output activation: its span is that of its weights' product.
-        x: the data, [*, D], with rows. Where its k-th and next variance are equal, the principal subspace is
-            any one of several.
+        model: an autoencoder or a stack, or a decoder's weight [D, k], as in its ``nn.Linear``. A stack's
+            decoder must be linear except for its output activation; its span is that of the weights' product.
+        x: the data, [*, D], with rows. If its k-th and next variance are equal, the principal subspace is
+            not unique.
 
     Raises:
         ValueError: an argument that does not fit, named; as many units as features or more; data that vary in

@@ -51,7 +51,7 @@ class _LayerFigures:
     high: Tensor | None = None
 
     def add(self, x: Tensor, encoder: Layer, decoder: Layer) -> Tensor:
-        """Takes x [B, D] in and returns its code [B, H]; the layers are wide."""
+        """Add the figures of x [B, D] and return its code [B, H]."""
         options = self.autoencoder.options
         code, slope = code_and_slope(x, encoder)
         squared = slope.square()
@@ -93,7 +93,7 @@ class _LayerFigures:
 
 
 class Diagnosis:
-    """The figures of :func:`diagnose`, for rows that come in pieces: ``add`` each, then ``result``."""
+    """The figures of :func:`diagnose` for rows that come in chunks: ``add`` each, then call ``result``."""
 
     def __init__(self, model: Autoencoder | StackedAutoencoder) -> None:
         self._model = model
@@ -105,7 +105,7 @@ class Diagnosis:
 
     @measurement
     def add(self, x: Tensor) -> None:
-        """Takes the rows of x [*, D] in."""
+        """Add the rows of x [*, D]."""
         layers = widened(reconstruction_layers(self._model), x)
         for _, rows in chunks(x, widest(layers)):
             self._add(rows, layers[: len(self._layers)], layers[len(self._layers) :])
@@ -125,7 +125,7 @@ class Diagnosis:
         self._rows += len(x)
 
     def result(self) -> dict[str, Any]:
-        """The figures of all rows so far; raises ``ValueError`` where there are none."""
+        """The figures of all rows so far; ``ValueError`` if there are none."""
         if not self._rows:
             raise ValueError("x: needs at least one row")
         layers = [figures.result(self._rows) for figures in self._layers]

@@ -20,15 +20,16 @@ DEAD_RANGE = 1e-3
 
 @measurement
 def saturated(code: Tensor, activation: str = "sigmoid", *, preactivation: Tensor | None = None) -> Tensor:
-    """Which codes are flat: |s| at most 0.19 of the slope at 0; bool like ``code`` [*, H].
+    """Mask of flat codes: |s| at most 0.19 of the slope at 0; bool like ``code`` [*, H].
 
-    For the sigmoid these are h < .05 and h > .95, what Rifai et al. (2011, table 1) count; for relu, those at
-    0. Where the slope at 0 is the smallest (leaky_relu) or the only one (linear), none are.
+    For the sigmoid these are h < .05 and h > .95, as counted by Rifai et al. (2011, table 1); for relu, codes
+    at 0. No code of leaky_relu or linear is flat.
 
     Args:
         code: h = f(z), [*, H].
         activation: f, by name.
-        preactivation: z, like ``code``; needed for gelu, gelu_tanh and silu, whose h does not tell the slope.
+        preactivation: z, like ``code``; required for activations whose slope does not follow from h, such as
+            gelu, gelu_tanh and silu.
 
     Raises:
         ValueError: an argument that does not fit, named.
@@ -51,7 +52,7 @@ def saturated(code: Tensor, activation: str = "sigmoid", *, preactivation: Tenso
 
 
 def is_flat(slope: Tensor, activation: str) -> Tensor:
-    """Which slopes s are those of saturated codes; bool like ``slope``."""
+    """Mask of the slopes of saturated codes; bool like ``slope``."""
     f = get_activation(activation)
     zero = slope.new_zeros(1)
     slope_at_0 = float(f.derivative(f.function(zero), zero))  # 0 for relu: what is flat counts
@@ -61,9 +62,9 @@ def is_flat(slope: Tensor, activation: str) -> Tensor:
 def saturated_share(
     code: Tensor, activation: str = "sigmoid", *, preactivation: Tensor | None = None
 ) -> Tensor:
-    """The share of rows in which each unit is :func:`saturated`, [H], for codes [*, H] with rows.
+    """Share of rows in which each unit is :func:`saturated`, [H], for codes [*, H] with rows.
 
-    NaN for units with a code that is NaN.
+    NaN for units with NaN codes.
     """
     check_rows("code", code)
     return _share(saturated(code, activation, preactivation=preactivation), code)
@@ -71,7 +72,7 @@ def saturated_share(
 
 @measurement
 def active_share(code: Tensor, threshold: float = 0.0) -> Tensor:
-    """The share of rows in which |h| > ``threshold``, [H], for codes [*, H]; NaN for units with one.
+    """Share of rows in which |h| > ``threshold``, [H], for codes [*, H]; NaN for units with NaN codes.
 
     Raises:
         ValueError: no rows, or a threshold that is not >= 0.
@@ -91,7 +92,9 @@ def _share(chosen: Tensor, code: Tensor) -> Tensor:
 
 @measurement
 def dead_units(code: Tensor, tolerance: float = DEAD_RANGE) -> Tensor:
-    """Units whose codes [*, H] lie less than ``tolerance`` apart in all rows; bool [H]; none with a NaN.
+    """Mask of units whose codes [*, H] vary by less than ``tolerance`` over all rows, bool [H].
+
+    Units with NaN codes are not dead.
 
     Raises:
         ValueError: no rows, or a tolerance that is not > 0.

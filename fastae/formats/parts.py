@@ -1,4 +1,4 @@
-"""What the formats share: checked reading of files, and building a module from named tensors."""
+"""Parts shared by the formats: checked reading of files, and a module built from named tensors."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _chain(probe: Tensor, weights: Sequence[Tensor], slopes: list[Tensor]) -> li
 def _penalty_gradient(
     saved: _Saved, activations: tuple[str, ...], scale: Tensor, probes: int, d_weights: list[Tensor]
 ) -> list[Tensor | None]:
-    """What the penalty adds to each dz_l; its part of the weights' gradients is added to ``d_weights``."""
+    """Terms that the penalty adds to each dz_l; its weights' gradients are added to ``d_weights``."""
     dtype, slopes = saved.x.dtype, saved.slopes(activations)
     extra: list[Tensor | None] = [None] * len(slopes)
     for k in range(probes):

@@ -19,7 +19,7 @@ _PYTORCH_KEEPS = frozenset({"sigmoid", "tanh", "relu"})  # the output, and raise
 
 
 def keep(ctx: Context, code: Tensor, preact: Tensor, activation: str) -> Tensor | None:
-    """What ``ctx`` has to save of an output ``code`` [M, H] and its pre-activation, if anything."""
+    """The tensors that ``ctx`` saves of an output ``code`` [M, H] and its pre-activation, if any."""
     ctx.owned = ctx.version = None
     if activation == "linear":
         return None

@@ -272,7 +272,7 @@ def _curvature(
 def _curvature_gradient(
     saved: _Saved, copies: tuple[Tensor, ...], scale: Tensor | None, o: Objective
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """What the higher-order penalty adds to dz and to u, and the dz of each noisy copy."""
+    """Terms that the higher-order penalty adds to dz and to u, and the dz of each noisy copy."""
     dz = u = None
     noisy: list[Tensor] = []
     if scale is None or saved.sq_norms is None:

@@ -19,7 +19,7 @@ def reads_like_its_class(cls: type[M]) -> type[M]:
 
 
 def runs_code(module: nn.Module) -> bool:
-    """Whether a call of ``module`` runs more than its parameters tell.
+    """True if a call of ``module`` runs more than its parameters tell.
 
     Hooks may compute a weight (spectral norm, weight norm, pruning), gather it (FSDP) or look at the output;
     a subclass or a replaced ``forward`` may do anything.

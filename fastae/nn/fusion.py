@@ -129,7 +129,10 @@ def fuse(model: nn.Module, *, verbose: bool = False) -> nn.Module:
 
 
 def report(model: nn.Module) -> Report:
-    """What :func:`fuse` fuses in ``model`` and what it leaves alone; of a fused model, what is fused."""
+    """List the pairs that :func:`fuse` fuses in ``model`` and those it leaves alone.
+
+    Of a fused model: its fused pairs.
+    """
     return _Fusion(model).report
 
 
@@ -262,7 +265,7 @@ def _problem(linear: nn.Module) -> str | None:
 
 
 def _is_opaque(module: nn.Module) -> bool:
-    """Whether a module runs other code than its class and children show."""
+    """True if a module runs other code than its class and children show."""
     replaced = any(callable(getattr(type(module), name, None)) for name in vars(module))
     return replaced or isinstance(module, torch.jit.ScriptModule)
 

@@ -32,12 +32,12 @@ def _triton_installed() -> bool:
 
 @functools.cache
 def runs_pytorch(device: torch.device) -> bool:
-    """Whether the operators run in PyTorch on a device."""
+    """True if the operators run in PyTorch on a device."""
     return backend_of("encode", device)[0] == "torch"
 
 
 def kernels_on_cpu() -> bool:
-    """Whether kernels are asked for on CPU tensors, too (they run under Triton's interpreter)."""
+    """True if kernels are asked for on CPU tensors, too (they run under Triton's interpreter)."""
     return requested_backend() == "triton"
 
 

@@ -141,7 +141,7 @@ def image_shape(width: int, shape: Sequence[int] | None = None) -> ImageShape | 
 
 
 def montage_size(count: int, height: int, width: int) -> int:
-    """How many of ``count`` tiles a row has where all of them together are about a square."""
+    """Number of tiles per row that makes ``count`` tiles about a square."""
     return max(1, min(count, round(math.sqrt(count * height / width))))
 
 

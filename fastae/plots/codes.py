@@ -105,7 +105,7 @@ class Projection:
 
     @property
     def has_units(self) -> bool:
-        """Whether the coordinates mean something."""
+        """True if the coordinates mean something."""
         return not self.note
 
 

@@ -78,7 +78,7 @@ class _Counts:
         self._width, self._height = width, height
 
     def within(self, x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
-        """How many points the boxes around centres (x, y) hold, each [K] like them."""
+        """Number of points in the boxes around centres (x, y), each [K] like them."""
         reach = int(np.ceil(half_width)), int(np.ceil(half_height))
         left, right = (np.clip(x + side, 0, self._width) for side in (-reach[0], reach[0] + 1))
         low, high = (np.clip(y + side, 0, self._height) for side in (-reach[1], reach[1] + 1))

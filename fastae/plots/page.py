@@ -158,7 +158,7 @@ def _table(table: Table) -> str:
 
 
 def _data(explore: Mapping[str, Any]) -> str:
-    """What the scripts read: the data, and plotly.js compressed, a third of its size."""
+    """The scripts' input: the data, and plotly.js compressed to a third of its size."""
     # "<" could end the element, and is written as JSON allows
     values = json.dumps(explore, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (

@@ -148,7 +148,7 @@ def figure_width() -> float:
 
 
 def columns_of(panels: int, most: int) -> int:
-    """How many of ``panels`` stand beside each other, at most ``most`` of them on a wide page."""
+    """Number of ``panels`` beside each other, at most ``most`` on a wide page."""
     return max(1, min(panels, most, int(figure_width() / _PANEL)))
 
 

@@ -137,7 +137,7 @@ def draw_row(axes: Axes, named: Mapping[str, np.ndarray], columns: Columns, mean
 
 
 def panels_of(rows: int) -> int:
-    """How many of ``rows`` have a panel."""
+    """Number of ``rows`` that have a panel."""
     return min(rows, _PANELS)
 
 

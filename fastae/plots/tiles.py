@@ -321,7 +321,7 @@ def _named_height(canvas: np.ndarray, names: int, share: float) -> float:
 
 
 def _fitting(form: ImageShape, most: int) -> int:
-    """How many tiles fit beside each other, neither too narrow to be seen nor too low for a name."""
+    """Number of tiles that fit beside each other, wide enough to be seen and high enough for a name."""
     room = 0.86 * figure_width()
     return max(1, min(most, int(room / _TILE), int(room * form.height / (form.width * _LINE))))
 

@@ -123,7 +123,7 @@ def _dots(grad: Tensor, table: Tensor, indices: Tensor, offsets: Tensor, bags: T
 
 
 def _runs_kernels(table: Tensor) -> bool:
-    """Whether Triton kernels sum the rows of a table."""
+    """True if Triton kernels sum the rows of a table."""
     if table.dtype == torch.float64 or backend_of("sparse", table.device)[0] == "torch":
         return False
     from fastae_kernels.sparse import WIDEST_ROW

@@ -73,7 +73,7 @@ class Outcome(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a code contributes to the objective."""
+    """Contribution of one code to the objective."""
 
     prefixes: Tensor  # [G, N, Do]: the part of the reconstruction by each prefix's own latents
     dead: Tensor | None  # [N, Do]: the residual's estimate by dead latents

@@ -18,7 +18,7 @@ class Sparsity:
 
     kind: ClassVar[str]
     selects: ClassVar[bool] = False
-    """Whether the number of entries is fixed, rather than found by comparing with a threshold."""
+    """True if the number of entries is fixed, rather than found by comparing with a threshold."""
 
     def __str__(self) -> str:
         values = [(f.default, getattr(self, f.name)) for f in fields(self)]  # pyright: ignore[reportArgumentType]

@@ -57,7 +57,7 @@ def activate(rule: Sparsity, u: Tensor, vectors: Vectors, at: Callable[[Tensor],
 
 
 class Plan(NamedTuple):
-    """What a streamed pass computes."""
+    """Results of a streamed pass."""
 
     rule: Sparsity
     ends: tuple[int, ...]  # of the prefixes, the last one H

@@ -1,4 +1,4 @@
-"""Where a stage's batches come from: tensors on the device, or files read ahead by a thread."""
+"""Batches of a stage, from tensors on the device or from files read ahead by a thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Batch = tuple[Tensor, "Tensor | None"]
 """Features [B, D] and labels [B]."""
 
 Call = tuple[tuple["Tensor | None", ...], int, int]
-"""What a :class:`~fastae.train.step.TrainingStep` is called with, and how many steps and rows that is."""
+"""The arguments of a call of :class:`~fastae.train.step.TrainingStep`, and its numbers of steps and rows."""
 
 
 class Source(Protocol):
@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def data(self) -> tuple[Tensor | None, ...]:
-        """What a training step gathers its batches from; empty where it is called with them."""
+        """Tensors that a training step gathers its batches from; empty where it is called with them."""
         ...
 
     def calls(self, order: Tensor, size: int, steps: int) -> Iterator[Call]:

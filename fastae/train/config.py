@@ -288,7 +288,7 @@ class TrainConfig(_layer_config()):
         return layerwise_options(depth, None, changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """The value as JSON can hold it."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
@@ -299,7 +299,7 @@ class TrainConfig(_layer_config()):
 
 @functools.cache
 def _can_be_fused(cls: type[Optimizer], device: torch.device) -> bool:
-    """Whether an optimizer updates all parameters on a device by one kernel, found out by trying it."""
+    """True if an optimizer updates all parameters on a device by one kernel, found out by trying it."""
     parameter = torch.zeros(1, device=device, requires_grad=True)
     parameter.grad = torch.zeros(1, device=device)
     try:

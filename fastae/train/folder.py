@@ -37,7 +37,7 @@ def make_folder(out: str | None, name: str) -> Path:
 
 
 def _make(folder: Path, exist_ok: bool) -> bool:
-    """Whether the folder was made, or may be there."""
+    """True if the folder was made, or may be there."""
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
@@ -113,7 +113,7 @@ def _acquire(path: Path) -> int | None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to an open file."""
+    """True if a path still leads to an open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:

@@ -15,14 +15,14 @@ R = TypeVar("R")
 
 
 class Capture(Protocol):
-    """How work on one device is recorded and played back."""
+    """Recording and replaying of work on one device."""
 
     def warm_up(self, run: Callable[[], R]) -> R:
         """Run for real, where recording will take place."""
         ...
 
     def record(self, run: Callable[[], R]) -> tuple[Callable[[], None], R]:
-        """What replays the work of ``run``, and what each replay overwrites. Recording computes nothing."""
+        """Return the replay of the work of ``run``, and the result that each replay overwrites."""
         ...
 
 

@@ -35,7 +35,7 @@ _EVALUATION_ROWS = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage trains, on which loss, and on which rows.
+    """A stage's parameters, loss and rows.
 
     Attributes:
         name: of the stage in the log.
@@ -60,7 +60,7 @@ class Plan:
 
 @dataclass
 class Session:
-    """What the stages of one run share.
+    """State shared by the stages of a run.
 
     Attributes:
         config: the run's configuration.

@@ -1,4 +1,4 @@
-"""Where a training run stands, as ``state.json`` holds it."""
+"""Progress of a training run, as ``state.json`` holds it."""
 
 from __future__ import annotations
 

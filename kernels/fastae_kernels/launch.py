@@ -1,4 +1,4 @@
-"""Where kernels run, and how: on a tensor's device, under the interpreter, or only through the compiler."""
+"""Launching of kernels: on a tensor's device, under the interpreter, or through the compiler alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from .device import elementwise
 
 
 class Target(NamedTuple):
-    """What kernels are configured for: ``cuda`` with the compute capability times ten, ``hip`` with the
-    architecture's name, or ``interpreter``; and how many multiprocessors it has. Measured choices go by the
-    device's name; there are none without."""
+    """Target that kernels are configured for.
+
+    ``cuda`` with the compute capability times ten, ``hip`` with the architecture's name, or ``interpreter``;
+    and the number of multiprocessors. Measured choices are looked up by the device's name; without a name
+    there are none.
+    """
 
     backend: str
     arch: int | str
@@ -38,7 +41,7 @@ class Target(NamedTuple):
 
 
 INTERPRETED = isinstance(elementwise.elementwise, InterpretedFunction)
-"""Whether TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors."""
+"""True if TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors."""
 
 _INTERPRETER = Target("interpreter", 0, 4, "interpreter")
 
@@ -63,7 +66,7 @@ def target_of(device: torch.device) -> Target:
 
 
 def problem(device: torch.device) -> str | None:
-    """Why kernels cannot run on a device; ``None`` where they can."""
+    """Reason why kernels cannot run on a device; ``None`` where they can."""
     if device.type == "cpu":
         return None if INTERPRETED else "CPU tensors need TRITON_INTERPRET=1, set before the import"
     if device.type != "cuda":
@@ -109,7 +112,7 @@ class Compiled:
 
 
 class _Driver:
-    """What Triton asks of a driver in order to compile: the target."""
+    """The part of a driver that Triton needs in order to compile: the target."""
 
     def __init__(self, target: Target, index: int) -> None:
         width = 64 if target.backend == "hip" else 32

@@ -65,7 +65,7 @@ def _pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Pl
 
 
 def _aligned(operand: Tensor) -> bool:
-    """Whether rows (or columns, where those are contiguous) start at multiples of 16 bytes."""
+    """True if rows (or columns, where those are contiguous) start at multiples of 16 bytes."""
     rows, columns = (0, 1) if operand.stride(1) == 1 else (1, 0)
     return (
         operand.stride(columns) == 1
@@ -249,7 +249,7 @@ def swap_backward(grad: Tensor, mask: Mask, hits: int) -> Tensor:
 
 
 def perturb(code: Tensor, noise: Noise | None, dropout: Mask | None, seed: Tensor) -> Tensor:
-    """What the decoder sees of a code, [M, H]."""
+    """The code as the decoder sees it, [M, H]."""
     out = _empty(code, *code.shape)
     mask = (dropout or Mask())._replace(seed=seed)
     args = epilogues.Perturb(*(noise or Noise()), *mask, out)

@@ -51,7 +51,7 @@ def check_labels(name: str, labels: np.ndarray, rows: int) -> np.ndarray:
 
 
 def is_continuous(labels: np.ndarray) -> bool:
-    """Whether not all labels are text, booleans or whole numbers."""
+    """True if not all labels are text, booleans or whole numbers."""
     return labels.dtype.kind == "f" and bool((labels != np.floor(labels)).any())
 
 

@@ -47,7 +47,7 @@ class Rows:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the values stay on disk until they are read."""
+        """True if the values stay on disk until they are read."""
         return isinstance(self.array, np.memmap)
 
     @property
@@ -119,7 +119,7 @@ class Rows:
         return f"all:{digest.hexdigest()}"
 
     def matches(self, fingerprint: str) -> bool:
-        """Whether these are the rows that a fingerprint, also of the first format, was taken of."""
+        """True if these are the rows that a fingerprint, also of the first format, was taken of."""
         return fingerprint in (self.fingerprint(), self.sample_fingerprint())
 
     def sample_fingerprint(self) -> str:

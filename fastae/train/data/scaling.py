@@ -144,7 +144,7 @@ def _fit_range(part: RawPart, scaling: Scaling, low: np.ndarray, high: np.ndarra
 
 
 def _are_unlike(low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether one range for all columns would flatten some of them.
+    """True if one range for all columns would flatten some of them.
 
     Pixels are alike: they share their least value, and only few of them (those at the borders) vary little.
     """

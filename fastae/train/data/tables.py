@@ -19,7 +19,7 @@ _INDEX_NAMES = frozenset({"", "unnamed: 0", "__index_level_0__"})  # as pandas w
 
 @dataclass(frozen=True)
 class Columns:
-    """What to take from a table.
+    """Selection of columns of a table.
 
     Attributes:
         label: the column (or the key of an array) with the labels, or several one-hot columns; () takes one
@@ -34,7 +34,7 @@ class Columns:
 
     @property
     def wants_labels(self) -> bool:
-        """Whether labels are to be taken at all."""
+        """True if labels are to be taken at all."""
         return self.label != ("none",)
 
     def names(self) -> set[str]:
@@ -196,7 +196,7 @@ def _among(names: list[str]) -> str:
 
 
 def _is_index(name: str, x: np.ndarray) -> bool:
-    """Whether a column holds the row numbers that pandas writes first."""
+    """True if a column holds the row numbers that pandas writes first."""
     return name.strip().lower() in _INDEX_NAMES and np.array_equal(x, np.arange(len(x)))
 
 

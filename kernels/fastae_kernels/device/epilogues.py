@@ -1,4 +1,4 @@
-"""What is done to a tile of a product before it is written: the operators' formulas, each once.
+"""Epilogues: the operators' formulas, applied to a tile of a product before it is written.
 
 An epilogue gets a tile ``value`` [BM, BN] of an [M, N] matrix in float32, the tile's place and its arguments.
 The same function ends a matrix product (:mod:`.gemm`) and serves a product that a library has computed

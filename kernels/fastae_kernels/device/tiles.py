@@ -37,7 +37,7 @@ def strided_entries(matrix, row, col, stride_m, stride_n):
 
 @triton.jit
 def inside(row, col, M, N):
-    """Which entries of a tile its matrix has, [BM, BN]."""
+    """Mask of a tile's entries inside its matrix, [BM, BN]."""
     return (row < M)[:, None] & (col < N)[None, :]
 
 

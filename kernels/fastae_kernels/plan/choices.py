@@ -31,7 +31,7 @@ SHIPPED = Path(__file__).parents[1] / "tables"
 
 
 class Key(NamedTuple):
-    """What a choice depends on. The shape [M, K] [K, N] counts by its :attr:`bucket`; a pass has K = 0."""
+    """The key of a choice. The shape [M, K] [K, N] counts by its :attr:`bucket`; a pass has K = 0."""
 
     operator: str
     dtype: str
@@ -56,7 +56,7 @@ def _bucket(size: int) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan takes instead of the heuristic's; all ``None``: measured, and nothing was faster."""
+    """Overrides of the heuristic's plan; all ``None``: measured, and nothing was faster."""
 
     strategy: Strategy | None = None
     gemm: GemmConfig | None = None
@@ -74,7 +74,7 @@ class Entry:
 
 
 def versions() -> dict[str, Any]:
-    """What an entry is measured with. The driver is not among it: ptxas comes with Triton."""
+    """Versions that an entry was measured with. The driver is left out: ptxas comes with Triton."""
     runtime = torch.version.cuda or torch.version.hip
     return {"format": FORMAT, "torch": torch.__version__, "triton": triton.__version__, "runtime": runtime}
 

@@ -96,7 +96,7 @@ def configurations(
 
 
 def precision(dtype: torch.dtype, target: Target) -> str:
-    """How float32 operands are multiplied: as ``torch.get_float32_matmul_precision`` says."""
+    """Precision of float32 products, from ``torch.get_float32_matmul_precision``."""
     if dtype != torch.float32 or target.backend != "cuda":
         return "ieee"
     # the older setting shows here, too
@@ -139,7 +139,7 @@ def heuristic(key: choices.Key, dtype: torch.dtype, target: Target) -> Plan:
 
 
 def obstacle(key: choices.Key, dtype: torch.dtype, target: Target) -> str | None:
-    """Why a product is the library's whatever the times are; ``None`` where times decide."""
+    """Reason why a product must be the library's; ``None`` where the times decide."""
     if dtype == torch.float32 and target.backend == "cuda" and key.precision == "ieee":
         return "float32 in full precision runs without matrix units"
     if dtype == torch.float32 and not key.k_major:

@@ -38,7 +38,7 @@ class Explanation(NamedTuple):
 def explain(
     M: int, D: int, H: int, dtype: torch.dtype, target: Target, *, tied: bool = True
 ) -> list[Explanation]:
-    """Why each product of a step on M rows, D features and H units runs as it does on ``target``.
+    """Explain the plan of each product of a step on M rows, D features and H units on ``target``.
 
     The estimates are no measurements (:mod:`.estimate`).
     """

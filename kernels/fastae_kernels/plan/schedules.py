@@ -70,7 +70,7 @@ class Plan:
         return self.elementwise.block_m, self.elementwise.block_n
 
     def blocks(self, M: int, N: int) -> tuple[int, int]:
-        """How many tiles an epilogue sees along rows and columns of [M, N]: the partial sums of each."""
+        """Numbers of tiles along rows and columns of [M, N], which are those of the partial sums."""
         BM, BN = self.epilogue_tile
         if self.strategy == "fused":
             return -(-M // BM), -(-N // self.gemm.block_n) * self.gemm.subtiles

@@ -50,7 +50,7 @@ _ROWS, _FEATURES, _UNITS = 4096, 2048, 8192  # multiples of 16, as most widths a
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler made of one kernel; spills and stack in bytes a thread, shared memory a program."""
+    """Compiler's report on one kernel; spills and stack in bytes per thread, shared memory per program."""
 
     target: str
     operator: str
@@ -377,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     parser.add_argument("--markdown", action="store_true", help="print a table of the 16-bit products last")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes; by default one a core"
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of processes; by default one per core"
     )
     given = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):

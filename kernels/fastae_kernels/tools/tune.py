@@ -31,7 +31,7 @@ NOISE = 0.02
 """By which share a candidate must be faster than the heuristic's plan to be chosen."""
 
 OPERATORS = ("encode", "decode_loss", "code_grad", "weight_grad", "corrupt")
-"""What a training step runs on; the other operators keep the heuristic's plans."""
+"""Operators of a training step; the others keep the heuristic's plans."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -60,7 +60,7 @@ class Case:
     tied: bool = False
 
     def key(self, target: Target) -> Key:
-        """What the call's plan is looked up by."""
+        """Key by which the call's plan is looked up."""
         call, dtype = CALLS[self.operator](self.M, self.D, self.H, self.tied), DTYPES[self.dtype]
         aligned = not call.K or call.aligned(dtype.itemsize)
         name, products = str(dtype).removeprefix("torch."), config.precision(dtype, target)
@@ -187,7 +187,7 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
 
 @contextmanager
 def _float32_products(precision: str) -> Iterator[None]:
-    """How float32 products are computed inside: ``ieee`` or ``tf32``."""
+    """Precision of float32 products inside the kernels: ``ieee`` or ``tf32``."""
     matmul = torch.backends.cuda.matmul  # torch.get_float32_matmul_precision raises where settings differ
     before = matmul.fp32_precision
     matmul.fp32_precision = precision
@@ -205,7 +205,7 @@ _SHARED = {"sm80": 99, "sm90": 227, "sm100": 227, "gfx942": 64, "interpreter": 1
 
 
 def _fits(gemm: GemmConfig, dtype: torch.dtype, target: Target) -> bool:
-    """Whether a tile's operands fit shared memory, and its accumulators a thread's registers."""
+    """True if a tile's operands fit shared memory, and its accumulators a thread's registers."""
     operands = (gemm.block_m + gemm.block_n) * gemm.block_k * dtype.itemsize
     accumulators = gemm.block_m * gemm.block_n // (32 * gemm.warps)
     return (
@@ -244,7 +244,7 @@ def candidates(key: Key, dtype: torch.dtype, target: Target) -> list[Plan]:
 
 
 def _results(run: Run) -> list[Tensor]:
-    """What a run returns, tensor by tensor, in float32."""
+    """Results of a run, tensor by tensor, in float32."""
     outcome = run()
     tensors = outcome if isinstance(outcome, tuple) else (outcome,)
     return [tensor.float() for tensor in tensors if isinstance(tensor, Tensor)]
@@ -274,7 +274,7 @@ class _Reference(NamedTuple):
         return _Reference(exact, allowed)
 
     def error(self, results: list[Tensor]) -> str | None:
-        """What is wrong with results, if anything."""
+        """Description of the first fault of the results, if any."""
         for number, (exact, allowed) in enumerate(zip(self.exact, self.allowed, strict=True)):
             error = float((results[number] - exact).abs().max())
             if not error <= allowed:  # nan is none
@@ -340,7 +340,7 @@ def wall_timer(rounds: int = 3) -> Timer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found for a case. ``chosen`` is ``None`` where it was measured before, or nothing ran."""
+    """Result for a case. ``chosen`` is ``None`` where it was measured before, or nothing ran."""
 
     case: Case
     key: Key

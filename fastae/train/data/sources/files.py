@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 from ....errors import DataError, one_line
 
 EXPANSION = 100
-"""How many times its size a compressed file may take where that is more than ``FREE_BYTES``."""
+"""Largest ratio of a compressed file's content to its size, where the content exceeds ``FREE_BYTES``."""
 FREE_BYTES = 1 << 30
 
 

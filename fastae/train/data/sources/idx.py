@@ -30,7 +30,7 @@ def read_idx_file(path: Path, columns: Columns) -> RawData:
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether a folder holds any of the four files."""
+    """True if a folder holds any of the four files."""
     return any((folder / f"{name}{end}").is_file() for name in IDX_FILES for end in ("", ".gz"))
 
 

@@ -18,7 +18,7 @@ _EXACT_MODES = frozenset({"L", "F", "I", "I;16", "I;16B", "I;16L"})
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether there are images in a folder, its folders, or theirs (of train and test)."""
+    """True if there are images in a folder, its folders, or theirs (of train and test)."""
     return any(_is_image(file) for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
 
 

@@ -118,7 +118,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _delimiter(line: str, suffix: str) -> str | None:
-    """What separates cells; None for white space."""
+    """Separator of the cells; None for white space."""
     if suffix == ".tsv":
         return "\t"
     for delimiter in ";\t,":
