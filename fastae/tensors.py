@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Products = Literal["highest", "high", "medium"]
+"""Precisions of float32 products, as ``torch.set_float32_matmul_precision`` names them."""
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -63,10 +67,36 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def float32_products(device: str) -> str:
+def float32_products(device: str) -> Products:
     """The precision of float32 products on a type of device, as ``set_float32_matmul_precision`` names it.
 
     PyTorch's own getter raises where the newer settings differ from each other.
     """
-    backend: Any = torch.backends.mkldnn if device == "cpu" else torch.backends.cuda
-    return {"tf32": "high", "bf16": "medium"}.get(backend.matmul.fp32_precision, "highest")
+    cuda, cpu = _product_settings()
+    names: dict[str, Products] = {"tf32": "high", "bf16": "medium"}
+    return names.get((cpu if device == "cpu" else cuda).fp32_precision, "highest")
+
+
+@contextmanager
+def float32_products_of(precision: Products) -> Iterator[None]:
+    """A precision of float32 products within a block, on every device; the settings before come back."""
+    settings = _product_settings()
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        common = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the devices have settings of their own
+        common = None
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        if common is not None:
+            torch.set_float32_matmul_precision(common)
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+def _product_settings() -> tuple[Any, Any]:
+    """Where PyTorch keeps the precision of float32 products: on CUDA, on a CPU."""
+    mkldnn: Any = torch.backends.mkldnn
+    return torch.backends.cuda.matmul, mkldnn.matmul

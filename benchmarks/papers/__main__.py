@@ -14,6 +14,8 @@ import torch
 import tyro
 from rich.console import Console
 
+from fastae.tensors import Products
+
 from . import makhzani2013, rifai2011, sdae, spiral, ufldl
 from .protocol import Recipe, run
 from .tables import line, show
@@ -57,7 +59,7 @@ class Command:
     out: Path | None = None
     validate: bool = False
     set: tuple[str, ...] = ()
-    products: Literal["highest", "high", "medium"] = "highest"
+    products: Products = "highest"
 
 
 def main(argv: list[str] | None = None) -> int:

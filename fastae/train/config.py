@@ -21,6 +21,7 @@ from ..losses import LOSSES
 from ..nn.options import Options
 from ..nn.stacked import layerwise_options
 from ..objective import CODE_NOISES, Objective
+from ..tensors import Products
 from .data import Scaling
 from .typed import typed_fields
 
@@ -200,6 +201,9 @@ class TrainConfig(_layer_config()):
         supervised_dropout: Share of every code dropped while the classifier is trained.
         validation: Share of the training rows held out for validation.
         precision: Precision of the computation; bfloat16 is mixed, with float32 parameters.
+        products: Precision of float32 products, as in torch.set_float32_matmul_precision: medium takes
+            bfloat16 on a CPU that multiplies it, high and medium take TF32 on a GPU that has it. By default
+            the setting of the process.
         device: A device of torch; auto takes an accelerator where there is one.
         graph: Whether to capture the training step as a CUDA graph where the device has them.
         seed: Seed of initialisation, order and noise.
@@ -219,6 +223,7 @@ class TrainConfig(_layer_config()):
     supervised_dropout: float = 0.5
     validation: float = 0.1
     precision: Precision = "float32"
+    products: Products | None = None
     device: str = "auto"
     graph: bool = True
     seed: int = 0

@@ -25,6 +25,7 @@ from ..errors import CheckpointError
 from ..interruption import Interruption
 from ..losses import Loss, get_loss
 from ..nn import StackedAutoencoder
+from ..tensors import float32_products, float32_products_of
 from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
 from .config import TrainConfig
@@ -100,6 +101,8 @@ def train(
                 config, data=dataset.name, test=None, label=(), labels=None, drop=(), test_fraction=0.0
             )
         held.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        if config.products is not None:
+            held.enter_context(float32_products_of(config.products))
         run = _Run(config, dataset, checkpoint, progress or Silent())
         if checkpoint is None:
             run.session.folder = make_folder(config.out, dataset.name)
@@ -169,6 +172,8 @@ class _Run:
         checkpoint: Checkpoint | None,
         display: Progress,
     ) -> None:
+        device = resolve_device(config.device)
+        config = replace(config, products=config.products or float32_products(device.type))
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes or (dataset.width, 512, 256)
         self.config = config = config.with_epochs(len(self.rows), len(sizes) - 1)
@@ -178,7 +183,6 @@ class _Run:
         _check_schedules(config, len(self.rows))
         self.restored: TrainState | None = None
         self.runner: StageRunner | None = None
-        device = resolve_device(config.device)
         if checkpoint is None:
             state = RunState(data=dataset.train.fingerprint(), budget=free_memory(device) // 2)
         else:

@@ -111,6 +111,7 @@ EVERYTHING = TrainConfig(
     supervised_dropout=0.1,
     validation=0.25,
     precision="bfloat16",
+    products="medium",
     device="cpu",
     graph=False,
     seed=-7,
