@@ -1,7 +1,8 @@
 """Elementwise activations with their first and second derivatives, once, for everything in fastae.
 
 A code is ``h = f(z)``. The contractive penalty needs ``s = f'(z)`` and its gradient needs ``t = f''(z)``.
-Where both follow from ``h`` alone, the pre-activation ``z`` never has to be kept for the backward pass.
+Where both follow from ``h`` to the digits of its dtype, the pre-activation ``z`` is not kept for the backward
+pass. A difference such as 1 + h of ``elu`` is lost in 16 bits; such activations keep z, as PyTorch's do.
 
 Slopes at breakpoints are PyTorch's: that of the left side at 0, none at the bounds of ``hardtanh`` and
 ``relu6``. The second derivative is 0 there.
@@ -31,8 +32,9 @@ class Activation:
     """One elementwise activation.
 
     ``function(z)`` gives h; ``derivative(h, z)`` gives s; ``second(h, s, z)`` gives t.
-    ``z`` is read only where ``needs_preactivation`` is set and may be ``None`` otherwise.
-    ``second`` is ``None`` where t is zero everywhere; ``inplace`` overwrites z with h where PyTorch can.
+    ``z`` is read only where ``needs_preactivation`` is set and may be ``None`` otherwise. It is then kept for
+    the backward pass: [M, H] more in memory. ``second`` is ``None`` where t is zero everywhere; ``inplace``
+    overwrites z with h where PyTorch can; ``inverse(h)`` gives z where it is needed and h determines it.
     """
 
     name: str
@@ -41,11 +43,17 @@ class Activation:
     second: Callable[[Tensor, Tensor, Tensor], Tensor] | None
     needs_preactivation: bool = False
     inplace: Callable[[Tensor], Tensor] | None = None
+    inverse: Callable[[Tensor], Tensor] | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     def in_place(self, z: Tensor) -> Tensor:
         """h, in the memory of z where PyTorch can."""
         return (self.inplace or self.function)(z)
+
+    @property
+    def code_tells_slope(self) -> bool:
+        """True if the slope follows from the code, at least to the digits that a picture needs."""
+        return not self.needs_preactivation or self.inverse is not None
 
     @property
     def in_unit_interval(self) -> bool:
@@ -66,6 +74,15 @@ def _step(h: Tensor, below: float) -> Tensor:
 def _inside(low: float, high: float) -> Callable[[Tensor, Tensor], Tensor]:
     """The slope of a clamp: 1 between its bounds, 0 at them."""
     return lambda h, z: ((h > low) & (h < high)).to(h.dtype)
+
+
+def _left(z: Tensor) -> Tensor:
+    """min(z, 0), whose own derivative is 0 at 0."""
+    return torch.where(z >= 0.0, 0.0, z)  # in this order nan stays nan
+
+
+def _softsign_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
+    return -2.0 * z.sign() * s / (1.0 + z.abs())
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
@@ -155,22 +172,28 @@ _TABLE = (
     Activation(
         "softplus",
         softplus,
-        lambda h, z: -torch.expm1(-h),
-        lambda h, s, z: s * (1.0 - s),
+        lambda h, z: torch.sigmoid(z),
+        lambda h, s, z: s * torch.sigmoid(-z),
+        needs_preactivation=True,
+        inverse=lambda h: h + torch.log(-torch.expm1(-h)),
         bounds=(0.0, math.inf),
     ),
     Activation(
         "elu",
         F.elu,
-        lambda h, z: torch.where(h < 0, h + 1.0, 1.0),
-        lambda h, s, z: torch.where(h < 0, s, 0.0),
+        lambda h, z: torch.exp(_left(z)),
+        lambda h, s, z: torch.where(z < 0, s, 0.0),
+        needs_preactivation=True,
+        inverse=lambda h: torch.where(h < 0, torch.log1p(h), h),
         bounds=(-1.0, math.inf),
     ),
     Activation(
         "selu",
         F.selu,
-        lambda h, z: torch.where(h > 0, _SELU_SCALE, torch.where(h < 0, h, 0.0) + _SELU_SCALE * _SELU_ALPHA),
-        lambda h, s, z: torch.where(h < 0, s, 0.0),
+        lambda h, z: torch.where(z > 0, _SELU_SCALE, torch.exp(_left(z)) * (_SELU_SCALE * _SELU_ALPHA)),
+        lambda h, s, z: torch.where(z < 0, s, 0.0),
+        needs_preactivation=True,
+        inverse=lambda h: torch.where(h < 0, torch.log1p(h / (_SELU_SCALE * _SELU_ALPHA)), h / _SELU_SCALE),
         bounds=(-_SELU_SCALE * _SELU_ALPHA, math.inf),
     ),
     Activation(
@@ -191,8 +214,10 @@ _TABLE = (
     Activation(
         "softsign",
         F.softsign,
-        lambda h, z: (1.0 - h.abs()) ** 2,
-        lambda h, s, z: -2.0 * h.sign() * (1.0 - h.abs()) ** 3,
+        lambda h, z: (1.0 + z.abs()) ** -2,
+        _softsign_second,
+        needs_preactivation=True,
+        inverse=lambda h: h / (1.0 - h.abs()),
         bounds=(-1.0, 1.0),
     ),
     Activation(

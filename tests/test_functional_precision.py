@@ -12,6 +12,7 @@ from torch import Tensor
 from fastae import Masking, functional
 from fastae import reference as R
 from fastae.activations import ACTIVATIONS
+from tests.support import PLAIN
 
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
@@ -67,6 +68,26 @@ def test_rounding_errors_are_at_most_twice_those_of_plain_torch(
     fused = errors(results(functional.autoencoder_loss, dtype, reduction=reduction), truth)
     for ours, theirs in zip(fused, plain, strict=True):
         assert ours <= 2.0 * theirs + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_slopes_of_saturated_units_keep_their_digits(dtype: torch.dtype, activation: str):
+    """Where the rounded code would tell no slope: 1 + h of elu is 0 in 16 bits from z = -8 on."""
+    z = torch.linspace(-14.0, -8.0, 60)
+
+    def slope(function: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+        x = torch.tensor([[0.5], [1.0]], dtype=dtype)
+        bias = z.to(dtype).requires_grad_()
+        code = function(x, torch.zeros(60, 1, dtype=dtype), bias, activation)
+        return torch.autograd.grad((1e3 * code).sum(), bias)[0].double()
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+        return PLAIN[activation](torch.nn.functional.linear(x, weight, bias))
+
+    truth = slope(R.encode, torch.float64)
+    ours, theirs = ((slope(f, dtype) - truth).norm() for f in (functional.encode, plain))
+    assert ours <= 2.0 * theirs + torch.finfo(dtype).eps * truth.norm()
 
 
 def test_losses_of_16_bit_inputs_are_float32(parameters, everything):

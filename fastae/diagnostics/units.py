@@ -44,11 +44,12 @@ def saturated(code: Tensor, activation: str = "sigmoid", *, preactivation: Tenso
             )
         if preactivation.device != code.device:
             raise ValueError(f"preactivation: is on {preactivation.device}, but the code on {code.device}")
-    elif f.needs_preactivation:
+    elif not f.code_tells_slope:
         raise ValueError(f"preactivation: needed, the slope of {activation} does not follow from the code")
-    z = code if preactivation is None else preactivation  # not read where it is not needed
     wide = sum_dtype(code.dtype)
-    return is_flat(f.derivative(code.to(wide), z.to(wide)), activation)
+    h = code.to(wide)
+    z = (f.inverse(h) if f.inverse else h) if preactivation is None else preactivation.to(wide)
+    return is_flat(f.derivative(h, z), activation)
 
 
 def is_flat(slope: Tensor, activation: str) -> Tensor:

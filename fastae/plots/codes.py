@@ -90,7 +90,7 @@ def code_histogram(
         axes.set_ylim(0.0, 1.5 * below.max())  # room for the legend above the bars
         axes.yaxis.set_major_locator(MaxNLocator(6))
         percent(axes.yaxis)
-        if not get_activation(activation).needs_preactivation:
+        if get_activation(activation).code_tells_slope:
             axes.legend(title=f"saturated: {100 * flat.mean():.1f} %", loc="upper center", ncols=2)
     return figure
 
@@ -196,7 +196,7 @@ def code_map(
 
 def _saturated(values: np.ndarray, activation: str) -> np.ndarray:
     """Mask of the flat codes; none where that takes the pre-activation, as it is unknown."""
-    if get_activation(activation).needs_preactivation:
+    if not get_activation(activation).code_tells_slope:
         return np.zeros(values.shape, bool)
     return saturated(torch.from_numpy(values), activation).numpy()
 

@@ -19,7 +19,7 @@ def test_saturated_is_a_slope_of_at_most_19_percent_of_that_at_0(activation, pla
     expected = (slope.abs() <= 0.19 * at_0)[:, None]
     code = plain[activation](z)
     assert torch.equal(saturated(code, activation, preactivation=z), expected)
-    if not ACTIVATIONS[activation].needs_preactivation:
+    if ACTIVATIONS[activation].code_tells_slope:
         assert torch.equal(saturated(code, activation), expected)
     share = saturated_share(code, activation, preactivation=z)
     torch.testing.assert_close(share, expected.double().mean(0))

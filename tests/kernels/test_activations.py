@@ -161,7 +161,18 @@ def test_function_and_slope_keep_their_digits_near_zero(name: str):
         assert (value[exact == 0.0] == 0.0).all()
 
 
-@pytest.mark.parametrize(("name", "part"), [("sigmoid", 0), ("sigmoid", 1), ("softplus", 0), ("softplus", 1)])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("sigmoid", 0),
+        ("sigmoid", 1),
+        ("softplus", 0),
+        ("softplus", 1),
+        ("elu", 1),
+        ("selu", 1),
+        ("softsign", 1),
+    ],
+)
 def test_small_values_far_to_the_left_keep_their_digits(name: str, part: int):
     z = torch.linspace(-80.0, 0.0, 8_001)
     torch.testing.assert_close(

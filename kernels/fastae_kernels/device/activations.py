@@ -120,12 +120,14 @@ def softplus(z):
 
 @triton.jit
 def softplus_slope(h, z):
-    return -expm1(-h)
+    sigma, _ = _sigmoid_parts(z)
+    return sigma
 
 
 @triton.jit
 def softplus_second(h, s, z):
-    return s * (1.0 - s)
+    _, rest = _sigmoid_parts(z)
+    return s * rest
 
 
 @triton.jit
@@ -135,12 +137,12 @@ def elu(z):
 
 @triton.jit
 def elu_slope(h, z):
-    return tl.where(h < 0.0, h + 1.0, 1.0)
+    return tl.where(z > 0.0, 1.0, exp(z))
 
 
 @triton.jit
 def elu_second(h, s, z):
-    return tl.where(h < 0.0, s, 0.0)
+    return tl.where(z < 0.0, s, 0.0)
 
 
 @triton.jit
@@ -150,7 +152,7 @@ def selu(z):
 
 @triton.jit
 def selu_slope(h, z):
-    return tl.where(h > 0.0, _SELU_SCALE, tl.where(h < 0.0, h, 0.0) + _SELU_SCALE * _SELU_ALPHA)
+    return tl.where(z > 0.0, _SELU_SCALE, exp(z) * (_SELU_SCALE * _SELU_ALPHA))
 
 
 @triton.jit
@@ -253,13 +255,13 @@ def softsign(z):
 
 @triton.jit
 def softsign_slope(h, z):
-    rest = 1.0 - tl.abs(h)
-    return rest * rest
+    size = 1.0 + tl.abs(z)
+    return reciprocal(size * size)
 
 
 @triton.jit
 def softsign_second(h, s, z):
-    return -2.0 * sign(h) * s * (1.0 - tl.abs(h))
+    return -2.0 * sign(z) * s * reciprocal(1.0 + tl.abs(z))
 
 
 @triton.jit
@@ -334,13 +336,13 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(tanh, tanh_slope, tanh_second),
     "relu": Activation(relu, relu_slope, None),
     "leaky_relu": Activation(leaky_relu, leaky_relu_slope, None),
-    "softplus": Activation(softplus, softplus_slope, softplus_second),
-    "elu": Activation(elu, elu_slope, elu_second),
-    "selu": Activation(selu, selu_slope, elu_second),
+    "softplus": Activation(softplus, softplus_slope, softplus_second, preactivation=True),
+    "elu": Activation(elu, elu_slope, elu_second, preactivation=True),
+    "selu": Activation(selu, selu_slope, elu_second, preactivation=True),
     "gelu": Activation(gelu, gelu_slope, gelu_second, preactivation=True),
     "gelu_tanh": Activation(gelu_tanh, gelu_tanh_slope, gelu_tanh_second, preactivation=True),
     "silu": Activation(silu, silu_slope, silu_second, preactivation=True),
-    "softsign": Activation(softsign, softsign_slope, softsign_second),
+    "softsign": Activation(softsign, softsign_slope, softsign_second, preactivation=True),
     "mish": Activation(mish, mish_slope, mish_second, preactivation=True),
     "hardtanh": Activation(hardtanh, hardtanh_slope, None),
     "relu6": Activation(relu6, relu6_slope, None),
