@@ -139,24 +139,26 @@ def test_operator_works_in_the_dtypes_it_is_given_under_autocast(name: str):
         torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
-def implementations(name: str) -> dict[str, Any]:
-    found = {"torch": getattr(torch_impl, name)}
-    if importlib.util.find_spec("triton"):
-        from fastae.ops import triton_impl
-
-        found["triton"] = getattr(triton_impl, name)
-    return found
-
-
 def parameters(function: Any) -> list[tuple[str, Any, Any]]:
     return [(p.name, p.annotation, p.default) for p in inspect.signature(function).parameters.values()]
 
 
 @pytest.mark.parametrize("name", ops.NAMES)
-def test_implementations_have_the_parameters_of_the_declaration(name: str):
-    declared = parameters(DECLARATIONS[name])
-    for place, function in implementations(name).items():
-        assert parameters(function) == declared, place
+def test_pytorch_implementations_have_the_parameters_of_the_declaration(name: str):
+    assert parameters(getattr(torch_impl, name)) == parameters(DECLARATIONS[name])
+
+
+@pytest.mark.parametrize("name", ops.NAMES)
+def test_launchers_have_the_parameters_of_the_declaration_but_for_noise(name: str):
+    operators = pytest.importorskip("fastae_kernels.operators", reason="needs Triton")
+    from fastae.ops import triton_impl
+
+    expected = {parameter for parameter, _, _ in parameters(DECLARATIONS[name])}
+    if (of_noise := triton_impl.NOISE.get(name)) is not None:
+        described = {parameter for parameter, _, _ in parameters(of_noise)} & expected
+        expected = expected - described | of_noise().keys()
+    launcher = triton_impl.LAUNCHERS.get(name) or getattr(operators, name)
+    assert {parameter for parameter, _, _ in parameters(launcher)} == expected
 
 
 @pytest.mark.parametrize("name", ops.NAMES)

@@ -29,7 +29,7 @@ def _implementation(name: str, device: torch.device) -> Callable[..., Any]:
         return getattr(torch_impl, name)
     from . import triton_impl  # imports Triton
 
-    return getattr(triton_impl, name)
+    return triton_impl.implementation(name)
 
 
 def forget_backends() -> None:

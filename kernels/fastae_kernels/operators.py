@@ -285,7 +285,8 @@ def encode(
     activation: str,
     *,
     sq_norms: Tensor | None = None,
-    base: tuple[Tensor, Tensor | None] | None = None,
+    base_code: Tensor | None = None,
+    base_preact: Tensor | None = None,
     l1: bool = False,
     code_sum: bool = False,
     noise: Noise | None = None,
@@ -294,14 +295,13 @@ def encode(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """(code [M, H], noisy code, pre-activation, penalty [M], l1 [M], column sums of the code [H]).
 
-    x [M, D], weight [H, D]. The penalty is of the slopes, or of their difference from those of ``base``, the
-    code and pre-activation of another input. ``seed`` is the noise's.
+    x [M, D], weight [H, D]. The penalty is of the slopes, or of their difference from those of another input
+    with code ``base_code``. ``seed`` is the noise's.
     """
     M, H = x.shape[0], weight.shape[0]
     f = ACTIVATIONS[activation]
     plan = _plan("encode", x, weight.t())
     blocks_m, blocks_n = plan.blocks(M, H)
-    base_code, base_preact = (None, None) if base is None else base
     code = _empty(x, M, H)
     args = epilogues.Encode(
         **f.functions,

@@ -127,7 +127,7 @@ def _cases() -> Iterator[_Case]:
     yield case("encode contractive gelu", encode(activation="gelu", **contractive), product=True)
     yield case(
         "encode difference",
-        lambda t: operators.encode(t(M, D), t(H, D), t(H), "tanh", sq_norms=sums, base=(t(M, H), None)),
+        lambda t: operators.encode(t(M, D), t(H, D), t(H), "tanh", sq_norms=sums, base_code=t(M, H)),
         product=True,
     )
     for width in STORES:  # no multiples of 16, but rows start at multiples of 16 or 8 bytes
