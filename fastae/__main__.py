@@ -8,7 +8,6 @@ from .interruption import handled, ignore_signals, leave
 
 def main() -> int:
     """Run the command line, or say what it needs; returns the exit code."""
-    atexit.register(ignore_signals)  # all is done by then
     with handled(leave):
         try:
             from .cli import main as run
@@ -20,6 +19,8 @@ def main() -> int:
                 raise
             print(f'fastae: {package} is not installed: pip install "fastae[train]"', file=sys.stderr)
             return 1
+        finally:
+            atexit.register(ignore_signals)  # all is done; registered last, it is the first to be called
 
 
 if __name__ == "__main__":

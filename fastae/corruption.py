@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
-from .checks import check_nonnegative, check_probability
+from .checks import check_nonnegative, check_probability, fits
 from .philox import MASK_WIDTH, hit_count, threshold
 
 
@@ -103,8 +103,7 @@ class SaltAndPepper(Corruption):
 
     def __post_init__(self) -> None:
         check_probability("SaltAndPepper: p", self.p)
-        # not math.isfinite, as in checks.py
-        if not (-math.inf < self.low < math.inf and -math.inf < self.high < math.inf):
+        if not all(fits(value, lambda v: -math.inf < v < math.inf) for value in (self.low, self.high)):
             raise ValueError(
                 f"SaltAndPepper: low and high must be finite, got {self.low!r} and {self.high!r}"
             )

@@ -16,7 +16,7 @@ import torch.utils._pytree
 from torch import Tensor
 
 from .activations import get_activation
-from .checks import check_name, check_nonnegative, check_share
+from .checks import check_name, check_nonnegative, check_share, fits
 from .corruption import Corruption, Emphasis, check_corruption
 from .losses import get_loss
 
@@ -104,17 +104,18 @@ class Objective:
         for name in ("contractive", "higher_order", "l1", "kl", "code_noise_std"):
             check_nonnegative(f"{name}:", getattr(self, name))
         check_share("dropout:", self.dropout)
-        if self.higher_order and not (self.higher_order_samples >= 1 and self.higher_order_std > 0.0):
+        samples, std = self.higher_order_samples, self.higher_order_std
+        if self.higher_order and not (fits(samples, lambda v: v >= 1) and fits(std, lambda v: v > 0.0)):
             raise ValueError(
                 "higher_order: needs higher_order_samples >= 1 and higher_order_std > 0, got "
-                f"{self.higher_order_samples!r} and {self.higher_order_std!r}"
+                f"{samples!r} and {std!r}"
             )
         if (self.kl or self.code_noise == "bernoulli") and not f.in_unit_interval:
             name = "kl" if self.kl else "code_noise"
             raise ValueError(
                 f"{name}: needs codes in [0, 1] (activation='sigmoid'), got activation={self.activation!r}"
             )
-        if self.kl and not 0.0 < self.kl_target < 1.0:
+        if self.kl and not fits(self.kl_target, lambda v: 0.0 < v < 1.0):
             raise ValueError(f"kl_target: must be in (0, 1), got {self.kl_target!r}")
 
     def _check_emphasis(self) -> None:

@@ -119,7 +119,14 @@ OBJECTIVE_ERRORS: Errors = {
     "l1: must be a finite number >= 0, got -1": {"l1": -1},
     "kl: must be a finite number >= 0, got -1": {"kl": -1},
     "kl: needs codes in [0, 1] (activation='sigmoid'), got": {"kl": 0.1, "activation": "tanh"},
+    "kl: must be a finite number >= 0, got 'x'": {"kl": "x"},
     "kl_target: must be in (0, 1), got 1.0": {"kl": 0.1, "kl_target": 1.0},
+    "kl_target: must be in (0, 1), got 'x'": {"kl": 0.1, "kl_target": "x"},
+    "l1: must be a finite number >= 0, got [0.1, 0.2]": {"l1": [0.1, 0.2]},
+    "contractive: must be a finite number >= 0, got tensor([1., 2.])": {
+        "contractive": torch.tensor([1.0, 2.0])
+    },
+    "dropout: must be in [0, 1), got None": {"dropout": None},
     "dropout: must be in [0, 1), got 1.0": {"dropout": 1.0},
     "dropout: must be in [0, 1), got -0.1": {"dropout": -0.1},
     "target: expected shape [5, 7], got [5, 6]": {"target": CODE},

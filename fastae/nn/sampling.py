@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
+from ..checks import check_nonnegative, check_whole
 from ..losses import get_loss
 from .options import Options
 
@@ -34,10 +35,9 @@ def denoising_chain(
     Raises:
         ValueError: ``steps`` or ``std`` is negative.
     """
-    if steps < 0:
-        raise ValueError(f"steps: must be >= 0, got {steps!r}")
-    if std is not None and not std >= 0.0:
-        raise ValueError(f"std: must be >= 0, got {std!r}")
+    steps = check_whole("steps:", steps, 0)
+    if std is not None:
+        check_nonnegative("std:", std)
     chain, draw = [x], get_loss(options.loss).draw
     for _ in range(steps):
         mean = reconstruct(functional.corrupt(x, options.corruption, generator=generator))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..checks import check_name, check_nonnegative
+from ..checks import check_name, check_nonnegative, check_positive
 from .specs import AuxK, BatchTopK, JumpReLU, Matryoshka, Sparsity, TopK, parse_sparsity
 
 NORMALIZATIONS = ("none", "layer_norm", "norm")
@@ -43,8 +43,8 @@ class SparseObjective:
         check_nonnegative("l0:", self.l0)
         if self.l0 and not isinstance(self.activation, JumpReLU):
             raise ValueError(f"l0: needs a jump_relu activation, got {self.activation}")
-        if self.l0_target is not None and not 0.0 < self.l0_target < float("inf"):
-            raise ValueError(f"l0_target: must be a finite number > 0, got {self.l0_target!r}")
+        if self.l0_target is not None:
+            check_positive("l0_target:", self.l0_target)
 
     def check_latents(self, latents: int) -> None:
         """Raise ``ValueError`` unless the options fit a dictionary of so many latents."""

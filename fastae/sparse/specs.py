@@ -6,11 +6,10 @@ A sparsity rule turns into text and back by ``str(rule)`` and :func:`parse_spars
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..checks import check_name, check_nonnegative, check_share, check_whole
+from ..checks import check_name, check_nonnegative, check_positive, check_share, check_whole
 
 
 class Sparsity:
@@ -56,7 +55,7 @@ class BatchTopK(Sparsity):
     selects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _positive("BatchTopK: k", self.k)
+        check_positive("BatchTopK: k", self.k)
         check_share("BatchTopK: momentum", self.momentum)
 
 
@@ -89,7 +88,7 @@ class JumpReLU(Sparsity):
 
     def __post_init__(self) -> None:
         check_nonnegative("JumpReLU: threshold", self.threshold)
-        _positive("JumpReLU: bandwidth", self.bandwidth)
+        check_positive("JumpReLU: bandwidth", self.bandwidth)
         check_name("JumpReLU: kernel", self.kernel, KERNEL_REACH)
 
     @property
@@ -217,8 +216,3 @@ class Matryoshka:
     def factors(self) -> tuple[float, ...]:
         """The weight of each prefix."""
         return self.weights or (1.0,) * len(self.widths)
-
-
-def _positive(what: str, value: float) -> None:
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"{what} must be a finite number > 0, got {value!r}")

@@ -101,6 +101,19 @@ def test_a_signal_while_everything_is_imported_is_one_message(here, seconds):
     assert err.startswith("fastae: interrupted") and err.count("\n") == 1
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals")
+def test_a_signal_while_the_process_ends_is_ignored(here):
+    script = """import atexit, os, signal, fastae.cli
+from fastae.__main__ import main
+fastae.cli.main = lambda: atexit.register(os.kill, os.getpid(), signal.SIGINT) and 7
+raise SystemExit(main())"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(
+        command, cwd=here, env=environment(), text=True, stderr=subprocess.PIPE, preexec_fn=heed_signals
+    )
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGHUP")
 def test_a_hang_up_that_nohup_has_the_process_ignore_is_ignored(here):
     line = f"train {QUICK} --out run --pretrain.epochs 20"

@@ -373,9 +373,9 @@ def test_samples_carry_no_gradients():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": -1}, "^steps: must be >= 0, got -1$"),
-        ({"std": -0.5}, "^std: must be >= 0, got -0.5$"),
-        ({"std": math.nan}, "^std: must be >= 0, got nan$"),
+        ({"steps": -1}, "^steps: must be a whole number >= 0, got -1$"),
+        ({"std": -0.5}, "^std: must be a finite number >= 0, got -0.5$"),
+        ({"std": math.nan}, "^std: must be a finite number >= 0, got nan$"),
     ],
     ids=str,
 )

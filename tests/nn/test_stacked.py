@@ -461,7 +461,7 @@ def test_sampling_corrupts_and_draws_as_the_first_layers_options_say():
     assert not chain.requires_grad
     binary = build(loss=["bce", "mse"]).sample(x, 3, generator=torch.Generator().manual_seed(0))
     assert set(binary.unique().tolist()) <= {0.0, 1.0}
-    with pytest.raises(ValueError, match=r"^steps: must be >= 0, got -1$"):
+    with pytest.raises(ValueError, match=r"^steps: must be a whole number >= 0, got -1$"):
         stack.sample(x, -1)
 
 
