@@ -70,7 +70,7 @@ class Run:
     def sample(self, rows: Any, steps: int = 1, *, std: float | None = None) -> np.ndarray:
         """The state of the denoising chain after ``steps`` steps from ``rows``, in their units and shape.
 
-        See :func:`fastae.nn.sampling.denoising_chain`.
+        See :meth:`fastae.nn.Autoencoder.sample`.
         """
         given = _array(rows)
         scaled = self._apply(given, lambda x: self._stack.sample(x, steps, std=std))

@@ -16,7 +16,7 @@ from ..plain import Parts
 from .calls import reads_like_its_class, runs_code
 from .encoder import EncoderLayer
 from .options import OptionChanges, Options
-from .sampling import denoising_chain
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,7 +43,7 @@ class TiedDecoder(nn.Module):
 
 
 @reads_like_its_class
-class Autoencoder(nn.Module):
+class Autoencoder(Sampler):
     """An autoencoder with a one-layer encoder and decoder; all kinds can be combined.
 
     Parameters are named as in ``nn.Linear``: ``encoder.weight`` [code, in], ``encoder.bias``,
@@ -170,27 +170,9 @@ class Autoencoder(nn.Module):
             return get_activation(activation).function(self.decoder_product(code))
         return functional.encode(code, self.decoder_weight, self.decoder.bias, activation)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The reconstruction [*, in] of x [*, in], without noise."""
-        return self.decode(self.encode(x))
-
-    @torch.no_grad()
-    def sample(
-        self,
-        x: Tensor,
-        steps: int = 1,
-        *,
-        std: float | None = None,
-        return_chain: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The denoising chain from x [*, in]: corrupt, reconstruct, draw from the decoder's distribution.
-
-        See :func:`fastae.nn.sampling.denoising_chain`.
-        """
-        return denoising_chain(
-            self.reconstruct, self.options, x, steps, std=std, return_chain=return_chain, generator=generator
-        )
+    @property
+    def input_options(self) -> Options:
+        return self.options
 
     def extra_repr(self) -> str:
         defaults = Options()

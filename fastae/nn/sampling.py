@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import functional
 from ..checks import check_nonnegative, check_whole
@@ -13,41 +11,68 @@ from ..losses import get_loss
 from .options import Options
 
 
-def denoising_chain(
-    reconstruct: Callable[[Tensor], Tensor],
-    options: Options,
-    x: Tensor,
-    steps: int,
-    *,
-    std: float | None = None,
-    return_chain: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Alternate x~ ~ C(x~ | x) and x ~ p(x | h(x~)), ``steps`` times, starting from x [*, D].
+class Sampler(nn.Module):
+    """Base of modules that encode and decode: reconstructions and samples without noise on the code."""
 
-    The decoder's distribution is Bernoulli for bce. For mse it is normal about the reconstruction, with
-    standard deviation ``std``, by default the root mean square of the first reconstruction's residual: the
-    maximum-likelihood estimate from the x given. Without a corruption, x~ is x.
+    @property
+    def input_options(self) -> Options:
+        """Options of the input: its corruption and its loss."""
+        raise NotImplementedError
 
-    Returns:
-        The last state, [*, D], or with ``return_chain`` all of them from x on, [steps + 1, *, D].
+    def encode(self, x: Tensor) -> Tensor:
+        """The code [*, H] of x [*, D], without noise."""
+        raise NotImplementedError
 
-    Raises:
-        ValueError: ``steps`` or ``std`` is negative.
-    """
-    steps = check_whole("steps:", steps, 0)
-    if std is not None:
-        check_nonnegative("std:", std)
-    chain, draw = [x], get_loss(options.loss).draw
-    for _ in range(steps):
-        mean = reconstruct(functional.corrupt(x, options.corruption, generator=generator))
-        if draw is not None:
-            x = draw(mean, generator)
-        else:
-            spread = (mean - x).square().mean().sqrt() if std is None else torch.as_tensor(std)
-            std = float(spread)
-            noise = torch.empty_like(mean).normal_(generator=generator)
-            x = mean + std * noise
-        if return_chain:
-            chain.append(x)
-    return torch.stack(chain) if return_chain else x
+    def decode(self, code: Tensor) -> Tensor:
+        """The reconstruction [*, D] from a code [*, H]."""
+        raise NotImplementedError
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The reconstruction [*, D] of x [*, D], without noise."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x: Tensor,
+        steps: int = 1,
+        *,
+        std: float | None = None,
+        return_chain: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Alternate x~ ~ C(x~ | x) and x ~ p(x | h(x~)), ``steps`` times, starting from x [*, D].
+
+        C is the corruption of the input; without one, x~ is x. The decoder's distribution p is Bernoulli for
+        bce. For mse it is normal about the reconstruction.
+
+        Args:
+            x: start of the chain, [*, D].
+            steps: number of steps.
+            std: standard deviation of p for mse. By default the root mean square of the first
+                reconstruction's residual, which is the maximum-likelihood estimate from x.
+            return_chain: return all states.
+            generator: generator of the corruption and the draws.
+
+        Returns:
+            The last state, [*, D], or with ``return_chain`` all of them from x on, [steps + 1, *, D].
+
+        Raises:
+            ValueError: ``steps`` or ``std`` is negative.
+        """
+        steps = check_whole("steps:", steps, 0)
+        if std is not None:
+            check_nonnegative("std:", std)
+        chain, draw, corruption = [x], get_loss(self.input_options.loss).draw, self.input_options.corruption
+        for _ in range(steps):
+            mean = self.reconstruct(functional.corrupt(x, corruption, generator=generator))
+            if draw is not None:
+                x = draw(mean, generator)
+            else:
+                spread = (mean - x).square().mean().sqrt() if std is None else torch.as_tensor(std)
+                std = float(spread)
+                noise = torch.empty_like(mean).normal_(generator=generator)
+                x = mean + std * noise
+            if return_chain:
+                chain.append(x)
+        return torch.stack(chain) if return_chain else x

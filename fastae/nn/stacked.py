@@ -18,10 +18,10 @@ from ..plain import Parts
 from .autoencoder import Autoencoder, encoder_penalty
 from .calls import runs_code
 from .options import Options
-from .sampling import denoising_chain
+from .sampling import Sampler
 
 
-class StackedAutoencoder(nn.Module):
+class StackedAutoencoder(Sampler):
     """A stack of autoencoders: layer l reconstructs the code of layer l - 1.
 
     ``stack.layers[l]`` is trained on ``stack.encode(x, depth=l)`` (greedy pretraining); the stack itself is
@@ -92,9 +92,9 @@ class StackedAutoencoder(nn.Module):
             code = layer.run(Autoencoder.decode, code)
         return code
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The reconstruction [*, sizes[0]] of x through all layers, without noise."""
-        return self.decode(self.encode(x))
+    @property
+    def input_options(self) -> Options:
+        return self.autoencoders[0].options
 
     def forward(
         self, x: Tensor, *, reduction: str = "mean", generator: torch.Generator | None = None
@@ -169,22 +169,6 @@ class StackedAutoencoder(nn.Module):
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return nn.Sequential(OrderedDict(modules, head=head))
-
-    @torch.no_grad()
-    def sample(
-        self,
-        x: Tensor,
-        steps: int = 1,
-        *,
-        std: float | None = None,
-        return_chain: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The denoising chain of the deep autoencoder; see :func:`fastae.nn.sampling.denoising_chain`."""
-        options = self.autoencoders[0].options
-        return denoising_chain(
-            self.reconstruct, options, x, steps, std=std, return_chain=return_chain, generator=generator
-        )
 
 
 _DEEP = {"loss": 0, "corruption": 0, "emphasis": 0} | dict.fromkeys(

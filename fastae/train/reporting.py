@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from ..files import write_whole
+from ..objective import AutoencoderLoss
 from ..optional import require
 
 if TYPE_CHECKING:
@@ -24,11 +25,7 @@ COLUMNS = (
     "seconds",
     "rows_per_second",
     "lr",
-    *(
-        f"{part}_{term}"
-        for part in ("train", "validation")
-        for term in ("total", "reconstruction", "contractive", "higher_order", "l1", "kl", "error")
-    ),
+    *(f"{part}_{term}" for part in ("train", "validation") for term in (*AutoencoderLoss._fields, "error")),
 )
 """Columns of log.csv, one row per epoch. The terms are those of fastae.AutoencoderLoss, means over rows;
 error is the share of rows that the classifier gets wrong; lr is the rate of the next step."""
