@@ -1,13 +1,23 @@
-"""Files that appear whole or not at all, and a check that a folder can be written to."""
+"""Files that appear whole or not at all, locks, and a check that a folder can be written to."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 
 
 def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> Path:
@@ -26,19 +36,67 @@ def write_whole(path: Path, content: bytes | str | Callable[[BinaryIO], object])
     Raises:
         OSError: the file cannot be written; the error names ``path``.
     """
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb") as file:  # x: a new file, whatever lies or points there
+        with _temporary(path) as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+            file.flush()
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            os.replace(file.name, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside ``path``, locked while it is open, and removed unless it was renamed."""
+    while True:
+        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+        with temporary.open("xb") as file:  # x: a new file, whatever lies or points there
+            if lock(file.fileno()) is False or not is_at(temporary, file.fileno()):
+                continue  # taken for a leftover just now
+            try:
+                yield file
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of :func:`write_whole` that no process writes to any more."""
+    for path in folder.glob(".tmp-*"):
+        if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            if lock(file.fileno()):
+                path.unlink()
+
+
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file until it is closed.
+
+    Returns:
+        True; False if another process holds the lock; ``None`` where the system or the file system has none.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """True if a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def check_writable(folder: Path) -> None:

@@ -3,12 +3,14 @@
 import os
 import secrets
 import stat
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from fastae.files import check_writable, write_whole
+from fastae import files
+from fastae.files import check_writable, remove_leftovers, write_whole
 
 
 def fail_halfway(file: BinaryIO) -> None:
@@ -50,9 +52,52 @@ def test_links_are_not_followed(tmp_path, monkeypatch):
     (tmp_path / ".tmp-known").symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "file", "x")
+    monkeypatch.undo()
     (tmp_path / "link").symlink_to(victim)
     write_whole(tmp_path / "link", "x")
     assert victim.read_text() == "precious" and not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")
+def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path):
+    """The file of a process that is still writing is locked."""
+    left, own = tmp_path / f".tmp-{'0' * 16}", tmp_path / ".tmp-notes"
+    started, go_on = tmp_path / "started", tmp_path / "go on"
+
+    def write(file: BinaryIO) -> None:
+        started.touch()
+        while not go_on.exists():
+            time.sleep(0.01)
+        file.write(b"whole")
+
+    child = os.fork()
+    if child == 0:
+        write_whole(tmp_path / "file", write)
+        os._exit(0)
+    while not started.exists():
+        time.sleep(0.01)
+    for path in (left, own):
+        path.touch()
+    remove_leftovers(tmp_path)
+    go_on.touch()
+    assert os.waitpid(child, 0)[1] == 0
+    assert not left.exists() and own.exists()
+    assert (tmp_path / "file").read_bytes() == b"whole" and not list(tmp_path.glob(".tmp-?????????*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")
+def test_a_file_that_was_taken_for_a_leftover_is_written_under_another_name(tmp_path, monkeypatch):
+    calls: list[int] = []
+
+    def lock(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            next(tmp_path.glob(".tmp-*")).unlink()
+        return True
+
+    monkeypatch.setattr(files, "lock", lock)
+    write_whole(tmp_path / "file", "x")
+    assert len(calls) == 2 and os.listdir(tmp_path) == ["file"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from ..console import Console
-from ..files import check_writable, write_whole
+from ..files import check_writable, remove_leftovers, write_whole
 from ..optional import require
 from ..run import load
 from ..train.checkpoint import Checkpoint
@@ -108,6 +108,7 @@ def run(config: Config, console: Console) -> None:
     out = Path(config.run) / "plots" if config.out is None else Path(config.out)
     try:
         check_writable(out)
+        remove_leftovers(out)
     except OSError as error:
         raise ValueError(f"out: {out} cannot be written to ({error.strerror})") from error
     stack = checkpoint.stack.eval()

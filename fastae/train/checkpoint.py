@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..errors import CheckpointError, DataError
+from ..files import remove_leftovers
 from ..nn import Options, StackedAutoencoder
 from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
@@ -200,9 +201,11 @@ def save_checkpoint(
 
 
 def clean_run(run: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove what killed processes left half-written; to be called by the holder of the run's lock."""
     for folder in run.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+    remove_leftovers(run)
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from .._version import __version__
 from ..checks import check_nonnegative, check_whole
 from ..devices import resolve_device
 from ..errors import CheckpointError
-from ..files import check_writable, write_whole
+from ..files import check_writable, remove_leftovers, write_whole
 from ..optim import constrain
 from ..sparse.module import SparseAutoencoder
 from ..sparse.planted import Planted, planted_rows, recovered_share
@@ -149,6 +149,7 @@ def train(
     data = _load(config)
     sae = config.module(data.train.shape[1])
     check_writable(folder)
+    remove_leftovers(folder)
     rows = data.train.to(device)
     sae = sae.to(device).initialize_(rows)
     optimizer = constrain(torch.optim.Adam(sae.parameters(), lr=config.rate), sae)

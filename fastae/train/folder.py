@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import is_at, lock
 from .checkpoint import find_checkpoint
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
 
 _LOCK = ".lock"
 
@@ -77,7 +72,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another process trains there.
     """
-    descriptor = None if fcntl is None else _acquire(folder / _LOCK)
+    descriptor = _acquire(folder / _LOCK)
     try:
         yield
     finally:
@@ -88,33 +83,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int | None:
-    assert fcntl is not None
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, flags, 0o666)
         except OSError:
             return None  # a finished run may be read-only; training will fail by itself
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):
-                with suppress(OSError):
-                    os.truncate(descriptor, 0)
-                    os.write(descriptor, str(os.getpid()).encode())
-                return descriptor
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                process = os.read(descriptor, 20).decode(errors="replace")
-                os.close(descriptor)
-                raise CheckpointError(
-                    f"out: {path.parent} is in use: process {process or '?'} is training there"
-                ) from None
-            return descriptor  # a file system without locks
+        held = lock(descriptor)
+        if held is False:
+            process = os.read(descriptor, 20).decode(errors="replace")
+            os.close(descriptor)
+            raise CheckpointError(f"out: {path.parent} is in use: process {process or '?'} is training there")
+        if held is None or is_at(path, descriptor):
+            with suppress(OSError):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+            return descriptor
         os.close(descriptor)  # the holder before removed the file in between
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """True if a path still leads to an open file."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except OSError:
-        return False

@@ -214,6 +214,7 @@ def test_training_cleans_what_a_killed_run_left(tiny, make_config, interrupt):
     interrupt(config, 6)
     run = Path(config.out)
     shutil.copytree(run / "checkpoint-000001", run / ".tmp-999")
+    (run / ".tmp-0123456789abcdef").touch()
     train(replace(config, resume=True), dataset=tiny)
     assert not list(run.glob(".tmp*"))
 
