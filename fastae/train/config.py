@@ -212,6 +212,9 @@ class TrainConfig(_layer_config()):
             but for device, memory-gib, checkpoint-seconds, more epochs of a stage, and a classifier.
         checkpoint_seconds: Longest time between two checkpoints.
         memory_gib: Memory for data and cached codes; by default half of what is free.
+        window_mib: Stored values of a window that rows are shuffled in, where two windows are in memory; 0
+            shuffles all rows. By default 256, or a third of memory_gib where that is less, for a folder of
+            shards, and 0 otherwise.
         tensorboard: Whether to write TensorBoard's event files.
     """
 
@@ -231,6 +234,7 @@ class TrainConfig(_layer_config()):
     resume: bool = False
     checkpoint_seconds: float = 30.0
     memory_gib: float | None = None
+    window_mib: float | None = None
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -248,6 +252,13 @@ class TrainConfig(_layer_config()):
             raise ValueError(f"checkpoint_seconds: must be >= 0, got {self.checkpoint_seconds!r}")
         if self.memory_gib is not None:
             check_nonnegative("memory_gib:", self.memory_gib)
+        if self.window_mib is not None:
+            check_nonnegative("window_mib:", self.window_mib)
+            if self.memory_gib and 2 * self.window_mib > 1024 * self.memory_gib:
+                raise ValueError(
+                    f"window_mib: two windows of {self.window_mib:g} MiB do not fit in memory_gib"
+                    f" {self.memory_gib:g}"
+                )
         if self.resume and self.out is None:
             raise ValueError("resume: needs out, the folder of the run to continue")
         if not -(2**63) <= self.seed < 2**63:
@@ -265,6 +276,12 @@ class TrainConfig(_layer_config()):
     def stages(self) -> dict[str, Stage]:
         """The stages by the names of their options, in the order in which they run."""
         return {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
+
+    def chosen_window(self, most: float) -> float:
+        """The size of a window of shards; by default at most ``most`` and a third of the memory."""
+        if self.window_mib is not None:
+            return self.window_mib
+        return min(most, 1024 / 3 * self.memory_gib) if self.memory_gib else most
 
     def with_epochs(self, rows: int, layers: int) -> TrainConfig:
         """The configuration with the epochs of every stage chosen, for a number of rows and of layers."""

@@ -30,6 +30,8 @@ from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
+from .data.parts import is_stored
+from .data.rows import WINDOW_MIB
 from .evaluation import Parts, evaluation_parts
 from .folder import check_new, check_run, locked, make_folder
 from .rates import Rates
@@ -176,7 +178,10 @@ class _Run:
         config = replace(config, products=config.products or float32_products(device.type))
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes or (dataset.width, 512, 256)
-        self.config = config = config.with_epochs(len(self.rows), len(sizes) - 1)
+        config = config.with_epochs(len(self.rows), len(sizes) - 1)
+        if is_stored(dataset.train.array):  # kept in the checkpoint: other memory later changes no order
+            config = replace(config, window_mib=config.chosen_window(WINDOW_MIB))
+        self.config = config
         self.dataset, self.sizes = dataset, sizes
         if config.classifier:
             dataset.check_classes()
@@ -232,9 +237,10 @@ class _Run:
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: {error}") from error
         if checkpoint.stack.sizes[0] != dataset.width or not dataset.train.matches(state.data):
+            change = dataset.train.difference(state.data)
             raise CheckpointError(
                 f"{checkpoint.path.parent}: was trained on other data than {dataset.name} is now "
-                f"({len(dataset.train)} rows of {dataset.width})"
+                f"({len(dataset.train)} rows of {dataset.width}){f': {change}' if change else ''}"
             )
         if "done" not in values:  # written before stages could be trained further
             state.done = dict(list(before.items())[:ended])
@@ -341,7 +347,15 @@ class _Run:
 
         def open_part(rows: Rows) -> Resident | Streamed:
             below = encode if depth else None
-            return open_rows(rows, session.device, session.dtype, self.budget, below, stack.sizes[depth])
+            return open_rows(
+                rows,
+                session.device,
+                session.dtype,
+                self.budget,
+                below,
+                stack.sizes[depth],
+                self.config.window_mib,
+            )
 
         return open_part(self.rows), open_part(self.validation) if len(self.validation) else None
 

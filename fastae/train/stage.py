@@ -21,7 +21,7 @@ from .config import Stage, TrainConfig
 from .optimizer_state import matching, optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Progress
-from .seeds import epoch_order, mix, seed_generators
+from .seeds import mix, seed_generators
 from .state import RunState
 from .step import TrainingStep, steps_per_call
 
@@ -213,7 +213,7 @@ class StageRunner:
     def _train_epoch(self, step: TrainingStep) -> None:
         """Train to the end of the current epoch, from wherever it stands."""
         session, state, rows = self._session, self._state, len(self._training)
-        order = epoch_order(rows, mix(session.config.seed, self._number, 1, state.epoch))
+        order = self._training.order(mix(session.config.seed, self._number, 1, state.epoch))
         seen = began_at = min(state.step * self._rows_per_step, rows)
         step.reset(state.sums)
         together = 1
@@ -222,7 +222,7 @@ class StageRunner:
                 sum(p.numel() for p in self.plan.module.parameters()), self._rows_per_step
             )
         began = counted = reported_at = time.monotonic()
-        for batch, steps, taken in self._training.calls(order[seen:], self._rows_per_step, together):
+        for batch, steps, taken in self._training.calls(order, self._rows_per_step, together, seen):
             # one seed per call: those of a graph's steps follow from it
             session.seed(self._number, self._steps_done)
             self._rates.set_momenta(step.optimizer)

@@ -119,6 +119,7 @@ EVERYTHING = TrainConfig(
     resume=True,
     checkpoint_seconds=0.5,
     memory_gib=0.25,
+    window_mib=64.0,
     tensorboard=False,
 )
 

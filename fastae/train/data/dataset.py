@@ -128,6 +128,8 @@ def load_dataset(
     ``.h5`` ``.hdf5``  named arrays, by h5py
     ``.h5ad``          X of AnnData, with the names of ``var`` and labels from a column of ``obs``
     ``*-idx3-ubyte``   one IDX array, plain or ``.gz``
+    a folder           shards: ``.safetensors``, ``.npy``, ``.parquet`` or ``.arrow`` files of rows of one
+                       width, which need not fit in memory; see :class:`Shards`
     a folder           the four IDX files under the names that MNIST gave them, plain or ``.gz``; or images of
                        one size, in one folder per class, perhaps in folders named train and test
     ================== ===================================================================================
@@ -239,7 +241,7 @@ def _make_dataset(
         if held_out is not None:
             raise DataError(f"{name}: has a test part of its own, so test_fraction cannot hold out another")
         try:
-            index, test_index = split_index(train.x.shape[0], test_fraction, seed)
+            index, test_index = split_index(train.x.shape[0], test_fraction, seed, train.x)
         except ValueError as error:
             raise ValueError(f"test_fraction: {error}") from None
     fitted = scaling if isinstance(scaling, AffineScaling) else fit_scaling(train, scaling, index)

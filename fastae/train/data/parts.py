@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +12,10 @@ import torch
 from ...errors import DataError, one_line
 from ...optional import require
 from .labels import check_labels
+from .spans import RowIndex
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 # an eighth of float32's range: the difference of any two accepted values has a normal float32 reciprocal
 LARGEST = np.finfo(np.float32).max / 8
@@ -33,7 +37,65 @@ class CsrMatrix(Protocol):
     def max(self, axis: int) -> Any: ...
 
 
-RowArray: TypeAlias = np.ndarray | CsrMatrix
+class StoredRows(Protocol):
+    """Rows [N, D] in files, of which any are read at any time.
+
+    Attributes:
+        shape: (N, D).
+        dtype: of the values that indexing returns.
+        kind: of the stored values, as "bfloat16".
+        is_checked: whether all values are known to be finite.
+        ranges: the least and the largest value of each column, float64 [D] each, where they are known.
+        is_sequential: whether reading backwards starts again at the first row.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    kind: str
+    is_checked: bool
+    ranges: tuple[np.ndarray, np.ndarray] | None
+    is_sequential: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
+        """A new array of the rows at a slice or at numbers in any order."""
+        ...
+
+    def raw(self, rows: int) -> np.ndarray:
+        """An empty array [rows, D] of the stored dtype."""
+        ...
+
+    def read_into(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Read rows, by rising numbers, into an array that :meth:`raw` made."""
+        ...
+
+    def decode(self, raw: np.ndarray) -> np.ndarray:
+        """Stored values in ``dtype``."""
+        ...
+
+    def edges(self, size: int) -> np.ndarray:
+        """The first row of each block of about ``size`` rows that is best read at once, and N; int64."""
+        ...
+
+    def fingerprint(self) -> str: ...
+
+    def difference(self, fingerprint: str) -> str:
+        """Which part is not as it was when the fingerprint was taken, in words; "" where all are."""
+        ...
+
+
+RowArray: TypeAlias = np.ndarray | CsrMatrix | StoredRows
+
+
+def is_sparse(x: RowArray) -> TypeIs[CsrMatrix]:
+    """Whether rows are a CSR matrix."""
+    return hasattr(x, "indptr")
+
+
+def is_stored(x: Any) -> TypeIs[StoredRows]:
+    """Whether rows are in files that are read on demand."""
+    return hasattr(x, "read_into")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +160,12 @@ def check_part(
     x = as_array(name, x)
     if x.dtype.kind not in "buif":
         raise DataError(f"{name}: dtype {x.dtype} is not real numbers")
-    if x.ndim < 2:
+    if len(x.shape) < 2:
         raise DataError(f"{name}: shape {x.shape} has no rows and columns; 2 or more dimensions are needed")
     if 0 in x.shape:
         raise DataError(f"{name}: no {'rows' if x.shape[0] == 0 else 'columns'} (shape {x.shape})")
     feature_shape = tuple(int(size) for size in x.shape[1:])
-    if x.ndim > 2:
+    if len(x.shape) > 2:
         # flattening a map in Fortran order reads all of it: the result is a plain array, not a map
         x = x.reshape(len(x), -1) if x.flags.c_contiguous else np.asarray(x).reshape(len(x), -1)
     _check_finite(name, x)
@@ -120,7 +182,7 @@ def as_array(name: str, values: Any) -> Any:
     """
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(f"{name}: {int(values.mask.sum())} values are masked; fill them in or leave them out")
-    if isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray) or is_stored(values):
         return values
     if hasattr(values, "tocsr") and hasattr(values, "nnz"):
         if len(values.shape) != 2:
@@ -140,7 +202,7 @@ def as_array(name: str, values: Any) -> Any:
         raise DataError(f"{name}: expected an array of numbers, got {kind} ({one_line(error)})") from error
 
 
-def blocks(x: np.ndarray, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
+def blocks(x: np.ndarray | StoredRows, index: RowIndex | None = None) -> Iterator[np.ndarray]:
     """The rows of x [N, D], or those at ``index``, in blocks that bound what of a memory map is in memory."""
     step = max(1, _BLOCK_ELEMENTS // x.shape[1])
     for low in range(0, len(x) if index is None else len(index), step):
@@ -202,10 +264,10 @@ def _numbers(name: str, column: str, values: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(name: str, x: RowArray) -> None:
-    if x.dtype.kind != "f":
+    if x.dtype.kind != "f" or (is_stored(x) and x.is_checked):
         return
     count, row, column, start = 0, 0, 0, 0
-    for block in blocks(x if isinstance(x, np.ndarray) else x.data[:, None]):
+    for block in blocks(x.data[:, None] if is_sparse(x) else x):
         bad = ~(np.abs(block) <= block.dtype.type(min(LARGEST, np.finfo(block.dtype).max)))
         if bad.any():
             if not count:
@@ -214,7 +276,7 @@ def _check_finite(name: str, x: RowArray) -> None:
         start += len(block)
     if not count:
         return
-    if not isinstance(x, np.ndarray):  # the row found is a position among the stored values
+    if is_sparse(x):  # the row found is a position among the stored values
         row, column = np.searchsorted(x.indptr, row, side="right") - 1, x.indices[row]
     raise DataError(
         f"{name}: {count} value(s) NaN, infinite or beyond {LARGEST:.0e},"

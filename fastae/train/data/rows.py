@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,31 +11,37 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from .labels import encode_labels
-from .parts import RowArray, blocks
+from .parts import RowArray, blocks, is_sparse, is_stored
 from .scaling import AffineScaling
+from .spans import RowIndex, Spans
 
+WINDOW_MIB = 256.0
+"""Stored values of a window by default, for files of shards."""
 _WHOLE_BYTES = 1 << 30  # of a memory map that are all hashed
 _STRIDED_BLOCKS, _STRIDED_BYTES = 1024, 1 << 16
+_MOST_SPANS = 1 << 14  # of the rows that a split holds out of files
+_BLOCK = 256  # rows of a block that a windowed order keeps together while it reads
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rows:
-    """Scaled float32 rows [N, D] over an array, a memory map or a CSR matrix, read on demand.
+    """Scaled float32 rows [N, D] over an array, a memory map, shards or a CSR matrix, read on demand.
 
     Attributes:
         array: the stored values, unscaled, in the file's dtype.
         labels: [N] as they were given (text, booleans, int64 or float64), or None.
         scaling: applied to every read.
-        index: int [N], the rows of ``array`` that these rows are; None for all.
+        index: int [N] or spans, the rows of ``array`` that these rows are; None for all.
         classes: [K], the different labels; None where labels are class numbers already, or no classes.
     """
 
     array: RowArray
     labels: np.ndarray | None
     scaling: AffineScaling
-    index: np.ndarray | None = None
+    index: RowIndex | None = None
     classes: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -48,7 +55,12 @@ class Rows:
     @property
     def is_mapped(self) -> bool:
         """True if the values stay on disk until they are read."""
-        return isinstance(self.array, np.memmap)
+        return isinstance(self.array, np.memmap) or is_stored(self.array)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether rows can only be read from the first to the last."""
+        return is_stored(self.array) and self.array.is_sequential
 
     @property
     def nbytes(self) -> int:
@@ -74,12 +86,12 @@ class Rows:
             IndexError: for an index that is out of range, not integers or not one-dimensional.
         """
         rows = self._stored_rows(index)
-        if not isinstance(self.array, np.ndarray):
+        if is_sparse(self.array):
             return self._read_sparse(rows)
         if isinstance(rows, np.ndarray) and self.is_mapped:
             order = np.argsort(rows)  # each page of the file is touched once
             read = np.empty((len(rows), self.width), np.float32)
-            read[order] = self.scaling.apply(self.array[rows[order]])
+            read[order] = self.scaling.apply(np.asarray(self.array[rows[order]]))
             return read
         return self.scaling.apply(self.array[rows])
 
@@ -100,11 +112,14 @@ class Rows:
         def add(values: np.ndarray) -> None:
             digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
-        for values in (self.scaling.offset, self.scaling.scale, self.index, self.labels, self.classes):
+        index = [self.index.low, self.index.high] if isinstance(self.index, Spans) else [self.index]
+        for values in (self.scaling.offset, self.scaling.scale, *index, self.labels, self.classes):
             digest.update(b"none" if values is None else f"{values.dtype} {values.shape}".encode())
             if values is not None:
                 add(values)
-        if not isinstance(self.array, np.ndarray):
+        if is_stored(self.array):
+            return f"shards:{digest.hexdigest()}/{self.array.fingerprint()}"
+        if is_sparse(self.array):
             for values in (self.array.data, self.array.indices, self.array.indptr):
                 add(values)
         elif not self.is_mapped or self.array.nbytes <= _WHOLE_BYTES:
@@ -120,13 +135,20 @@ class Rows:
 
     def matches(self, fingerprint: str) -> bool:
         """True if these are the rows that a fingerprint, also of the first format, was taken of."""
+        if is_stored(self.array):
+            return fingerprint == self.fingerprint()
         return fingerprint in (self.fingerprint(), self.sample_fingerprint())
+
+    def difference(self, fingerprint: str) -> str:
+        """Which file is not as it was when a fingerprint was taken, as far as that can be told, or ""."""
+        kept = fingerprint.partition("/")[2]
+        return self.array.difference(kept) if is_stored(self.array) and kept else ""
 
     def sample_fingerprint(self) -> str:
         """The fingerprint of the first format: a digest of 64 scaled rows and of the labels."""
         sample = self._stored_rows(np.linspace(0, len(self) - 1, 64).astype(np.int64))
         taken: Any = self.array[sample]
-        x = (taken if isinstance(self.array, np.ndarray) else taken.toarray()).astype(np.float32)
+        x = (taken.toarray() if is_sparse(self.array) else taken).astype(np.float32)
         if self.scaling.offset.any():
             x -= self.scaling.offset.astype(np.float32)
         if (self.scaling.scale != 1).any():
@@ -137,13 +159,78 @@ class Rows:
             digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
-    def subset(self, index: slice | np.ndarray) -> Rows:
-        """The rows at ``index``, as for :meth:`read`, without reading them."""
+    def subset(self, index: slice | RowIndex) -> Rows:
+        """The rows at ``index``, as for :meth:`read` or as spans, without reading them."""
+        if isinstance(index, Spans):
+            rows = index if self.index is None else self.index[index[:]]
+            labels = None if self.labels is None else self.labels[index[:]]
+            return Rows(self.array, labels, self.scaling, rows, self.classes)
         rows = self._stored_rows(index)
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         labels = None if self.labels is None else self.labels[index]
         return Rows(self.array, labels, self.scaling, rows, self.classes)
+
+    # --- windows ------------------------------------------------------------------------------------------
+
+    def window(self, mib: float | None) -> int:
+        """Rows per window of a windowed order of ``mib`` MiB of stored values; 0 for one window of all rows.
+
+        Args:
+            mib: of values as they are stored, 0 for all; by default 256 for shards, and 0 otherwise.
+        """
+        if is_sparse(self.array):
+            return 0
+        if mib is None:
+            mib = WINDOW_MIB if is_stored(self.array) else 0
+        stored = self.raw(1).nbytes
+        rows = max(1, int(mib * 2**20 / stored)) if mib else 0
+        if self.is_sequential:
+            return min(rows or len(self), len(self))
+        return rows if rows < len(self) else 0
+
+    def edges(self, window: int) -> np.ndarray:
+        """The first row of each block of consecutive rows for windows of so many rows, and N; int64."""
+        size = max(1, min(_BLOCK, window // 16))
+        if is_stored(self.array):
+            edges = self.array.edges(size)
+        else:
+            edges = np.append(np.arange(0, self.array.shape[0], size), self.array.shape[0])
+        if isinstance(self.index, Spans):
+            edges = self.index.positions(edges)
+        elif self.index is not None:
+            if (np.diff(self.index) < 0).any():
+                return np.append(np.arange(0, len(self), size), len(self))
+            edges = np.searchsorted(self.index, edges)
+        return np.unique(edges)
+
+    def raw(self, rows: int) -> np.ndarray:
+        """An empty array [rows, D] of the stored dtype, for :meth:`read_raw`."""
+        if is_stored(self.array):
+            return self.array.raw(rows)
+        return np.empty((rows, self.width), self.array.dtype)
+
+    def read_raw(self, index: np.ndarray, out: np.ndarray) -> None:
+        """Read stored values of the rows at rising numbers into an array of :meth:`raw`; dense rows only."""
+        rows = self._stored_rows(index)
+        assert isinstance(rows, np.ndarray)
+        if is_stored(self.array):
+            self.array.read_into(rows, out)
+        else:
+            assert isinstance(self.array, np.ndarray)
+            np.take(self.array, rows, axis=0, out=out, mode="clip")
+
+    def plain(self, raw: np.ndarray) -> torch.Tensor | None:
+        """The same as a tensor of the stored dtype, where the scaling changes nothing; else ``None``."""
+        if self.scaling.offset.any() or (self.scaling.scale != 1).any() or raw.dtype.itemsize > 2:
+            return None
+        if is_stored(self.array) and self.array.kind == "bfloat16":
+            return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(raw) if raw.dtype in (np.float16, np.uint8) else None
+
+    def scale(self, raw: np.ndarray) -> np.ndarray:
+        """Scaled float32 rows of what :meth:`read_raw` read."""
+        return self.scaling.apply(self.array.decode(raw) if is_stored(self.array) else raw)
 
     def _read_sparse(self, rows: slice | np.ndarray) -> np.ndarray:
         taken: Any = self.array[rows].astype(np.float64)  # a copy
@@ -175,16 +262,28 @@ def split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     Raises:
         ValueError: for a fraction outside [0, 1), or one above 0 that would leave a part empty.
     """
-    train, validation = split_index(len(rows), fraction, seed)
+    train, validation = split_index(len(rows), fraction, seed, rows.array)
     return rows if not len(validation) else rows.subset(train), rows.subset(validation)
 
 
-def split_index(rows: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the rows of each part of a split, as of :func:`split`."""
+def split_index(
+    rows: int, fraction: float, seed: int, array: RowArray | None = None
+) -> tuple[RowIndex, RowIndex]:
+    """The numbers of the rows of each part of a split, as of :func:`split`.
+
+    Of rows in an ``array`` of files, at most 16384 spans are held out, each of one row where that is enough;
+    of rows that can only be read in order, the first ones.
+    """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), not {fraction}")
     held_out = round(rows * fraction)
     if fraction > 0 and not 0 < held_out < rows:
         raise ValueError(f"a fraction of {fraction} of {rows} rows leaves one part empty")
+    if array is not None and is_stored(array) and held_out:
+        size = held_out if array.is_sequential else math.ceil(held_out / _MOST_SPANS)
+        drawn = np.random.default_rng(seed).permutation(rows // size)[: held_out // size]
+        low = np.zeros(1, np.int64) if array.is_sequential else np.sort(drawn) * size
+        high = low + size
+        return Spans(np.append(0, high), np.append(low, rows)), Spans(low, high)
     order = np.random.default_rng(seed).permutation(rows)
     return np.sort(order[held_out:]), np.sort(order[:held_out])

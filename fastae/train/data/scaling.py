@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ...errors import DataError
-from .parts import RawPart, RowArray, blocks
+from .parts import RawPart, RowArray, blocks, is_sparse, is_stored
+from .spans import RowIndex
 
 Scaling: TypeAlias = Literal["auto", "none", "unit", "minmax", "standard"]
 
@@ -77,7 +78,7 @@ class AffineScaling:
         return cls(str(values["name"]), np.asarray(values["offset"]), np.asarray(values["scale"]))
 
 
-def fit_scaling(part: RawPart, scaling: Scaling, index: np.ndarray | None = None) -> AffineScaling:
+def fit_scaling(part: RawPart, scaling: Scaling, index: RowIndex | None = None) -> AffineScaling:
     """Fit a scaling to a part, or to its rows at ``index``.
 
     Raises:
@@ -85,9 +86,9 @@ def fit_scaling(part: RawPart, scaling: Scaling, index: np.ndarray | None = None
             column would be one value in float32.
     """
     x = part.x
-    if not isinstance(x, np.ndarray) and index is not None:
-        x, index = x[index], None
-    if scaling == "auto" and x.dtype == np.uint8 and isinstance(x, np.ndarray):
+    if is_sparse(x) and index is not None:
+        x, index = x[index[:]], None
+    if scaling == "auto" and x.dtype == np.uint8 and not is_sparse(x):
         return AffineScaling("pixel", np.zeros(()), np.ones(()) / 255)
     sample = _sample(x, index)
     if scaling == "standard":
@@ -96,7 +97,7 @@ def fit_scaling(part: RawPart, scaling: Scaling, index: np.ndarray | None = None
         fitted = _identity()
     else:
         fitted = _fit_range(part, scaling, *_column_ranges(x, index))
-        if scaling == "auto" and isinstance(x, np.ndarray) and _lost(sample, fitted) is not None:
+        if scaling == "auto" and not is_sparse(x) and _lost(sample, fitted) is not None:
             fitted = _fit_range(part, "minmax", *_column_ranges(x, index))
     if (lost := _lost(sample, fitted)) is not None:
         column, kept, values = lost
@@ -112,7 +113,7 @@ def fit_scaling(part: RawPart, scaling: Scaling, index: np.ndarray | None = None
 
 def check_offset(part: RawPart, scaling: AffineScaling) -> None:
     """Raises ``DataError`` for sparse rows and a scaling with an offset."""
-    if not isinstance(part.x, np.ndarray) and scaling.offset.any():
+    if is_sparse(part.x) and scaling.offset.any():
         raise _offset_error(part, scaling.name)
 
 
@@ -129,7 +130,7 @@ def _identity() -> AffineScaling:
 def _fit_range(part: RawPart, scaling: Scaling, low: np.ndarray, high: np.ndarray) -> AffineScaling:
     """Fit to the range of each column: float64 low and high [D]."""
     least, largest = low.min(), high.max()
-    if scaling == "auto" and not isinstance(part.x, np.ndarray):
+    if scaling == "auto" and is_sparse(part.x):
         magnitude = np.maximum(-low, high)
         if not _are_unlike(np.zeros_like(magnitude), magnitude):
             magnitude = magnitude.max()
@@ -157,8 +158,8 @@ def _are_unlike(low: np.ndarray, high: np.ndarray) -> bool:
     return bool(flat.any()) and not (share_least >= 0.75 and flat.mean() <= 0.25)
 
 
-def _fit_standard(part: RawPart, x: RowArray, index: np.ndarray | None) -> AffineScaling:
-    if not isinstance(x, np.ndarray):
+def _fit_standard(part: RawPart, x: RowArray, index: RowIndex | None) -> AffineScaling:
+    if is_sparse(x):
         raise _offset_error(part, "standard")
     # relative to the first row, so that the deviation of a constant column is exactly 0
     first = (x[:1] if index is None else x[index[:1]])[0].astype(np.float64)
@@ -173,11 +174,13 @@ def _fit_standard(part: RawPart, x: RowArray, index: np.ndarray | None) -> Affin
     return AffineScaling("standard", mean, _reciprocal(deviation, rounded * np.abs(mean)))
 
 
-def _column_ranges(x: RowArray, index: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _column_ranges(x: RowArray, index: RowIndex | None) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest value of each column, float64 [D] each; a sparse column's zeros count."""
-    if not isinstance(x, np.ndarray):
+    if is_sparse(x):
         low, high = x.min(axis=0).toarray(), x.max(axis=0).toarray()
         return low.astype(np.float64).ravel(), high.astype(np.float64).ravel()
+    if is_stored(x) and x.ranges is not None and index is None:
+        return x.ranges
     low = np.full(x.shape[1], np.inf)
     high = -low
     for block in blocks(x, index):
@@ -195,7 +198,7 @@ def _reciprocal(span: Any, magnitude: Any) -> np.ndarray:
 # --- values that float32 would not keep apart --------------------------------------------------------------
 
 
-def _sample(x: RowArray, index: np.ndarray | None) -> np.ndarray | None:
+def _sample(x: RowArray, index: RowIndex | None) -> np.ndarray | None:
     """Rows evenly spread over x in its own dtype; None where float32 holds every value of that dtype."""
     if x.dtype.itemsize <= 2:
         return None
@@ -203,7 +206,7 @@ def _sample(x: RowArray, index: np.ndarray | None) -> np.ndarray | None:
     number = min(rows, max(2, min(_SAMPLE_ROWS, _SAMPLE_ELEMENTS // x.shape[1])))
     places = np.linspace(0, rows - 1, number).astype(np.int64)
     taken: Any = x[places if index is None else index[places]]
-    return np.asarray(taken) if isinstance(x, np.ndarray) else taken.toarray()
+    return taken.toarray() if is_sparse(x) else np.asarray(taken)
 
 
 def _lost(sample: np.ndarray | None, scaling: AffineScaling) -> tuple[int, int, int] | None:
