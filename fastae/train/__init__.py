@@ -3,7 +3,7 @@
 from ..errors import CheckpointError, DataError, TrainingError
 from .checkpoint import Checkpoint, load_checkpoint
 from .config import Stage, TrainConfig
-from .data import Dataset, dataset_from_arrays, load_dataset
+from .data import Dataset, Shards, ShardWriter, dataset_from_arrays, load_dataset
 from .engine import TrainResult, train
 from .step import TrainingStep
 
@@ -12,6 +12,8 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Dataset",
+    "ShardWriter",
+    "Shards",
     "Stage",
     "TrainConfig",
     "TrainResult",

@@ -6,5 +6,16 @@ Importing this package needs none of the optional packages.
 from .dataset import Dataset, dataset_from_arrays, load_dataset
 from .rows import Rows, split
 from .scaling import AffineScaling, Scaling
+from .sources.shards import Shards, ShardWriter
 
-__all__ = ["AffineScaling", "Dataset", "Rows", "Scaling", "dataset_from_arrays", "load_dataset", "split"]
+__all__ = [
+    "AffineScaling",
+    "Dataset",
+    "Rows",
+    "Scaling",
+    "ShardWriter",
+    "Shards",
+    "dataset_from_arrays",
+    "load_dataset",
+    "split",
+]

@@ -16,6 +16,7 @@ from .files import reading
 from .hdf5 import read_hdf5
 from .idx import IDX_NAME, is_idx_folder, read_idx, read_idx_file, read_idx_folder
 from .images import is_image_folder, read_image_folder
+from .shards import is_shard_folder, read_shard_folder
 from .text import read_label_text, read_text
 
 _READERS: dict[str, Callable[[Path, Columns], RawData]] = {
@@ -106,7 +107,17 @@ def _check_options(name: str, reader: object, columns: Columns) -> None:
 
 
 def _read_folder(path: Path, name: str, columns: Columns) -> RawData:
-    reader = read_idx_folder if is_idx_folder(path) or not is_image_folder(path) else read_image_folder
+    reader = read_idx_folder
+    if not is_idx_folder(path):
+        if is_shard_folder(path):
+            return read_shard_folder(path, name, columns)
+        if is_image_folder(path):
+            reader = read_image_folder
+        elif not any(path.iterdir()):
+            raise DataError(
+                f"{name}: empty folder; expected shards, images, or the four IDX files"
+                " (train-images-idx3-ubyte and so on)"
+            )
     _check_options(name, reader, columns)
     return reader(path, name, columns)
 

@@ -18,8 +18,8 @@ from ..parts import RawData, RawPart, check_part
 from ..tables import Columns
 from .files import check_size
 
-_X_NAMES = ("x", "data", "images", "features")
-_Y_NAMES = ("y", "labels", "label", "targets", "target")
+X_NAMES = ("x", "data", "images", "features")
+Y_NAMES = ("y", "labels", "label", "targets", "target")
 _MOST_COLUMNS = 1 << 24
 
 
@@ -99,8 +99,8 @@ def named_arrays(name: str, keys: Collection[str], get: Callable[[str], Any], co
         return found[0] if found else None
 
     train, test = ("{}", "{}_train", "train_{}"), ("{}_test", "test_{}")
-    x, y = find(_X_NAMES, train), find(_Y_NAMES, train)
-    x_test, y_test = find(_X_NAMES, test), find(_Y_NAMES, test)
+    x, y = find(X_NAMES, train), find(Y_NAMES, train)
+    x_test, y_test = find(X_NAMES, test), find(Y_NAMES, test)
     if x is None and len(keys) == 1:
         (x,) = keys
         y = None
