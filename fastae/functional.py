@@ -124,16 +124,17 @@ def reconstruction_loss(
 ) -> Tensor:
     """The loss of the reconstruction from a code; the reconstruction itself is never kept.
 
-    With a = h V^T + c: ``"mse"`` sums (f_out(a) - x)^2 over features; ``"bce"`` sums softplus(a) - x a, the
-    cross-entropy of x in [0, 1] against sigmoid(a), and takes logits: it has no ``output_activation``.
+    With a = h V^T + c and r = f_out(a), the sum over features of: ``"mse"``, (r - x)^2; ``"huber"``,
+    (r - x)^2 / 2 within 1 of x and |r - x| - 1/2 beyond (Huber 1964); ``"bce"``, softplus(a) - x a, the
+    cross-entropy of x in [0, 1] against sigmoid(a), which takes logits and has no ``output_activation``.
 
     Args:
         code: [*, H].
         weight: the decoder's, [D, H] as in its ``nn.Linear``; pass ``encoder_weight.t()`` for tied weights.
         bias: [D].
         target: [*, D].
-        loss: ``"mse"`` or ``"bce"``.
-        output_activation: f_out, for mse.
+        loss: ``"mse"``, ``"huber"`` or ``"bce"``.
+        output_activation: f_out, for mse and huber.
         reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for one value per row, [*].
 
     Raises:

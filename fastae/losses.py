@@ -55,6 +55,12 @@ def _bce(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return softplus(v).addcmul_(v, x, value=-1.0), v.sigmoid_().sub_(x)
 
 
+def _huber(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    error = torch.sub(v, x, out=v)
+    slope = error.clamp(-1.0, 1.0)
+    return error.sub_(slope, alpha=0.5).mul_(slope), slope  # s (e - s / 2) is both the square and the line
+
+
 def _entropy(x: Tensor) -> Tensor:
     """The entropy of Bernoulli distributions with means x, held in [0, 1]."""
     x = x.clamp(0.0, 1.0)
@@ -63,6 +69,7 @@ def _entropy(x: Tensor) -> Tensor:
 
 _TABLE = (
     Loss("mse", _mse, lambda v, x: (x - v).mul_(2.0)),
+    Loss("huber", _huber, lambda v, x: (x - v).clamp_(-1.0, 1.0)),
     Loss(
         "bce",
         _bce,
@@ -86,7 +93,7 @@ def get_loss(name: str, output_activation: str = "linear") -> Loss:
         raise ValueError(f"loss: {name!r} is not one of {', '.join(LOSSES)}") from None
     if loss.link is not None and output_activation != "linear":
         raise ValueError(
-            f"output_activation: {name} takes logits and applies the {loss.link} itself, "
+            f"output_activation: {name} applies the {loss.link} itself and needs 'linear', "
             f"got {output_activation!r}"
         )
     return loss

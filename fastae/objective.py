@@ -57,8 +57,9 @@ class Objective:
 
     Attributes:
         activation: activation of the code, a name in :data:`fastae.activations.ACTIVATIONS`.
-        loss: reconstruction loss, summed over features: ``"bce"`` for data in [0, 1], or ``"mse"``.
-        output_activation: activation of the reconstruction, for mse.
+        loss: reconstruction loss, summed over features: ``"bce"`` for data in [0, 1], ``"mse"``, or
+            ``"huber"``, which is less sensitive to outliers.
+        output_activation: activation of the reconstruction, for mse and huber.
         corruption: corruption of the input while training (Vincent et al. 2010).
         emphasis: weights of the loss on corrupted and on clean entries (Vincent et al. 2010, sec. 4.3).
         contractive: weight of the penalty P = ||dh/dx||_F^2 (Rifai et al. 2011a).

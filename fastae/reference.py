@@ -134,8 +134,9 @@ def reconstruction_loss(
 ) -> Tensor:
     """The loss of each row, [M], summed over features; ``entry_weights`` [M, D] weigh the entries.
 
-    With a = h V^T + c: ``mse`` is (f_out(a) - x)^2; ``bce`` is softplus(a) - x a, the cross-entropy of x
-    against sigmoid(a).
+    With a = h V^T + c and the reconstruction r = f_out(a): ``mse`` is (r - x)^2; ``huber`` is
+    (r - x)^2 / 2 within 1 of x and |r - x| - 1/2 beyond (Huber 1964); ``bce`` is softplus(a) - x a, the
+    cross-entropy of x against sigmoid(a).
     """
     entries = reconstruction_entries(F.linear(code, weight, bias), target, loss, output_activation)
     if entry_weights is not None:
@@ -145,9 +146,10 @@ def reconstruction_loss(
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda r, x: (r - x).square(),
+    "huber": lambda r, x: F.huber_loss(r, x, reduction="none"),
     "bce": lambda a, x: F.binary_cross_entropy_with_logits(a, x, reduction="none"),
 }
-"""Each entry's loss, of the reconstruction, or of logits where the loss brings its own sigmoid."""
+"""Each entry's loss, of the reconstruction, or of a where the loss brings its own link function."""
 
 
 def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:

@@ -75,7 +75,12 @@ def test_contractive_encode_is_the_reference(activation: str, reduction: str, us
     assert_same(*zip(*used, strict=True), (x, w, b))
 
 
-OUTPUTS = [("bce", "linear"), *(("mse", name) for name in ACTIVATIONS)]
+OUTPUTS = [
+    ("bce", "linear"),
+    ("huber", "linear"),
+    ("huber", "tanh"),
+    *(("mse", name) for name in ACTIVATIONS),
+]
 EVERY_LOSS = pytest.mark.parametrize(
     ("loss", "output_activation"), OUTPUTS, ids=[f"{loss} {output}" for loss, output in OUTPUTS]
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..console import Console, print_table
+from ..losses import get_loss
 
 LAYER_NOTES = (
     "loss: reconstruction of the layer's own input; as above, the sum over features\n"
@@ -64,9 +65,11 @@ def layer_cells(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def _loss_above_least(figures: Mapping[str, Any]) -> tuple[str, float]:
     """Name of a reconstruction loss, and its excess over the least possible value.
 
-    The least bce is the entropy of the data. It says nothing of the model, and is large beside the rest.
+    The least value of a likelihood says nothing of the model, and is large beside the rest.
     """
-    name = "bce above its least value" if figures["loss"] == "bce" else figures["loss"]
+    name = figures["loss"]
+    if get_loss(name).least is not None:
+        name = f"{name} above its least value"
     return name, figures["reconstruction"] - figures["least_reconstruction"]
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .. import diagnostics, functional
+from ..losses import get_loss
 from ..nn import StackedAutoencoder
 from .arrays import ImageShape, image_shape, spread
 from .codes import Projection, code_histogram, code_map, project
@@ -321,8 +322,8 @@ def yardstick(figures: Mapping[str, Any]) -> str:
 def _errors(subject: Subject) -> Drawing:
     loss = subject.stack.autoencoders[0].options.loss
     unit, kind = loss, "The error"
-    if loss == "bce":
-        unit, kind = "bce - entropy of x", "The cross-entropy, less that of a perfect reconstruction,"
+    if get_loss(loss).least is not None:
+        unit, kind = f"{loss} - least {loss} of x", "The loss, less that of a perfect reconstruction,"
     return Drawing(
         "errors",
         "Reconstruction error of each row",

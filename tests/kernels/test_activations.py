@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from fastae_kernels.device import activations as kernels
@@ -14,6 +13,7 @@ from fastae_kernels.device import losses
 from fastae_kernels.device.losses import LOSSES
 from torch import Tensor
 
+from fastae import reference
 from fastae.activations import ACTIVATIONS, softplus
 from fastae.losses import LOSSES as LOSS_NAMES
 from tests.kernels.support import DEVICE, ON_GPU
@@ -227,10 +227,7 @@ def kernel_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> li
 
 def exact_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> list[Tensor]:
     a, x = a.double().requires_grad_(), x.double().requires_grad_()
-    if loss == "bce":
-        value = F.binary_cross_entropy_with_logits(a, x, reduction="none")
-    else:
-        value = (ACTIVATIONS[output_activation].function(a) - x).square()
+    value = reference.reconstruction_entries(a, x, loss, output_activation)
     return [value.detach(), *torch.autograd.grad(value.sum(), (a, x))]
 
 
@@ -253,6 +250,11 @@ def test_bce_and_its_gradients_are_accurate():
 @NAMES
 def test_mse_and_its_gradients_are_accurate(name: str):
     assert_loss_is_exact("mse", name)
+
+
+def test_huber_and_its_gradients_are_accurate():
+    for name in ("linear", "tanh"):
+        assert_loss_is_exact("huber", name)
 
 
 def test_bce_of_a_certain_right_answer_keeps_its_digits():

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastae import functional
 from fastae import reference as R
 from fastae.activations import ACTIVATIONS
+from fastae.losses import LOSSES
 from tests.kernels.comparison import (
     STRIDED,
     Function,
@@ -24,7 +25,7 @@ from tests.kernels.comparison import (
 from tests.kernels.support import DEVICE, DTYPES, assert_accurate
 
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-LOSS = pytest.mark.parametrize("loss", ["bce", "mse"])
+LOSS = pytest.mark.parametrize("loss", LOSSES)
 SHAPE = (17, 19, 35)  # rows, units, features: two tiles of rows and of features, the second of them partial
 
 

@@ -40,6 +40,25 @@ def bce_target_gradient(a, x, f):
     return -a
 
 
+@triton.jit
+def huber(a, x, f):
+    """s (e - s / 2) and its derivative by a, for the error e = f(a) - x and s = e held in [-1, 1]."""
+    r = f.function(a)
+    error = r - x
+    s = _held(error)
+    return s * (error - 0.5 * s), s * f.slope(r, a)
+
+
+@triton.jit
+def huber_target_gradient(a, x, f):
+    return _held(x - f.function(a))
+
+
+@triton.jit
+def _held(error):
+    return tl.where(error > 1.0, 1.0, tl.where(error < -1.0, -1.0, error))  # nan stays nan
+
+
 class Loss(NamedTuple):
     """``entry(a, x, f)`` gives the loss and its gradient by a, ``target_gradient(a, x, f)`` that by x."""
 
@@ -47,4 +66,8 @@ class Loss(NamedTuple):
     target_gradient: Any
 
 
-LOSSES: dict[str, Loss] = {"mse": Loss(mse, mse_target_gradient), "bce": Loss(bce, bce_target_gradient)}
+LOSSES: dict[str, Loss] = {
+    "mse": Loss(mse, mse_target_gradient),
+    "huber": Loss(huber, huber_target_gradient),
+    "bce": Loss(bce, bce_target_gradient),
+}
