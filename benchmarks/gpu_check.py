@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device(given.device)
     name = describe(device)["device"].lower().replace(" ", "-") + ("-tiny" if given.tiny else "")
     bad = check(given.out / f"{name}-check.json", device, left) if device.type == "cuda" else []
-    shapes = ("16x24x32",) if given.tiny else ()
+    shapes = (Shape(16, 24, 32),) if given.tiny else ()
     measurement = bench.Config(
         device=given.device, dtype=(given.dtype,), seconds=left(), shapes=shapes,
         out=str(given.out / f"{name}.json"), compile=not given.tiny,

@@ -6,33 +6,26 @@ Exit codes: 0; 2 for a bad argument or file; 1 for everything else; 130 after Ct
 from __future__ import annotations
 
 import difflib
-import functools
+import inspect
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
-
-import tyro
+from types import ModuleType
 
 from ._version import __version__
 from .commands import COMMANDS, load_command
 from .console import Console, tolerate_encodings
 from .interruption import Interrupted, Received, handled
 
-_HELP = f"""\
-usage: fastae COMMAND [OPTIONS]
-
-Fast autoencoders on PyTorch, version {__version__}.
-
-{{commands}}
-
+_EXAMPLES = """\
 examples:
-  fastae train --data digits --sizes 64 256 128 --classifier --out runs/first
+  fastae train digits --hidden 256 16 --classifier --out runs/first
   fastae plot runs/first
 
-fastae COMMAND --help explains a command; fastae --version prints the version."""
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,22 +77,54 @@ def _run(args: list[str], received: Received) -> int:
         Console().print(f"fastae {__version__}")
         return 0
     if name in ("", "-h", "--help"):
-        width = max(map(len, COMMANDS))
-        commands = "\n".join(f"  {command:{width}}  {summary}" for command, summary in COMMANDS.items())
-        Console(stderr=not name).print(_HELP.format(commands=commands))
-        return 0 if name else 2
+        return _overview("fastae", COMMANDS, asked=bool(name))
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{name!r} is not a command{hint} Commands: {', '.join(COMMANDS)}")
+        raise ValueError(_not_a_command(name, COMMANDS))
     command = load_command(name)
     from .ops.backend import requested_backend  # with torch, which the command has loaded
 
     requested_backend()
     with handled(received):
-        options: dict[str, Any] = {"prog": f"fastae {name}"}
-        if name == "bench":
-            options["config"] = (tyro.conf.FlagCreatePairsOff,)
-        parse = getattr(command, "parse", functools.partial(tyro.cli, command.Config))
-        config = parse(args=rest, **options)
-        return command.run(config, Console()) or 0
+        return _run_command(command, f"fastae {name}", rest)
+
+
+def _run_command(command: ModuleType, prog: str, args: list[str]) -> int:
+    """Run a command's module, or print its help."""
+    from .commands.help import command_help
+    from .commands.options import parse
+
+    configs: dict[str, type] = getattr(command, "CONFIGS", {})
+    if configs and (not args or args[0] not in configs):
+        if args and not args[0].startswith("-"):
+            raise ValueError(_not_a_command(args[0], configs))
+        summaries = {
+            name: (inspect.getdoc(config) or "").partition("\n")[0] for name, config in configs.items()
+        }
+        return _overview(prog, summaries, asked=bool(args))
+    if configs:
+        prog, config, args = f"{prog} {args[0]}", configs[args[0]], args[1:]
+    else:
+        config = command.Config
+    if asked := {"-h", "--help", "--help-all"} & set(args):
+        Console().print(command_help(command, config, prog, everything="--help-all" in asked))
+        return 0
+    return command.run(parse(config, args, prog), Console()) or 0
+
+
+def _overview(prog: str, summaries: Mapping[str, str], asked: bool) -> int:
+    """Print the commands; returns the exit code, which is 2 where no command was given."""
+    width = max(map(len, summaries))
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, summary in summaries.items())
+    about = f"Fast autoencoders on PyTorch, version {__version__}.\n\n" if prog == "fastae" else ""
+    more = "; fastae --version prints the version" if about else ""
+    Console(stderr=not asked).print(
+        f"usage: {prog} COMMAND [OPTIONS]\n\n{about}commands:\n{commands}\n\n{_EXAMPLES if about else ''}"
+        f"{prog} COMMAND --help explains a command{more}."
+    )
+    return 0 if asked else 2
+
+
+def _not_a_command(name: str, commands: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, commands, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    return f"{name!r} is not a command{hint} Commands: {', '.join(commands)}"

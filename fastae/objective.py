@@ -56,9 +56,9 @@ class Objective:
     + kl sum_j KL(kl_target || mean_n h_nj)``: sums over features and units, means over rows.
 
     Attributes:
-        activation: activation of the code, a name in :data:`fastae.activations.ACTIVATIONS`.
-        loss: reconstruction loss, summed over features: ``"bce"`` for data in [0, 1], ``"mse"``, or
-            ``"huber"``, which is less sensitive to outliers.
+        activation: activation of the code: a name in :data:`fastae.activations.ACTIVATIONS`.
+        loss: reconstruction loss: ``"bce"`` for data in [0, 1], ``"mse"``, or ``"huber"``, which is less
+            sensitive to outliers; a sum over features.
         output_activation: activation of the reconstruction, for mse and huber.
         corruption: corruption of the input while training (Vincent et al. 2010).
         emphasis: weights of the loss on corrupted and on clean entries (Vincent et al. 2010, sec. 4.3).

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-import tyro
 from rich.console import Console
 
+from fastae.commands.help import command_help
+from fastae.commands.options import parse
 from fastae.tensors import Products
+from fastae.train.config import POSITIONAL
 
 from . import makhzani2013, rifai2011, sdae, spiral, ufldl
 from .protocol import Recipe, run
@@ -35,22 +37,22 @@ class Command:
     """Train a table of the literature again and print ours beside theirs.
 
     Attributes:
-        recipe: name of the table.
+        recipe: Name of the table: rifai2011, rifai2011-basic, sdae, makhzani2013, ufldl or spiral.
         data: MNIST by name or as a folder of its IDX files; digits is a fast smoke run with everything scaled
             down. Not for spiral, which makes its own.
-        seeds: each trains every row once; the table shows means and standard deviations.
-        rows: names of the rows to train, all by default.
-        budget: minutes after which no further training is started; a second run continues there.
-        out: the JSON file of the results, by default runs/papers/<recipe>-<data>.json. Results that it
+        seeds: Seeds. Each trains every row once; the table shows means and standard deviations.
+        rows: Names of the rows to train. By default all.
+        budget: Minutes after which no further training is started; a second run continues there.
+        out: The JSON file of the results, by default runs/papers/<recipe>-<data>.json. Results that it
             already holds are not trained again.
-        validate: measure on a sixth of the training rows, held out, and leave the test part unread.
-        set: with validate, name=value for a setting of all rows, as in supervised.stage.lr=0.003.
-        products: float32 products as in torch.set_float32_matmul_precision.
+        validate: Measure on a sixth of the training rows, held out, and leave the test part unread.
+        set: Settings of all rows, as in supervised.stage.lr=0.003, with validate.
+        products: Precision of float32 products, as in torch.set_float32_matmul_precision.
     """
 
     recipe: Annotated[
         Literal["rifai2011", "rifai2011-basic", "sdae", "makhzani2013", "ufldl", "spiral"],
-        tyro.conf.Positional,
+        POSITIONAL,
     ]
     data: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -71,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
     try:
-        command = tyro.cli(Command, prog="python -m benchmarks.papers", args=argv)
+        args, prog = sys.argv[1:] if argv is None else argv, "python -m benchmarks.papers"
+        if {"-h", "--help"} & set(args):
+            print(command_help(None, Command, prog, everything=True))
+            return 0
+        command = parse(Command, args, prog)
         torch.set_float32_matmul_precision(command.products)
         recipe = RECIPES[command.recipe]
         name = Path(command.data or "own").name + ("-validation" if command.validate else "")

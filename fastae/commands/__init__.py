@@ -1,8 +1,11 @@
 """The commands of the command line, one module each.
 
-A command is a module with a frozen dataclass ``Config``, whose docstring is the command's help, and a
-function ``run(config, console)``, which returns the exit code or ``None`` for 0. A row of ``COMMANDS``
-adds it.
+A command is a module with a frozen dataclass ``Config``, whose fields are its options (see
+:mod:`.options`), and a function ``run(config, console)``, which returns the exit code or ``None`` for 0. A
+row of ``COMMANDS`` adds it. ``EXAMPLES`` are command lines for its help. Where a screen is too small for all
+options, ``ESSENTIAL`` has the names of those to show by default, by heading. ``ABOUT`` is the first line of
+the help, instead of the docstring of ``Config``. A module with commands of its own has ``CONFIGS``, classes
+by name, in place of ``Config``.
 """
 
 from __future__ import annotations

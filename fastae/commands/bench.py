@@ -38,24 +38,25 @@ class Config:
     results come a Markdown page and pictures.
 
     Attributes:
-        quick: few shapes, in at most three minutes on two cores; this is the default.
-        full: more shapes, and torch.compile at each of them.
-        groups: what to measure; by default all of it.
-        shapes: rows x features x units, as in 256x784x1000; sweeps start from the first.
-        dtype: of every tensor; bfloat16 is mixed in whole runs.
-        device: auto takes an accelerator where there is one.
-        data: a data set's name or a path for whole runs; 784-1000-1000-1000 where its rows are 784 wide.
-        seconds: no case starts after this time; by default 140, and 3600 with full.
-        out: the file of results; by default runs/bench/<device>.json.
-        compile: whether to measure torch.compile.
-        compare: two files of results: show how B differs from A, and measure nothing.
-        report: a file of results: write its page and pictures again, and measure nothing.
+        quick: Few shapes, in about three minutes on two cores. This is what happens without --full, too.
+        full: More shapes, and torch.compile at each of them.
+        groups: Groups of cases to measure. By default all.
+        shapes: Rows, features and units, as in 256x784x1000. Sweeps start from the first shape.
+        dtype: Types of all tensors. Whole runs with bfloat16 are mixed.
+        device: Device of torch to measure on; auto takes an accelerator where there is one.
+        data: A data set, a file or a folder to measure whole runs on. Where its rows are 784 wide, the stack
+            is 784-1000-1000-1000.
+        seconds: Time after which no case starts. By default 140, and 3600 with --full.
+        out: File of the results. By default runs/bench/<device>.json.
+        compile: Measure torch.compile as well.
+        compare: Show how the results in file B differ from those in file A, and measure nothing.
+        report: Write page and pictures of a file of results again, and measure nothing.
     """
 
     quick: bool = False
     full: bool = False
     groups: tuple[GroupName, ...] = NAMES  # pyright: ignore[reportAssignmentType]
-    shapes: tuple[str, ...] = ()
+    shapes: tuple[Shape, ...] = ()
     dtype: tuple[DtypeName, ...] = ("float32",)
     device: str = "auto"
     data: str = "digits"
@@ -71,8 +72,6 @@ class Config:
         for name in self.groups:
             if name not in NAMES:
                 raise ValueError(f"groups: {name!r} is not one of {', '.join(NAMES)}")
-        for text in self.shapes:
-            Shape.parse(text)
         if self.seconds is not None and not self.seconds > 0.0:
             raise ValueError(f"seconds: must be > 0, got {self.seconds!r}")
         if self.compare is not None and self.report is not None:
@@ -97,7 +96,7 @@ def run(config: Config, console: Console) -> None:
     device = resolve_device(config.device)
     suite = Suite(device)
     effort = "full" if config.full else "quick"
-    shapes = tuple(map(Shape.parse, config.shapes)) or SHAPES[device.type][effort]
+    shapes = config.shapes or SHAPES[device.type][effort]
     training = training_run(config.data, effort)
     cases = suite.cases(
         config.groups, shapes, config.dtype, training, compiled=config.compile, all_compiled=config.full

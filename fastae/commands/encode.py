@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 from safetensors.numpy import save
 
 from ..console import Console
 from ..files import write_whole
 from ..run import load
+from ..train.config import POSITIONAL
 from ..train.data import Rows
-from ..train.evaluation import encode_rows
+from ..train.evaluation import PartName, encode_rows
 from .output import SUFFIXES, check_suffix, write_array
 
 
@@ -24,18 +24,18 @@ class Config:
     """Write the codes of a data set to a file.
 
     Attributes:
-        run: a run's folder, or one checkpoint's.
-        out: the file to write: .npy, .npz, .csv, .parquet, or .safetensors (with the labels as "y"; for text,
-            their class numbers, with the classes in the metadata).
-        data: a data set's name or a path; by default the one the run was trained on.
-        test: encode the test part instead of the training part.
-        depth: after how many layers to stop; by default all.
+        run: Folder of a run, or of one of its checkpoints.
+        out: File to write: .npy, .npz, .csv, .parquet or .safetensors. The last one also holds the labels as
+            y; labels that are text as class numbers, with the classes in the metadata.
+        data: A data set, a file or a folder. By default the data that the run was trained on.
+        part: Part of the data to encode; train is all rows that are not the test part.
+        depth: Number of layers to encode by. By default all.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, POSITIONAL]
     out: str
     data: str | None = None
-    test: bool = False
+    part: PartName = "train"
     depth: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ def run(config: Config, console: Console) -> None:
     depth = len(stack.layers)
     if config.depth is not None and not 1 <= config.depth <= depth:
         raise ValueError(f"depth: must be in 1..{depth}, got {config.depth}")
-    rows = dataset.part(config.test)
+    rows, part, _ = trained.checkpoint.parts(dataset, config.data is None, config.part)
     codes = encode_rows(stack, rows, config.depth)
     out = Path(config.out)
     if out.suffix == ".safetensors":
@@ -57,7 +57,7 @@ def run(config: Config, console: Console) -> None:
         write_whole(out, _as_safetensors(codes, rows))
     else:
         write_array(out, codes, [f"unit {j}" for j in range(codes.shape[1])])
-    console.print(f"{out}: codes {codes.shape[0]} x {codes.shape[1]}")
+    console.print(f"{out}: codes of {dataset.name}, {part}: {codes.shape[0]} x {codes.shape[1]}")
 
 
 def _as_safetensors(codes: np.ndarray, rows: Rows) -> bytes:

@@ -22,7 +22,7 @@ class Config:
     """Show versions, devices, and which backend each operator would use, and why.
 
     Attributes:
-        json: print JSON instead of tables.
+        json: Print JSON instead of tables.
     """
 
     json: bool = False

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-import tyro
 
 from ..console import Console
 from ..files import check_writable, remove_leftovers, write_whole
 from ..optional import require
 from ..run import load
 from ..train.checkpoint import Checkpoint
-from ..train.config import TrainConfig
+from ..train.config import POSITIONAL, TrainConfig
 from ..train.evaluation import evaluate
 from ..train.reporting import read_log
 from .tables import layer_cells, summary_cells
@@ -59,17 +58,17 @@ class Config:
     report.html that needs no other file. What a run lacks (a log, labels) is left out.
 
     Attributes:
-        run: a run's folder, or one checkpoint's; training may still go on.
-        out: the folder to write to; by default plots in the run's folder.
-        data: a data set's name or a path; by default the one the run was trained on.
-        formats: of the pictures' files.
-        rows: how many rows of the test part (or the only one) to draw and to measure Jacobians on.
-        projection: how codes are drawn in two dimensions.
-        shape: of a row as an image, as in 28 28; with 1 and its width, rows are drawn as lines and strips. By
-            default that of the data; a flat row whose width is a square is taken for a square image.
+        run: Folder of a run, or of one of its checkpoints; training may still go on.
+        out: Folder to write to. By default plots in the run's folder.
+        data: A data set, a file or a folder. By default the data that the run was trained on.
+        formats: Formats of the pictures' files.
+        rows: Number of rows to draw and to measure Jacobians on.
+        projection: Projection of codes to two dimensions.
+        shape: Shape of a row as an image, as in 28x28 or 28x28x3; rows of shape 1x64 are drawn as lines. By
+            default the shape in the data, and a square for flat rows whose width is one.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, POSITIONAL]
     out: str | None = None
     data: str | None = None
     formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from ..console import Console
 from ..run import load
+from ..train.config import POSITIONAL
+from ..train.evaluation import PartName
 from .output import check_suffix, write_array
 
 
@@ -18,16 +18,16 @@ class Config:
     """Write the reconstruction of each row in the data's own units, as for denoising.
 
     Attributes:
-        run: a run's folder, or one checkpoint's.
-        out: the file to write: .npy, .npz, .csv or .parquet.
-        data: a data set's name or a path; by default the one the run was trained on.
-        test: reconstruct the test part instead of the training part.
+        run: Folder of a run, or of one of its checkpoints.
+        out: File to write: .npy, .npz, .csv or .parquet.
+        data: A data set, a file or a folder. By default the data that the run was trained on.
+        part: Part of the data to reconstruct; train is all rows that are not the test part.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, POSITIONAL]
     out: str
     data: str | None = None
-    test: bool = False
+    part: PartName = "train"
 
     def __post_init__(self) -> None:
         check_suffix(self.out)
@@ -37,7 +37,10 @@ def run(config: Config, console: Console) -> None:
     """Run the command."""
     trained = load(config.run)
     dataset = trained.load_data(config.data)
-    array = trained.reconstruct_rows(dataset.part(config.test))
+    rows, part, _ = trained.checkpoint.parts(dataset, config.data is None, config.part)
+    array = trained.reconstruct_rows(rows)
     names = list(dataset.feature_names or [f"feature {i}" for i in range(array.shape[1])])
     write_array(Path(config.out), array, names)
-    console.print(f"{config.out}: reconstructions {array.shape[0]} x {array.shape[1]}")
+    console.print(
+        f"{config.out}: reconstructions of {dataset.name}, {part}: {array.shape[0]} x {array.shape[1]}"
+    )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import tyro
 from safetensors.torch import save
 from torch import Tensor
 
@@ -18,10 +17,9 @@ from ..console import Console, print_table
 from ..files import write_whole
 from ..nn import SparseAutoencoder
 from ..train import dictionary as training
+from ..train.config import POSITIONAL
 from ..train.data import load_dataset
 from ..train.dictionary import SparseTrainConfig
-
-_Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,15 @@ class Encode:
     """Write the sparse codes of a data set to a file.
 
     Attributes:
-        run: a run's folder, or a folder of any format that fastae sae convert reads.
-        out: the .safetensors file to write: values, indices and offsets, row n holding the entries offsets[n]
+        run: Folder of a run, or of any format that fastae sae convert reads.
+        out: The .safetensors file to write: values, indices and offsets, row n holding the entries offsets[n]
             to offsets[n + 1].
-        data: a data set's name or path; by default the one the run was trained on.
-        test: encode the test part instead of the training part.
-        scaling: of the data, for a dictionary that fastae did not train; a run has its own.
+        data: A data set, a file or a folder. By default the data that the run was trained on.
+        test: Encode the test part instead of the training part.
+        scaling: Scaling of the data, for a dictionary that fastae did not train; a run has its own.
     """
 
-    run: _Run
+    run: Annotated[str, POSITIONAL]
     out: str
     data: str | None = None
     test: bool = False
@@ -53,13 +51,13 @@ class Evaluate:
     """Measure a dictionary: unexplained variance, active latents per row, silent latents.
 
     Attributes:
-        run: a run's folder, or a folder of any format that fastae sae convert reads.
-        data: a data set's name or path; by default the figures of training, on rows held out.
-        scaling: of the data, for a dictionary that fastae did not train; a run has its own.
-        json: print JSON instead of a table.
+        run: Folder of a run, or of any format that fastae sae convert reads.
+        data: A data set, a file or a folder. By default the figures of training, on rows held out.
+        scaling: Scaling of the data, for a dictionary that fastae did not train; a run has its own.
+        json: Print JSON instead of a table.
     """
 
-    run: _Run
+    run: Annotated[str, POSITIONAL]
     data: str | None = None
     scaling: str = "none"
     json: bool = False
@@ -70,22 +68,17 @@ class Convert:
     """Write a dictionary in another format: fastae, saelens, sparsify, dictionary_learning, openai.
 
     Attributes:
-        run: the folder or file to read; its format is told by its files.
-        out: the folder to write.
-        format: the format to write.
+        run: Folder or file to read; its format is told by its files.
+        out: Folder to write.
+        format: Format to write.
     """
 
-    run: _Run
+    run: Annotated[str, POSITIONAL]
     out: str
     format: str = "fastae"
 
 
-Config = (
-    Annotated[SparseTrainConfig, tyro.conf.subcommand("train")]
-    | Annotated[Encode, tyro.conf.subcommand("encode")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Convert, tyro.conf.subcommand("convert")]
-)
+CONFIGS = {"train": SparseTrainConfig, "encode": Encode, "evaluate": Evaluate, "convert": Convert}
 
 
 def run(config: Any, console: Console) -> None:

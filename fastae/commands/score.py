@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tyro
 
 from ..console import Console
 from ..run import load
+from ..train.config import POSITIONAL
+from ..train.evaluation import PartName
 from .output import check_suffix, write_array
 
 
@@ -19,16 +20,16 @@ class Config:
     """Write an anomaly score per row: the reconstruction error above the least there is.
 
     Attributes:
-        run: a run's folder, or one checkpoint's.
-        out: the file to write: .npy, .npz, .csv or .parquet, with one score per row.
-        data: a data set's name or a path; by default the one the run was trained on.
-        test: score the test part instead of the training part.
+        run: Folder of a run, or of one of its checkpoints.
+        out: File to write: .npy, .npz, .csv or .parquet, with one score per row.
+        data: A data set, a file or a folder. By default the data that the run was trained on.
+        part: Part of the data to score; train is all rows that are not the test part.
     """
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, POSITIONAL]
     out: str
     data: str | None = None
-    test: bool = False
+    part: PartName = "train"
 
     def __post_init__(self) -> None:
         check_suffix(self.out)
@@ -37,7 +38,10 @@ class Config:
 def run(config: Config, console: Console) -> None:
     """Run the command."""
     trained = load(config.run)
-    scores = trained.score_rows(trained.load_data(config.data).part(config.test))
+    dataset = trained.load_data(config.data)
+    rows, part, _ = trained.checkpoint.parts(dataset, config.data is None, config.part)
+    scores = trained.score_rows(rows)
     write_array(Path(config.out), scores[:, None], ["score"])
     worst = ", ".join(str(row) for row in np.argsort(scores)[::-1][:5])
-    console.print(f"{config.out}: scores of {len(scores)} rows; the highest are those of rows {worst}")
+    found = f"scores of {dataset.name}, {part}: {len(scores)} rows"
+    console.print(f"{config.out}: {found}; the highest are those of rows {worst}")

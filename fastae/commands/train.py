@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-import tyro
-
 from ..console import Console
 from ..files import write_whole
 from ..train import evaluation
@@ -16,42 +10,26 @@ from ..train.engine import train
 from ..train.reporting import LineProgress, RichProgress
 from .tables import as_json, print_figures
 
-_WIDTHS = re.compile(r"\d+(,\d+)+")
-_ABOUT = """\
-Train a stack of autoencoders.
-
---epochs, --lr, --batch-size, --optimizer and --patience set every stage; an option of one stage, as
---pretrain.epochs, goes before them. Options of layers take one value, or one value per layer.
-
-  fastae train --data digits --sizes 64 256 128 --classifier --out runs/first"""
-
-
-@dataclass(frozen=True)
-class EveryStage:
-    """Settings of every stage; an option of one stage, as --pretrain.epochs, goes before them.
-
-    Attributes:
-        epochs: Passes over the training rows.
-        lr: Learning rate.
-        batch_size: Rows per step.
-        optimizer: A name in torch.optim.
-        patience: Epochs without a better validation loss before a stage stops.
-    """
-
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    optimizer: str | None = None
-    patience: int | None = None
-
-
-def parse(args: list[str], **options: Any) -> Config:
-    """The configuration of a command line; ``options`` are those of ``tyro.cli``."""
-    words = [part for word in args for part in (word.split(",") if _WIDTHS.fullmatch(word) else [word])]
-    every, rest = tyro.cli(EveryStage, args=words, return_unknown_args=True, add_help=False)
-    given = {name: value for name, value in asdict(every).items() if value is not None}
-    stages = {name: replace(stage, **given) for name, stage in Config().stages.items()}
-    return tyro.cli(Config, args=rest, default=replace(Config(), **stages), description=_ABOUT, **options)
+ABOUT = "Train a stack of autoencoders, and perhaps a classifier on top of it."
+EXAMPLES = (
+    "fastae train digits --hidden 256 16 --classifier",
+    "fastae train my.csv --label species --hidden 32 8 --out runs/mine",
+    "fastae train --resume --out runs/mine",
+)
+ESSENTIAL = {
+    "data": ("data", "label", "labels", "drop", "test_fraction"),
+    "layers, one value for all or one per layer": (
+        "hidden",
+        "activation",
+        "loss",
+        "corruption",
+        "contractive",
+        "l1",
+        "classifier",
+    ),
+    "training": ("epochs", "lr", "batch_size", "optimizer", "patience"),
+    "run": ("out", "resume", "device"),
+}
 
 
 def run(config: Config, console: Console) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from rich.progress import Progress
 
+from ..bench.problems import Shape
 from ..console import Console, print_table
 from ..files import check_writable
 
 if TYPE_CHECKING:
     from fastae_kernels.tools.tune import Outcome
 
-Shape = tuple[int, int, int]
 Operator = Literal["encode", "decode_loss", "code_grad", "weight_grad", "corrupt"]
 Precision = Literal["float32", "tf32", "float16", "bfloat16"]
 
@@ -30,15 +30,19 @@ class Config:
     """Measure the operators' plans on this machine's GPU and keep the fastest in the user's cache.
 
     Attributes:
-        shapes: rows, features and units of each layer to tune for, one triple after another.
-        dtypes: of the products; tf32 is float32 under torch.set_float32_matmul_precision("high").
-        operators: which to tune; by default all that a training step runs on.
-        device: auto takes the first GPU.
-        again: measure what was measured before with these versions, too.
-        json: print JSON instead of a table.
+        shapes: Rows, features and units of each layer to tune for, as in 256x784x1000.
+        dtypes: Types of the products; tf32 is float32 with torch.set_float32_matmul_precision("high").
+        operators: Operators to tune. By default all that a training step runs on.
+        device: Device of torch to measure on; auto takes the first GPU.
+        again: Measure what was measured before with these versions, too.
+        json: Print JSON instead of a table.
     """
 
-    shapes: tuple[Shape, ...] = ((256, 784, 1000), (1024, 2048, 4096), (8192, 4096, 16384))
+    shapes: tuple[Shape, ...] = (
+        Shape(256, 784, 1000),
+        Shape(1024, 2048, 4096),
+        Shape(8192, 4096, 16384),
+    )
     dtypes: tuple[Precision, ...] = ("bfloat16",)
     operators: tuple[Operator, ...] = ("encode", "decode_loss", "code_grad", "weight_grad", "corrupt")
     device: str = "auto"
@@ -49,9 +53,6 @@ class Config:
         for name in ("shapes", "dtypes", "operators"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one, got none")
-        for shape in self.shapes:
-            if len(shape) != 3 or min(shape) < 1:
-                raise ValueError(f"shapes: expected M D H, each at least 1, got {' '.join(map(str, shape))}")
 
 
 def run(config: Config, console: Console) -> None:
@@ -157,12 +158,12 @@ def _print(console: Console, outcomes: list[Outcome], device: str) -> None:
     cells, dropped = [], []
     for outcome, row in zip(outcomes, map(_row, outcomes), strict=True):
         seconds = outcome.seconds
-        operator, product = f"{row['operator']} {row['dtype']}", ", ".join(map(str, row["product"]))
+        operator, product = f"{row['operator']} {row['dtype']}", "x".join(map(str, row["product"]))
         plan = row["verdict"] if outcome.chosen in (None, outcome.default) else row["chosen"]
         gain = f"{100 * outcome.gain:.1f} %" if outcome.gain else ""
         cells.append([operator, product, plan, "" if seconds is None else f"{1e6 * seconds:.1f}", gain])
         dropped += [f"dropped: {operator} {product}, {plan}: {reason}" for plan, reason in row["dropped"]]
-    header = ("operator", "M, N, K", "plan", "\u00b5s", "gain")
+    header = ("operator", "MxNxK", "plan", "\u00b5s", "gain")
     print_table(console, cells, header, title=f"plans on {device}", text=(0, 1, 2))
     for line in dropped:
         console.print(line)

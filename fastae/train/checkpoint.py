@@ -39,7 +39,7 @@ from ..nn import Options, StackedAutoencoder
 from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
 from .data.labels import classes_from_json
-from .evaluation import Parts, evaluation_parts
+from .evaluation import PartName, Parts, evaluation_parts
 from .typed import typed
 
 FORMAT = 1
@@ -118,11 +118,13 @@ class Checkpoint:
             download=data is not None,
         )
 
-    def parts(self, dataset: Dataset, own: bool) -> Parts:
-        """The rows of a data set to evaluate the run on; of its ``own``, those it held out."""
-        if not own:
-            return evaluation_parts(dataset)
-        return evaluation_parts(dataset, self._option("validation", 0.0), self._option("seed", 0))
+    def parts(self, dataset: Dataset, own: bool, part: PartName | None = None) -> Parts:
+        """The rows of a part of a data set, by default those to evaluate the run on.
+
+        Of its ``own`` data the run held rows out for validation. See :func:`.evaluation.evaluation_parts`.
+        """
+        held_out = (self._option("validation", 0.0), self._option("seed", 0)) if own else (0.0, 0)
+        return evaluation_parts(dataset, *held_out, part)
 
     def _option(self, name: str, default: Any) -> Any:
         """An option of the run's configuration; ``CheckpointError`` unless of the default's type."""

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim import Optimizer, lr_scheduler
@@ -25,6 +25,10 @@ from ..tensors import Products
 from .data import Scaling
 from .typed import typed_fields
 
+POSITIONAL = "positional"
+"""Marks fields that commands take without a name: ``run: Annotated[str, POSITIONAL]``. One that has a default
+can be given by its name as well."""
+
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _STEPS = 3000  # that a stage takes at least by default: a few epochs of small data teach nothing
@@ -32,7 +36,7 @@ _STEPS = 3000  # that a stage takes at least by default: a few epochs of small d
 
 @dataclass(frozen=True)
 class Stage:
-    """The settings of one stage of training.
+    """Settings of a stage of training.
 
     Attributes:
         epochs: Passes over the training rows. By default enough for 3000 steps, and at least 15 (30 for the
@@ -44,8 +48,8 @@ class Stage:
         schedule: A name in torch.optim.lr_scheduler, stepped at every step; "none" keeps the rate.
         schedule_options: Arguments of the schedule, as name=value; lengths in steps default to the stage's.
         clip_norm: Largest norm of the gradient; 0 does not clip.
-        patience: Epochs without a better validation loss before the stage stops and goes back to its best
-            parameters; 0 runs all epochs and keeps the last ones.
+        patience: Epochs without a better validation loss after which a stage ends, with its best parameters;
+            0 runs all epochs and keeps the last parameters.
     """
 
     epochs: int | None = None
@@ -122,27 +126,30 @@ class Stage:
 
 @dataclass(frozen=True)
 class _DataConfig:
-    """The data of a run, and the widths of its layers.
+    """Data and widths.
 
     Attributes:
-        data: Name of a data set (digits, mnist, fashion-mnist) or a path; see fastae.train.load_dataset.
-        test: Path of a test part, where the data has none.
-        label: Column of a table (or array of an archive) with the labels, or several one-hot columns; none
-            leaves labels out. By default one named label, target, class or y.
-        labels: Path of a file with the labels, where the data has none.
+        data: A data set (digits, mnist, fashion-mnist), a file or a folder.
+        test: File of a test part, where the data has none.
+        label: Column with the labels. Several columns are read as one-hot labels, the word none leaves labels
+            out. By default a column named label, target, class or y. In an archive, the name of an array.
+        labels: File with the labels, where the data has none.
         drop: Columns of a table to leave out.
-        test_fraction: Share of the rows to hold out as the test part, where there is none.
-        scaling: Scaling of the features, fitted on the training part.
-        sizes: Widths of the input and of each code, as in 784 1000 500; by default the data's, 512, 256.
+        test_fraction: Share of the rows to hold out as the test part; for data without one.
+        scaling: Scaling of the features, fitted on the training part; auto is minmax, per column, for tables
+            whose columns differ in range, and one range for all values of other data.
+        hidden: Units of each layer, the code's last. By default 512 256.
+        sizes: In place of hidden: the width of the input and the units of each layer, as in 784 512 256.
     """
 
-    data: str = "digits"
+    data: Annotated[str, POSITIONAL] = "digits"
     test: str | None = None
     label: tuple[str, ...] = ()
     labels: str | None = None
     drop: tuple[str, ...] = ()
     test_fraction: float = 0.0
     scaling: Scaling = "auto"
+    hidden: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
 
 
@@ -176,7 +183,7 @@ def _layer_config() -> type:
     docs["emphasis"] += " As in 1 0.5, for every layer with a corruption."
     docs["corruption"] += " As in masking:0.25, gaussian:0.1, salt_and_pepper:0.1, swap:0.15, or none."
     lines = [f"    {name}: {docs[name]}" for name, *_ in options]
-    made.__doc__ = "\n".join(["Options of the layers.", "", "Attributes:", *lines])
+    made.__doc__ = "\n".join(["Layers; one value for all, or one per layer.", "", "Attributes:", *lines])
     return made
 
 
@@ -190,13 +197,13 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TrainConfig(_layer_config()):
-    """Everything that defines a training run. Options of layers take one value, or one value per layer.
+    """The configuration of a training run. Options of layers take one value, or one value per layer.
 
     Attributes:
         probes: Random probes per row for the contractive penalty of a whole stack.
         pretrain: Greedy training of each layer on the clean codes of those below.
         finetune: Training of the unrolled deep autoencoder as a whole; 0 epochs leave it out.
-        classifier: Whether to train a classifier on top, with labels, in the end.
+        classifier: Train a classifier on top in the end, with labels.
         supervised: Training of the classifier, all layers together.
         supervised_dropout: Share of every code dropped while the classifier is trained.
         validation: Share of the training rows held out for validation.
@@ -204,18 +211,18 @@ class TrainConfig(_layer_config()):
         products: Precision of float32 products, as in torch.set_float32_matmul_precision: medium takes
             bfloat16 on a CPU that multiplies it, high and medium take TF32 on a GPU that has it. By default
             the setting of the process.
-        device: A device of torch; auto takes an accelerator where there is one.
-        graph: Whether to capture the training step as a CUDA graph where the device has them.
+        device: Device of torch; auto takes an accelerator where there is one.
+        graph: Capture the training step as a CUDA graph, where the device has them.
         seed: Seed of initialisation, order and noise.
-        out: Folder of the run; by default runs/<data>, or the first runs/<data>-<number> that is free.
-        resume: Continue the run in the folder out from its last checkpoint and with its own configuration,
-            but for device, memory-gib, checkpoint-seconds, more epochs of a stage, and a classifier.
+        out: Folder of the run. By default runs/<data>, or the first runs/<data>-<number> that is free.
+        resume: Continue the run in out, from its last checkpoint. It keeps its own configuration,
+            but for device, memory_gib, checkpoint_seconds, more epochs of a stage, and a classifier.
         checkpoint_seconds: Longest time between two checkpoints.
-        memory_gib: Memory for data and cached codes; by default half of what is free.
+        memory_gib: Memory for data and cached codes. By default half of what is free.
         window_mib: Stored values of a window that rows are shuffled in, where two windows are in memory; 0
             shuffles all rows. By default 256, or a third of memory_gib where that is less, for a folder of
             shards, and 0 otherwise.
-        tensorboard: Whether to write TensorBoard's event files.
+        tensorboard: Write TensorBoard's event files.
     """
 
     probes: int = 1
@@ -241,6 +248,13 @@ class TrainConfig(_layer_config()):
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in typed_fields(type(self), given).items():
             object.__setattr__(self, name, value)
+        if self.hidden and min(self.hidden) < 1:
+            raise ValueError(f"hidden: expected widths of at least 1, got {list(self.hidden)}")
+        if self.hidden and self.sizes:
+            raise ValueError(
+                f"hidden: expected either hidden or sizes, got both, {list(self.hidden)} and "
+                f"{list(self.sizes)}"
+            )
         if self.sizes and (len(self.sizes) < 2 or min(self.sizes) < 1):
             raise ValueError(
                 f"sizes: needs the input's width and at least one code's, got {list(self.sizes)}"
@@ -269,8 +283,8 @@ class TrainConfig(_layer_config()):
                 raise ValueError(f"{name}.patience: needs a validation share above 0")
         for text in self.corruption:
             parse_corruption(text)
-        if self.sizes:
-            self.layer_options(len(self.sizes) - 1)
+        if self.sizes or self.hidden:
+            self.layer_options(len(self.hidden or self.sizes[1:]))
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -282,6 +296,10 @@ class TrainConfig(_layer_config()):
         if self.window_mib is not None:
             return self.window_mib
         return min(most, 1024 / 3 * self.memory_gib) if self.memory_gib else most
+
+    def sizes_for(self, width: int) -> tuple[int, ...]:
+        """The widths of rows of ``width`` and of each code."""
+        return self.sizes or (width, *(self.hidden or (512, 256)))
 
     def with_epochs(self, rows: int, layers: int) -> TrainConfig:
         """The configuration with the epochs of every stage chosen, for a number of rows and of layers."""

@@ -38,23 +38,23 @@ class SparseTrainConfig:
     """Train a dictionary of sparse codes on the rows of a data set.
 
     Attributes:
-        data: a data set's name or path, as for fastae train; or planted, rows made of known directions.
-        out: the folder of the run.
-        latents: number of latents.
-        activation: topk:K, batch_topk:K, jump_relu, relu or gated.
-        auxk: weight of the loss that revives dead latents; 0 for none.
-        dead_after: rows without an activation after which a latent counts as dead.
-        prefixes: widths of nested dictionaries (Matryoshka), rising; the last one is the number of latents.
-        l1: weight of the activations' sum (relu, gated).
-        l0: weight of the number of active latents (jump_relu).
-        l0_target: number of active latents that l0 aims at.
-        normalization: of each row: none, layer_norm or norm.
-        scaling: of the data set, as for fastae train.
-        epochs: passes over the rows.
-        batch_size: rows per step.
-        lr: peak learning rate of Adam; by default 2e-4 / sqrt(latents / 16384), at most 2e-3.
-        seed: of weights, order and planted rows.
-        device: a device of torch; auto takes an accelerator where there is one.
+        data: A data set, a file or a folder, as for fastae train; or planted, rows made of known directions.
+        out: Folder of the run.
+        latents: Number of latents.
+        activation: Activation of the code: topk:K, batch_topk:K, jump_relu, relu or gated.
+        auxk: Weight of the loss that revives dead latents; 0 for none.
+        dead_after: Rows without an activation after which a latent counts as dead.
+        prefixes: Widths of nested dictionaries (Matryoshka), rising; the last one is the number of latents.
+        l1: Weight of the activations' sum (relu, gated).
+        l0: Weight of the number of active latents (jump_relu).
+        l0_target: Number of active latents that l0 aims at.
+        normalization: Normalisation of each row: none, layer_norm or norm.
+        scaling: Scaling of the features, as for fastae train.
+        epochs: Passes over the rows.
+        batch_size: Rows per step.
+        lr: Peak learning rate of Adam. By default 2e-4 / sqrt(latents / 16384), at most 2e-3.
+        seed: Seed of weights, order and planted rows.
+        device: Device of torch; auto takes an accelerator where there is one.
     """
 
     data: str = "planted"

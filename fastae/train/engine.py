@@ -177,7 +177,7 @@ class _Run:
         device = resolve_device(config.device)
         config = replace(config, products=config.products or float32_products(device.type))
         self.rows, self.validation = _split(config, dataset)
-        sizes = config.sizes or (dataset.width, 512, 256)
+        sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)
         if is_stored(dataset.train.array):  # kept in the checkpoint: other memory later changes no order
             config = replace(config, window_mib=config.chosen_window(WINDOW_MIB))

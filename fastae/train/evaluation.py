@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ from .yardstick import pca_errors
 _CHUNK = 1024
 
 
+PartName = Literal["train", "validation", "test"]
+
+
 class Parts(NamedTuple):
     """The rows to evaluate a run on.
 
     Attributes:
         rows: rows that the run was not trained on, where there are any.
         name: their name in titles.
-        training: the rows that it was trained on, where those are others.
+        training: the rows that it was trained on, where they are known.
     """
 
     rows: Rows
@@ -35,20 +38,34 @@ class Parts(NamedTuple):
     training: Rows | None
 
 
-def evaluation_parts(dataset: Dataset, validation: float = 0.0, seed: int = 0) -> Parts:
-    """The test part of a data set, else the validation rows of a run, else all rows.
+def evaluation_parts(
+    dataset: Dataset, validation: float = 0.0, seed: int = 0, part: PartName | None = None
+) -> Parts:
+    """The rows of a part of a data set.
 
     Args:
         dataset: the data.
         validation: share of the training part that the run held out.
         seed: seed of the run.
+        part: "test", "validation" or "train", which has the validation rows among it. By default the test
+            part, else the validation rows, else all rows.
+
+    Raises:
+        ValueError: there is no such part.
     """
-    if dataset.test is not None:
+    if part == "test" and dataset.test is None:
+        raise ValueError(f"part: {dataset.name} has no test part")
+    if part == "validation" and not validation:
+        raise ValueError(f"part: no rows of {dataset.name} were held out for validation")
+    if dataset.test is not None and part in (None, "test"):
         return Parts(dataset.test, "test part", dataset.train)
-    if not validation:
+    if validation and part != "train":
+        training, held_out = split(dataset.train, validation, seed)
+        why = ", as there is no test part" if part is None else ""
+        return Parts(held_out, f"validation rows{why}", training)
+    if part is None:
         return Parts(dataset.train, "all rows, none of them held out", None)
-    training, held_out = split(dataset.train, validation, seed)
-    return Parts(held_out, "validation rows, as there is no test part", training)
+    return Parts(dataset.train, "all rows" if dataset.test is None else "training part", dataset.train)
 
 
 @torch.no_grad()

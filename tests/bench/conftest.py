@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("tyro")
 pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 

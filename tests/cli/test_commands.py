@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fastae.commands.train import parse
+from fastae.commands.options import parse
 from fastae.train import Stage, TrainConfig, load_checkpoint
 from tests.cli.support import QUICK
 
@@ -92,13 +92,13 @@ def test_every_option_reaches_the_run(fastae_, here):
 
 def test_a_setting_of_every_stage_gives_way_to_that_of_one_stage():
     every = "--epochs 5 --lr 0.5 --batch-size 7 --optimizer sgd --patience 3"
-    config = parse(f"{every} --pretrain.epochs 2 --finetune.lr 0.1 --sizes 8,6,4".split())
+    config = parse(TrainConfig, f"{every} --pretrain.epochs 2 --finetune.lr 0.1 --sizes 8,6,4".split())
     assert config.sizes == (8, 6, 4)
     assert [stage.epochs for stage in config.stages.values()] == [2, 5, 5]
     assert [stage.lr for stage in config.stages.values()] == [0.5, 0.1, 0.5]
     for stage in config.stages.values():
         assert (stage.batch_size, stage.optimizer, stage.patience) == (7, "sgd", 3)
-    assert parse([]) == TrainConfig()
+    assert parse(TrainConfig, []) == TrainConfig()
 
 
 def test_train_without_out_takes_a_folder_of_its_own(fastae_, here):
@@ -109,12 +109,18 @@ def test_train_without_out_takes_a_folder_of_its_own(fastae_, here):
 
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
 @pytest.mark.parametrize(
-    ("options", "shape"), [("", (1500, 4)), ("--test", (297, 4)), ("--test --depth 1", (297, 8))]
+    ("options", "part", "shape"),
+    [
+        ("", "training part", (1500, 4)),
+        ("--part validation", "validation rows", (150, 4)),
+        ("--test", "test part", (297, 4)),
+        ("--part test --depth 1", "test part", (297, 8)),
+    ],
 )
-def test_encode_writes_the_codes(fastae_, run, here, suffix, options, shape):
+def test_encode_writes_the_codes(fastae_, run, here, suffix, options, part, shape):
     code, out, err = fastae_(f"encode {run} --out new/codes.{suffix} {options}")
     assert (code, err) == (0, "")
-    assert f"new/codes.{suffix}: codes {shape[0]} x {shape[1]}" in out
+    assert f"new/codes.{suffix}: codes of digits, {part}: {shape[0]} x {shape[1]}" in out
     assert [path.name for path in (here / "new").iterdir()] == [f"codes.{suffix}"]
     if suffix == "npy":
         codes = np.load(f"new/codes.{suffix}")

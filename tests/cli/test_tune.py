@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("tyro")
 pytest.importorskip("rich")
 pytest.importorskip("triton")
 
@@ -24,7 +23,7 @@ from fastae.commands.tune import Config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs on the interpreter")
-TINY = "tune --shapes 24 32 40 --dtypes float32 --operators encode corrupt"
+TINY = "tune --shapes 24x32x40 --dtypes float32 --operators encode corrupt"
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +39,7 @@ def test_tune_measures_keeps_and_prints(capsys, cache, monkeypatch):
     assert main(shlex.split(TINY)) == 0
     out, err = capsys.readouterr()
     assert err == "" and "plans on interpreter" in out and str(cache) in out.replace("\n", "")
-    for word in ("encode float32", "corrupt float32", "24, 40, 32", "24, 32, 0"):
+    for word in ("encode float32", "corrupt float32", "24x40x32", "24x32x0"):
         assert word in out
     keys = [
         entry["key"] for entry in json.loads((cache / "tables" / "interpreter.json").read_text())["entries"]
@@ -75,15 +74,15 @@ def test_json_says_what_was_chosen_and_what_was_there_before(capsys, monkeypatch
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("tune --shapes 1 2", "--shapes"),
-        ("tune --shapes 0 2 3", "shapes: 0 2 3"),
+        ("tune --shapes 1x2", "shapes: 1x2 256x784x1000"),
+        ("tune --shapes 0x2x3", "shapes: 0x2x3"),
         ("tune --shapes", "shapes"),
         ("tune --dtypes int8", "--dtypes int8 bfloat16"),
         ("tune --operators encoder", "--operators encoder encode"),
-        ("tune --device cuda:77 --shapes 8 8 8 --dtypes float32", "device: 'cuda:77'"),
-        ("tune --device meta --shapes 8 8 8 --dtypes float32", "device: 'meta'"),
+        ("tune --device cuda:77 --shapes 8x8x8 --dtypes float32", "device: 'cuda:77'"),
+        ("tune --device meta --shapes 8x8x8 --dtypes float32", "device: 'meta'"),
         ("tune", "shapes: TRITON_INTERPRET=1"),
-        ("tune --shapes 8 8 8", "dtypes: bfloat16 interpreter"),
+        ("tune --shapes 8x8x8", "dtypes: bfloat16 interpreter"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(line, names, capsys, cache):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tyro")
+pytest.importorskip("rich")
 pytest.importorskip("sklearn")
 pytest.importorskip("plotly")
 playwright = pytest.importorskip("playwright.sync_api")

@@ -49,12 +49,6 @@ class Dataset:
     notes: tuple[str, ...] = ()
     paths: Mapping[str, str] = field(default_factory=dict)
 
-    def part(self, test: bool) -> Rows:
-        """The test part or the training part; ``ValueError`` where there is no test part."""
-        if test and self.test is None:
-            raise ValueError(f"test: {self.name} has no test part")
-        return self.test if test and self.test is not None else self.train
-
     @property
     def width(self) -> int:
         """D, the number of columns."""
