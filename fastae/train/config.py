@@ -48,8 +48,8 @@ class Stage:
         schedule: A name in torch.optim.lr_scheduler, stepped at every step; "none" keeps the rate.
         schedule_options: Arguments of the schedule, as name=value; lengths in steps default to the stage's.
         clip_norm: Largest norm of the gradient; 0 does not clip.
-        patience: Epochs without a better validation loss after which a stage ends, with its best parameters;
-            0 runs all epochs and keeps the last parameters.
+        patience: Epochs to go on without a better validation loss; the stage then ends with its best
+            parameters. 0 runs all epochs and keeps the last parameters.
     """
 
     epochs: int | None = None
