@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -261,7 +265,7 @@ class Log:
         writer.writerows(history)
         write_whole(self._path, buffer.getvalue())
         self._stage, self._steps_before, self._last_step = "", 0, 0
-        self._board = _summary_writer(folder / "tensorboard") if tensorboard else None
+        self._board = _Board(folder / "tensorboard") if tensorboard else None
         for row in history:
             self._show(row)
 
@@ -276,23 +280,67 @@ class Log:
             self._stage, self._steps_before = row["stage"], self._steps_before + self._last_step
         self._last_step = row["step"]
         if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{row['stage']}/{name}", value, self._steps_before + row["step"])
+            values = {f"{row['stage']}/{name}": v for name, v in row.items() if isinstance(v, float)}
+            self._board.write(values, self._steps_before + row["step"])
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
 
-def _summary_writer(folder: Path) -> Any:
-    """A writer into an empty folder: the history is written again, nothing of a stopped run stays."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # the log stays complete without it
-        return None
-    shutil.rmtree(folder, ignore_errors=True)
-    return SummaryWriter(str(folder))
+class _Board:
+    """An event file for TensorBoard in a folder of its own, where TensorBoard is installed.
+
+    The folder is emptied first: the history is written again, and nothing of a stopped run stays. An event
+    file that cannot be written ends no run: a warning says so once, and log.csv stays complete. TensorBoard's
+    own writer fails in a thread of its own, which prints a traceback.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._file = folder, None
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+            from tensorboard.summary.writer.record_writer import RecordWriter
+            from torch.utils.tensorboard.summary import scalar
+        except ImportError:
+            return
+        self._event, self._scalar = Event, scalar
+        shutil.rmtree(folder, ignore_errors=True)
+        with self._failing_once():
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}"
+            self._file = (folder / name).open("wb")
+            self._records = RecordWriter(self._file)
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Append one value per name, and flush them to the file."""
+        if self._file is None:
+            return
+        with self._failing_once():
+            for name, value in values.items():
+                self._write(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with self._failing_once():
+                self._file.close()
+
+    def _write(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+
+    @contextmanager
+    def _failing_once(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._file is not None:
+                with suppress(OSError):  # what is buffered is written again, and fails again
+                    self._file.close()
+            self._file = None
+            reason = f"{self._folder} could not be written to ({error.strerror or error})"
+            warnings.warn(f"tensorboard: {reason}; the run goes on without it", stacklevel=2)
 
 
 def read_log(checkpoint: Path) -> list[dict[str, str]]:

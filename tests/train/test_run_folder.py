@@ -322,6 +322,26 @@ def test_tensorboard_has_the_epochs_after_the_last_checkpoint_once(
     assert {tag: scalars.get(tag) for tag in expected} == expected
 
 
+@pytest.mark.parametrize("writes", [0, 1, 5])
+def test_a_run_goes_on_without_the_event_file_that_cannot_be_written(
+    tiny, make_config, monkeypatch, capfd, writes
+):
+    records = pytest.importorskip("tensorboard.summary.writer.record_writer").RecordWriter
+    left = iter(range(writes))
+    write = records.write
+
+    def fail(self: Any, data: bytes) -> None:
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(records, "write", fail)
+    with pytest.warns(UserWarning, match="tensorboard: .*No space left on device.*goes on") as caught:
+        result = train(make_config(tensorboard=True), dataset=tiny)
+    assert len(caught) == 1 and capfd.readouterr().err == ""
+    assert len(read_log(result.path)) == len(result.history) == 8
+
+
 def test_without_tensorboard_there_are_no_event_files(tiny, make_config):
     result = train(make_config(), dataset=tiny)
     assert {path.name for path in result.path.iterdir()} == {"log.csv", "checkpoint-000001"}
