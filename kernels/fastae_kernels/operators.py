@@ -300,7 +300,8 @@ def encode(
     """
     M, H = x.shape[0], weight.shape[0]
     f = ACTIVATIONS[activation]
-    plan = _plan("encode", x, weight.t())
+    heavy = f.preactivation and noise is None and dropout is not None
+    plan = _plan("encode", x, weight.t(), heavy=heavy)
     blocks_m, blocks_n = plan.blocks(M, H)
     code = _empty(x, M, H)
     args = epilogues.Encode(

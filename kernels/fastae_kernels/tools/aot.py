@@ -124,6 +124,11 @@ def _cases() -> Iterator[_Case]:
     yield case(
         "encode everything", encode(**contractive, l1=True, code_sum=True, dropout=dropout), product=True
     )
+    yield case(
+        "encode everything gelu",
+        encode(activation="gelu", **contractive, l1=True, dropout=dropout),
+        product=True,
+    )
     yield case("encode contractive gelu", encode(activation="gelu", **contractive), product=True)
     yield case(
         "encode difference",
@@ -193,7 +198,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
     if not case.product:
         yield {}
         return
-    heavy = case.name == "code_grad everything"
+    heavy = case.name in ("encode everything gelu", "code_grad everything")
     for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}

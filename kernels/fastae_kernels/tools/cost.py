@@ -198,7 +198,11 @@ def of(
         dtype,
         target,
         operator=name,
-        heavy=operator == "code_grad" and K > 0 and preact and dropout,
+        heavy=operator in ("encode", "code_grad")
+        and K > 0
+        and preact
+        and dropout
+        and not options.get("noise"),
         aligned=not K or call.aligned(dtype.itemsize),
         k_major=not K or call.k_major,
     )
