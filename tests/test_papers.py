@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +28,8 @@ from benchmarks.papers.protocol import Figure, Problem, Recipe, Row, changed, me
 from benchmarks.papers.tables import show
 from fastae.train import Stage, TrainingError, dataset_from_arrays
 from fastae.train.data import Rows
+from tests.train.files import MNIST, needs_mnist
 
-MNIST = Path(os.environ.get("FASTAE_MNIST", Path(__file__).parents[1].parent / "shared" / "data" / "mnist"))
 WIDTH, TRAIN, TEST = 12, 90, 30
 
 
@@ -168,7 +167,7 @@ def test_the_basic_table_trains_on_the_first_rows(data: str):
     assert command.RECIPES["rifai2011-basic"].train_rows == 10_000
 
 
-@pytest.mark.skipif(not MNIST.is_dir(), reason=f"MNIST's four IDX files are not in {MNIST} (FASTAE_MNIST)")
+@needs_mnist
 def test_mnist_is_known_as_the_published_data():
     problem = Problem.make(command.RECIPES["rifai2011"], str(MNIST), validate=False)
     assert problem.published and not problem.small

@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("pooch")
+
 from fastae.errors import DataError
 from fastae.train.data import AffineScaling
+from fastae.train.data.named import cache_folder
 
 ROOT = Path(__file__).parents[2]
-MNIST = Path(os.environ.get("FASTAE_MNIST", ROOT.parent / "shared" / "data" / "mnist"))
+MNIST = Path(os.environ["FASTAE_MNIST"]) if "FASTAE_MNIST" in os.environ else cache_folder("mnist")
+needs_mnist = pytest.mark.skipif(
+    not MNIST.is_dir(),
+    reason=f"needs MNIST: set FASTAE_MNIST to a folder of its files, or download it to {MNIST}",
+)
 IDENTITY = AffineScaling("none", np.zeros(()), np.ones(()))
 
 

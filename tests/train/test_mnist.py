@@ -1,6 +1,5 @@
 """On MNIST: a linear autoencoder finds the principal subspace, and a stack learns to classify."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,11 @@ import torch
 
 from fastae.train import Dataset, Stage, TrainConfig, dataset_from_arrays, load_dataset, train
 from fastae.train.evaluation import evaluate
+from tests.train.files import MNIST, needs_mnist
 
 linalg = pytest.importorskip("scipy.linalg")
 
-ROOT = Path(__file__).parents[2]
-MNIST = Path(os.environ.get("FASTAE_MNIST", ROOT.parent / "shared" / "data" / "mnist"))
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not MNIST.is_dir(), reason=f"MNIST's four IDX files are not in {MNIST} (FASTAE_MNIST)"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_mnist]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from fastae.train.data import load_dataset, named
 from fastae.train.data.sources.idx import IDX_FILES
-from tests.train.files import MNIST, refuses, write_idx, write_idx_folder
+from tests.train.files import MNIST, needs_mnist, refuses, write_idx, write_idx_folder
 
 
 def test_digits():
@@ -100,7 +100,7 @@ def test_installed_copy_is_used(tmp_path, monkeypatch):
     assert (data.name, len(data.train)) == ("fashion-mnist", 6) and not (tmp_path / "unused").exists()
 
 
-@pytest.mark.skipif(not MNIST.is_dir(), reason=f"no MNIST folder at {MNIST} (set FASTAE_MNIST)")
+@needs_mnist
 def test_real_mnist():
     data = load_dataset(str(MNIST))
     train = data.train.read()

@@ -68,6 +68,11 @@ def read_named(name: str, cache_dir: Path | None = None, *, download: bool = Tru
     return read_source(_downloaded(name, cache_dir, download))
 
 
+def cache_folder(name: str) -> Path:
+    """The folder below the user's cache that a named data set is downloaded to."""
+    return Path(require("pooch", name).os_cache("fastae")) / name
+
+
 def _read_digits() -> RawData:
     x, labels = require("sklearn.datasets", "digits").load_digits(return_X_y=True)
     train, test = require("sklearn.model_selection", "digits").train_test_split(
@@ -87,7 +92,7 @@ def _downloaded(name: str, cache_dir: Path | None, may_download: bool) -> Path:
         return download.installed
     pooch = require("pooch", name)
     files = [f"{file}.gz" for file in IDX_FILES]
-    folder = (Path(pooch.os_cache("fastae")) if cache_dir is None else cache_dir) / name
+    folder = cache_folder(name) if cache_dir is None else cache_dir / name
     if not may_download and not all((folder / file).is_file() for file in files):
         raise DataError(f"{name}: is not downloaded yet; give its name as the data to download it")
     registry = {file: f"sha256:{digest}" for file, digest in zip(files, download.sha256, strict=True)}
