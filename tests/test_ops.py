@@ -107,6 +107,19 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (CODE, CODE / 2, CODE / 3, CODE / 4, "silu", SQ_NORMS, ROWS),
     ],
 }
+INDEX, STARTS = torch.tensor([4, 0, 0, 3, 1]), torch.tensor([0, 2, 2, 5])
+CASES["top_entries"] = [
+    arguments("top_entries", X, W, B, 3),
+    arguments("top_entries", X.bfloat16(), TRANSPOSED.bfloat16(), None, H),
+    arguments("top_entries", X, W, B, 2, torch.tensor([0, 3, 5])),
+    arguments("top_entries", X[:0], W, None, 2),
+]
+CASES["segment_sums"] = [
+    arguments("segment_sums", X, INDEX, STARTS, values=rand(5)),
+    arguments("segment_sums", X.bfloat16(), INDEX, STARTS, other=rand(3, D)),
+    arguments("segment_sums", X, INDEX, STARTS, rand(5), rand(3, D), torch.tensor([3, 0, 1, 4, 2])),
+    arguments("segment_sums", X, INDEX[:0], STARTS[:1], rand(0)),
+]
 CASES["decode_loss_target_grad"] = [case[:-1] for case in CASES["decode_loss"]]
 
 

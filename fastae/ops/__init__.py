@@ -81,6 +81,20 @@ class SlopeDifferenceGradient(NamedTuple):
     u: Tensor  # [H]
 
 
+class TopEntries(NamedTuple):
+    """Results of :func:`top_entries`."""
+
+    values: Tensor  # [M, k], float32 or wider
+    latents: Tensor  # [M, k], int64
+
+
+class SegmentSums(NamedTuple):
+    """Results of :func:`segment_sums`."""
+
+    sums: Tensor  # [S, D], with values
+    dots: Tensor  # [E], float32 or wider, with a second table
+
+
 _operator = operator(_implementation)
 
 
@@ -249,6 +263,41 @@ def slope_difference_grad(
     """The gradient of sum_j (s_j - s2_j)^2 q_j with respect to both pre-activations, and u."""
     return SlopeDifferenceGradient(
         code.new_empty(code.shape), code.new_empty(code.shape), _sums(code, code.shape[1])
+    )
+
+
+@_operator
+def top_entries(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, subset: Tensor | None = None
+) -> TopEntries:
+    """The k largest entries per row of x W^T + b for x [M, D] and W [H, D], high to low, and their latents.
+
+    Selection is on sums in float32 and exact: NaN counts as the largest value, and ties go to the lower
+    latent. With a ``subset`` [L], rising, only its latents count. ``k`` is at most their number.
+    """
+    values = x.new_empty(x.shape[0], k, dtype=sum_dtype(x.dtype))
+    return TopEntries(values, torch.empty_like(values, dtype=torch.int64))
+
+
+@_operator
+def segment_sums(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor | None = None,
+    other: Tensor | None = None,
+    place: Tensor | None = None,
+) -> SegmentSums:
+    """The sums of values [E] times rows of a table [R, D] by segments, [S, D].
+
+    Segment s holds the entries starts[s] to starts[s + 1], with ``starts`` [S + 1]; entry i takes row
+    index[i]. With a second table ``other`` [S, D], also the product of each entry's row with that of its
+    segment, [E], at ``place`` (a permutation [E]) or in the entries' order.
+    """
+    entries, segments, width = index.shape[0], starts.shape[0] - 1, table.shape[1]
+    return SegmentSums(
+        _none(table) if values is None else table.new_empty(segments, width),
+        _sums(table, entries, other is not None),
     )
 
 

@@ -20,6 +20,8 @@ from ..corruption import Corruption, Event, Gaussian, SaltAndPepper, make_corrup
 from ..losses import get_loss
 from ..philox import row_blocks
 from ..tensors import outside_autocast, sum_dtype
+from .segments import segment_sums as segment_sums
+from .selection import top_entries as top_entries
 
 
 def _none(like: Tensor) -> Tensor:

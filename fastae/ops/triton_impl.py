@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import torch
-from fastae_kernels import operators
+from fastae_kernels import operators, selection, sparse
 from fastae_kernels.device import noise as drawing
 from torch import Tensor
 
@@ -136,4 +136,35 @@ def _corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float]
     return operators.corrupt(grad, drawing.Corruption(drawing.CORRUPTIONS["masking"], *mask[:4]))
 
 
-LAUNCHERS: dict[str, Callable[..., Any]] = {"corrupt": _corrupt, "corrupt_backward": _corrupt_backward}
+def _top_entries(
+    x: Tensor, weight: Tensor, bias: Tensor | None, k: int, subset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    if k > selection.MOST:
+        return torch_impl.top_entries(x, weight, bias, k, subset)
+    if subset is None:
+        return selection.top_entries(x, weight, bias, k)
+    values, places = selection.top_entries(x, weight[subset], None if bias is None else bias[subset], k)
+    return values, subset[places]
+
+
+def _segment_sums(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor | None = None,
+    other: Tensor | None = None,
+    place: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    if table.shape[1] > sparse.WIDEST_ROW:
+        return torch_impl.segment_sums(table, index, starts, values, other, place)
+    other = None if other is None else other.to(table.dtype).contiguous()
+    sums, dots = sparse.segment_sums(table.contiguous(), index, starts, values, other, place)
+    return table.new_empty(0) if sums is None else sums, dots
+
+
+LAUNCHERS: dict[str, Callable[..., Any]] = {
+    "corrupt": _corrupt,
+    "corrupt_backward": _corrupt_backward,
+    "top_entries": _top_entries,
+    "segment_sums": _segment_sums,
+}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from ..ops.segments import segments_of
 
 
 class SparseCode(NamedTuple):
@@ -31,7 +32,7 @@ class SparseCode(NamedTuple):
         if self.offsets is None:
             zeros = self.values.new_zeros(*self.values.shape[:-1], width)
             return zeros.scatter_add(-1, self.indices, self.values)
-        rows = bags_of(self.offsets, len(self.indices))
+        rows = segments_of(self.offsets, len(self.indices))
         zeros = self.values.new_zeros(len(self.offsets) - 1, width)
         return zeros.index_put((rows, self.indices), self.values, accumulate=True)
 
@@ -51,9 +52,3 @@ class SparseAutoencoderLoss(NamedTuple):
     l1: Tensor | None = None
     l0: Tensor | None = None
     gate: Tensor | None = None
-
-
-def bags_of(offsets: Tensor, entries: int) -> Tensor:
-    """The bag of each entry, [E], where bag b holds the entries offsets[b] to offsets[b + 1]."""
-    bags = torch.arange(len(offsets) - 1, device=offsets.device)
-    return bags.repeat_interleave(offsets.diff(), output_size=entries)

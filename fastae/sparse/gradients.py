@@ -17,6 +17,7 @@ from torch.autograd.function import Function
 from ..gradients.once import first_order
 from . import bags
 from .bags import Entries
+from .deferred import DeferredGradients, hand_over
 from .reference import window
 from .specs import JumpReLU
 
@@ -38,8 +39,10 @@ class Preactivations(Function):
         weight: Tensor,
         bias: Tensor | None,
         centred: Tensor,
+        deferred: DeferredGradients | None,
         *entries: Tensor,
     ) -> Tensor:
+        ctx.deferred = deferred
         ctx.save_for_backward(x, center, weight, bias, centred, *entries)
         return z.view_as(z)
 
@@ -58,16 +61,20 @@ class Preactivations(Function):
             # one product with a vector, rather than the gradient of every row
             d_center = -(db.to(weight.dtype) @ weight if d_x is None else d_x.sum(0)).to(center.dtype)
         if need_weight:
-            d_weight = bags.encode_grad(dz, centred, entries, len(weight))
+            to = None if ctx.deferred is None else ctx.deferred.encoder
+            d_weight = hand_over(bags.by_latent(centred, dz, entries), to)
         d_bias = db.to(bias.dtype) if need_bias else None
-        return None, d_x, d_center, d_weight, d_bias, None, *(None,) * len(places)
+        return None, d_x, d_center, d_weight, d_bias, None, None, *(None,) * len(places)
 
 
 class Decode(Function):
     """The sum of values times decoder rows per bag, [B, Do]."""
 
     @staticmethod
-    def forward(ctx: Context, values: Tensor, weight: Tensor, *entries: Tensor) -> Tensor:
+    def forward(
+        ctx: Context, values: Tensor, weight: Tensor, deferred: DeferredGradients | None, *entries: Tensor
+    ) -> Tensor:
+        ctx.deferred = deferred
         ctx.save_for_backward(values, weight, *entries)
         places = Entries(*entries)
         return bags.decode(values, weight, places.latents, places.offsets)
@@ -76,8 +83,14 @@ class Decode(Function):
     @first_order
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, weight, *places = ctx.saved_tensors
-        d_values, d_weight = bags.decode_grad(grad, values, weight, Entries(*places), ctx.needs_input_grad[1])
-        return d_values.to(values.dtype), d_weight, *(None,) * len(places)
+        entries, d_weight = Entries(*places), None
+        if ctx.needs_input_grad[1] and ctx.deferred is None:
+            d_values, d_weight = bags.decode_grad(grad, values, weight, entries)
+        else:
+            d_values = bags.decode_value_grad(grad, weight, entries)
+            if ctx.needs_input_grad[1]:
+                hand_over(bags.by_latent(grad.to(weight.dtype), values, entries), ctx.deferred.decoder)
+        return d_values.to(values.dtype), d_weight, None, *(None,) * len(places)
 
 
 class AtLatents(Function):

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..arguments import check_linear
 from ..checks import check_whole
+from ..ops.selection import LargestOfAll, tiles
 from ..tensors import as_rows, autocast_like_linear
 from .code import SparseAutoencoderLoss, SparseCode
+from .deferred import DeferredGradients
 from .functional import Gate, prepare, sparse_decode
 from .objective import Weights, encode, evaluate
 from .options import SparseOptions
-from .selection import LargestOfAll, tiles
 from .specs import AuxK, BatchTopK, Gated, JumpReLU, Matryoshka, Sparsity
 from .streamed import Vectors
 
@@ -141,6 +142,7 @@ class SparseAutoencoder(nn.Module):
             for name in ("gate_bias", "magnitude", "magnitude_bias"):
                 setattr(self, name, nn.Parameter(torch.zeros(code_features, **place)))
         self.register_buffer("rows_since_fired", torch.zeros(code_features, dtype=torch.int64, device=device))
+        self.deferred_gradients: DeferredGradients | None = None  # of an optimizer that takes them so
         self.reset_parameters()
 
     @torch.no_grad()
@@ -198,7 +200,7 @@ class SparseAutoencoder(nn.Module):
         dead = None if self.options.auxk is None else self.dead
         encoder, decoder = self.encoder, self.decoder
         w = prepare(
-            self.options.objective,
+            self.options,
             normalised,
             encoder.weight,
             encoder.bias,
@@ -209,11 +211,9 @@ class SparseAutoencoder(nn.Module):
             self.skip,
             target,
             dead,
-        )
+        )._replace(deferred=self.deferred_gradients)
         rows = as_rows(normalised)
-        outcome = evaluate(
-            self.options.objective, w, rows, rows if target is None else as_rows(target), dead, False
-        )
+        outcome = evaluate(self.options, w, rows, rows if target is None else as_rows(target), dead, False)
         if self.training:
             self._count(len(rows), outcome.fired)
             if isinstance(rule, BatchTopK) and len(rows):
@@ -282,16 +282,13 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
         """Scale the decoder's rows to norm 1; rows of zeros stay."""
-        norms = torch.linalg.vector_norm(self.decoder.weight, dim=1, keepdim=True)
-        self.decoder.weight.div_(norms.where(norms > 0, 1.0))
+        normalize_rows_(self.decoder.weight)
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:
         """Remove the part of the decoder's gradient along its rows, which scaling them to norm 1 undoes."""
-        w, g = self.decoder.weight, self.decoder.weight.grad
-        if g is not None:
-            along = torch.linalg.vecdot(g, w) / torch.linalg.vecdot(w, w)
-            g.addcmul_(w, torch.where(along.isfinite(), along, 0.0)[:, None], value=-1.0)
+        if self.decoder.weight.grad is not None:
+            project_rows_(self.decoder.weight.grad, self.decoder.weight)
 
     @torch.no_grad()
     def calibrate_threshold_(self, batches: Tensor | Iterable[Tensor]) -> Tensor:
@@ -374,6 +371,18 @@ class SparseAutoencoder(nn.Module):
         changed = {k: v for k, v in vars(self.options).items() if v != getattr(defaults, k)}
         changed["activation"] = self.options.activation
         return ", ".join([widths, *(f"{name}={value!s}" for name, value in changed.items())])
+
+
+def normalize_rows_(weight: Tensor) -> None:
+    """Scale the rows of a matrix to norm 1; rows of zeros stay."""
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    weight.div_(norms.where(norms > 0, 1.0))
+
+
+def project_rows_(gradient: Tensor, weight: Tensor) -> None:
+    """Remove from each row of a gradient its part along the weight's row."""
+    along = torch.linalg.vecdot(gradient, weight) / torch.linalg.vecdot(weight, weight)
+    gradient.addcmul_(weight, torch.where(along.isfinite(), along, 0.0)[:, None], value=-1.0)
 
 
 def geometric_median(rows: Tensor) -> Tensor:

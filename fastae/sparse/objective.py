@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops import top_entries
+from ..ops.segments import segments_of
+from ..ops.selection import batch_entries, entries_above
 from ..tensors import sum_dtype
 from .bags import Entries, entries_of, fixed_offsets
-from .code import SparseAutoencoderLoss, SparseCode, bags_of
+from .code import SparseAutoencoderLoss, SparseCode
+from .deferred import DeferredGradients
 from .gradients import AtLatents, Decode, Preactivations
 from .options import SparseObjective
-from .selection import batch_entries, entries_above, top_entries
 from .specs import AuxK, BatchTopK, Gated, JumpReLU, Sparsity, TopK
 from .streamed import Plan, Streamed, Vectors, activate
 
@@ -57,6 +60,7 @@ class Weights(NamedTuple):
     decoder_bias: Tensor | None  # [Do]
     skip: Tensor | None  # [Do, D]
     vectors: Vectors
+    deferred: DeferredGradients | None = None  # takes the weights' gradients in place of autograd
 
     @property
     def latents(self) -> int:
@@ -107,11 +111,20 @@ def select(rule: Sparsity, x: Tensor, w: Weights, most: int | None = None) -> tu
     return entries_above(x, weight, bias, bound.detach(), most)
 
 
-@opaque
 def evaluate(
     o: SparseObjective, w: Weights, x: Tensor, target: Tensor, dead: Tensor | None, want_code: bool
 ) -> Outcome:
-    """The objective on rows x [N, D] with targets [N, Do]; ``dead`` (bool [H]) with AuxK."""
+    """The objective on rows x [N, D] with targets [N, Do]; ``dead`` (bool [H]) with AuxK.
+
+    That of topk without AuxK has shapes that do not depend on data, and can be part of a compiled graph.
+    """
+    static = isinstance(o.activation, TopK) and o.auxk is None
+    return (_evaluate if static else _opaque_evaluate)(o, w, x, target, dead, want_code)
+
+
+def _evaluate(
+    o: SparseObjective, w: Weights, x: Tensor, target: Tensor, dead: Tensor | None, want_code: bool
+) -> Outcome:
     center = w.decoder_bias if o.center else None
     centred = (x if center is None else x - center).detach().to(w.weight.dtype)
     ends = (w.latents,) if o.matryoshka is None else o.matryoshka.widths
@@ -121,7 +134,7 @@ def evaluate(
         dead_latents = dead.nonzero().flatten()
 
     with torch.no_grad():
-        most = None if o.activation.selects else int(_SPARSE_BELOW * len(x) * w.latents)
+        most = None if type(o.activation).selects else int(_SPARSE_BELOW * len(x) * w.latents)
         found = select(o.activation, centred, w, most)
     if found is None:
         parts = _streamed_parts(o, w, x, center, centred, ends, norms, dead_latents)
@@ -132,18 +145,27 @@ def evaluate(
     return Outcome(_loss(o, w, x, target, parts, dead_latents), parts.code, parts.fired, parts.least)
 
 
-@opaque
+_opaque_evaluate = opaque(_evaluate)
+
+
 def encode(rule: Sparsity, w: Weights, x: Tensor, center: Tensor | None) -> SparseCode:
     """The code of rows x [N, D], with its gradients."""
+    return (_encode if isinstance(rule, TopK) else _opaque_encode)(rule, w, x, center)
+
+
+def _encode(rule: Sparsity, w: Weights, x: Tensor, center: Tensor | None) -> SparseCode:
     centred = (x if center is None else x - center).detach().to(w.weight.dtype)
     with torch.no_grad():
         found = select(rule, centred, w)
     assert found is not None
     z, latents, offsets = found
     entries = entries_of(latents, offsets, w.latents)
-    z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, *entries)
+    z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, w.deferred, *entries)
     h = activate(rule, z, w.vectors, lambda v: AtLatents.apply(v, *entries))
     return _code(rule, h.code, latents, offsets, w.weight.dtype)
+
+
+_opaque_encode = opaque(_encode)
 
 
 def _code(rule: Sparsity, values: Tensor, latents: Tensor, offsets: Tensor, dtype: torch.dtype) -> SparseCode:
@@ -152,10 +174,10 @@ def _code(rule: Sparsity, values: Tensor, latents: Tensor, offsets: Tensor, dtyp
     if isinstance(rule, TopK):
         shape = len(offsets) - 1, rule.k
         return SparseCode(values.view(shape), latents.view(shape))
-    if not rule.selects:
+    if not type(rule).selects:
         kept = values > 0
         counts = torch.zeros(len(offsets) - 1, dtype=torch.int64, device=offsets.device)
-        counts.index_add_(0, bags_of(offsets, len(latents)), kept.long())
+        counts.index_add_(0, segments_of(offsets, len(latents)), kept.long())
         offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
         values, latents = values[kept], latents[kept]
     return SparseCode(values, latents, offsets)
@@ -186,12 +208,12 @@ def _sparse_parts(
     def at(vector: Tensor) -> Tensor:
         return AtLatents.apply(vector, *entries)[:number]
 
-    z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, *entries)
+    z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, w.deferred, *entries)
     h = activate(o.activation, z[:number], w.vectors, at)
     values = h.code
     if dead_latents is not None and o.auxk is not None:
         values = torch.cat((values, _dead_values(o, w, z, number, entries)))
-    levels = Decode.apply(values, w.decoder_weight, *entries)
+    levels = Decode.apply(values, w.decoder_weight, w.deferred, *entries)
     levels = levels.view(len(ends) + (dead_latents is not None), rows, w.decoder_weight.shape[1])
 
     def row_sums(values: Tensor) -> Tensor:
@@ -200,11 +222,13 @@ def _sparse_parts(
     gates = None
     if h.gate is not None:
         own = entries_of(latents[:number], offsets[: len(ends) * rows + 1], w.latents)
-        gates = Decode.apply(h.gate, w.decoder_weight.detach(), *own)
+        gates = Decode.apply(h.gate, w.decoder_weight.detach(), None, *own)
         gates = gates.view(len(ends), *levels.shape[1:]).sum(0)
     with torch.no_grad():
-        fired = torch.zeros(w.latents, dtype=torch.bool, device=x.device)
-        fired[latents[:number][h.code > 0]] = True
+        # one place more takes what is not active: a mask as an index would wait for the device
+        places = torch.where(h.code > 0, latents[:number], w.latents)
+        fired = torch.zeros(w.latents + 1, dtype=torch.bool, device=x.device)
+        fired = fired.index_fill_(0, places, True)[: w.latents]
         least = h.code.detach().min() if number else h.code.new_zeros(())
     code = h.code if by_row is None else h.code[by_row]
     return Parts(
@@ -237,8 +261,8 @@ def _streamed_parts(
     if dead_latents is not None:
         z, latents, offsets = _dead_entries(o, w, centred, dead_latents)
         entries = entries_of(latents, offsets, w.latents)
-        z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, *entries)
-        dead = Decode.apply(_dead_values(o, w, z, 0, entries), w.decoder_weight, *entries)
+        z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, w.deferred, *entries)
+        dead = Decode.apply(_dead_values(o, w, z, 0, entries), w.decoder_weight, w.deferred, *entries)
     return Parts(prefixes, dead, gates, l1, l0, fired, None, prefixes.new_zeros(()))
 
 
@@ -248,7 +272,7 @@ def _by_prefix(
     """The entries in order of the prefixes that begin to hold them, then of rows; and the way back."""
     rows = len(offsets) - 1
     prefix = torch.searchsorted(torch.tensor(ends, device=z.device), latents, right=True)
-    bags, order = (prefix * rows + bags_of(offsets, len(z))).sort(stable=True)
+    bags, order = (prefix * rows + segments_of(offsets, len(z))).sort(stable=True)
     offsets = torch.searchsorted(bags, torch.arange(len(ends) * rows + 1, device=z.device))
     return z[order], latents[order], offsets, order.argsort()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..checks import check_name, check_nonnegative, check_positive
@@ -86,8 +86,3 @@ class SparseOptions(SparseObjective):
             if values.get(name) is not None:
                 values[name] = kind(**values[name])
         return cls(**values)
-
-    @property
-    def objective(self) -> SparseObjective:
-        """The part that the loss takes."""
-        return SparseObjective(**{f.name: getattr(self, f.name) for f in fields(SparseObjective)})

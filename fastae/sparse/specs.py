@@ -120,8 +120,10 @@ def parse_sparsity(rule: Sparsity | str) -> Sparsity:
     Raises:
         ValueError: the text is not a rule; the message names the part that is wrong.
     """
-    if isinstance(rule, Sparsity):
-        return rule
+    return rule if isinstance(rule, Sparsity) else _parsed(rule)
+
+
+def _parsed(rule: str) -> Sparsity:
     if not isinstance(rule, str):
         raise ValueError(f"activation: expected a sparsity rule or its text, got {type(rule).__name__}")
     kind, *words = rule.strip().split(":")
@@ -137,6 +139,10 @@ def parse_sparsity(rule: Sparsity | str) -> Sparsity:
         return cls(*values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"activation: {rule!r} is not a rule ({error})") from None
+
+
+# a compiled graph holds the rule itself
+_parsed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _boolean(word: str) -> bool:

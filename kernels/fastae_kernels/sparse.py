@@ -15,13 +15,13 @@ _CHUNK = 128  # entries that one program takes of a segment
 
 
 def segment_sums(
-    values: Tensor,
+    table: Tensor,
     index: Tensor,
     starts: Tensor,
-    table: Tensor,
+    values: Tensor | None = None,
     other: Tensor | None = None,
     place: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """The sums of values [E] times rows of a table [R, D] by segments, [S, D], in the table's dtype.
 
     Segment s holds the entries starts[s] to starts[s + 1]; entry i takes row index[i] (int64). With ``other``
@@ -37,15 +37,16 @@ def segment_sums(
     chunk_segment = torch.searchsorted(ends, each, right=True)  # S for chunks that are not needed
     owner = chunk_segment.clamp_max(max(number - 1, 0))
     chunk_number = each - (ends - further)[owner] + 1 if number else each
-    sums = table.new_empty(number, width)
+    sums = None if values is None else table.new_empty(number, width)
     dots = None if other is None else table.new_empty(entries, dtype=torch.float32)
-    partials = table.new_empty(chunks, width, dtype=torch.float32)
+    partials = None if values is None else table.new_empty(chunks, width, dtype=torch.float32)
     block = max(16, 1 << (width - 1).bit_length())
     warps = min(16, max(1, block // 512))
     rows = max(1, min(4, 16384 // block))
     arguments = values, index, starts, chunk_segment, chunk_number, table, other, place, sums, dots, partials
     options = {"CHUNK": _CHUNK, "BD": block, "B": rows, "num_warps": warps}
     launch(segments.segment_sums, number + chunks, table.device, *arguments, number, width, **options)
-    arguments = chunk_segment, partials, sums, number, chunks, width
-    launch(segments.fold_chunks, chunks, table.device, *arguments, BD=block, num_warps=warps)
+    if sums is not None:
+        arguments = chunk_segment, partials, sums, number, chunks, width
+        launch(segments.fold_chunks, chunks, table.device, *arguments, BD=block, num_warps=warps)
     return sums, dots

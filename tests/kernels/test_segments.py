@@ -33,7 +33,7 @@ def test_sums_and_dots(counts, width, dtype, monkeypatch):
     table = torch.randn(11, width, generator=g).to(dtype)
     other = torch.randn(len(counts), width, generator=g).to(dtype)
     place = torch.randperm(len(index), generator=g)
-    sums, dots = sparse.segment_sums(values, index, starts, table, other, place)
+    sums, dots = sparse.segment_sums(table, index, starts, values, other, place)
     segment = torch.arange(len(counts)).repeat_interleave(starts.diff())
     rows = table.float()[index]
     expected = torch.zeros(len(counts), width).index_add_(0, segment, values[:, None] * rows)
@@ -41,7 +41,7 @@ def test_sums_and_dots(counts, width, dtype, monkeypatch):
     torch.testing.assert_close(sums.float(), expected, **tolerance)
     assert dots is not None
     torch.testing.assert_close(dots[place], (rows * other.float()[segment]).sum(1), rtol=1e-5, atol=1e-5)
-    again, _ = sparse.segment_sums(values, index, starts, table)
+    again, _ = sparse.segment_sums(table, index, starts, values)
     assert torch.equal(again, sums)
 
 
@@ -62,7 +62,7 @@ def test_one_latent_in_every_row_is_summed_by_chunks(monkeypatch):
     monkeypatch.setattr(sparse, "_CHUNK", 8)
     values, index, starts = entries([100], 50)
     table = torch.randn(50, 6)
-    sums, _ = sparse.segment_sums(values, index, starts, table)
+    sums, _ = sparse.segment_sums(table, index, starts, values)
     torch.testing.assert_close(
         sums, (values[:, None] * table[index]).sum(0, keepdim=True), rtol=1e-5, atol=1e-4
     )

@@ -56,10 +56,11 @@ def problem() -> Callable[..., Problem]:
 @pytest.fixture
 def strategy(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes one strategy the only one: ``sparse``, ``dense`` products of a code, or ``streamed`` blocks."""
-    from fastae.sparse import bags, objective, streamed
+    from fastae.ops import segments
+    from fastae.sparse import objective, streamed
 
     def choose(name: str) -> None:
-        monkeypatch.setattr(bags, "_DENSE_FROM", -1.0 if name == "dense" else 2.0)
+        monkeypatch.setattr(segments, "_DENSE_FROM", -1.0 if name == "dense" else 2.0)
         monkeypatch.setattr(objective, "_SPARSE_BELOW", -1.0 if name == "streamed" else 2.0)
         monkeypatch.setattr(streamed, "_BLOCK", 60)
 

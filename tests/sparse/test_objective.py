@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastae import AuxK, Matryoshka, functional
+from fastae.nn import SparseAutoencoder
 from fastae.sparse import reference as R
 from fastae.sparse import streamed
 
@@ -131,3 +133,21 @@ def test_streamed_values_do_not_depend_on_blocks(rows, problem, strategy, monkey
         values.append([loss.total, *torch.autograd.grad(loss.total, p.leaves)])
     torch.testing.assert_close(values[0], values[1], **EXACT)
     torch.testing.assert_close(values[0], values[2], **EXACT)
+
+
+def test_topk_compiles_to_one_graph():
+    """Nothing in it depends on data."""
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(6, 60, "topk:3", matryoshka=Matryoshka((20, 60)), l1=0.1)
+    twin, x = copy.deepcopy(sae), torch.randn(9, 6)
+    compiled = torch.compile(sae, fullgraph=True, backend="aot_eager")
+    compiled(x).total.backward()
+    twin(x).total.backward()
+    torch.testing.assert_close([p.grad for p in sae.parameters()], [p.grad for p in twin.parameters()])
+    assert torch.equal(sae.rows_since_fired, twin.rows_since_fired)
+
+    def coded(x: torch.Tensor) -> torch.Tensor:
+        code = functional.topk_encode(x, sae.encoder.weight, k=3)
+        return functional.sparse_decode(code.values, code.indices, sae.decoder.weight)
+
+    torch.testing.assert_close(torch.compile(coded, fullgraph=True, backend="aot_eager")(x), coded(x))

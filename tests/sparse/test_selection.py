@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastae import functional
-from fastae.sparse import selection
-from fastae.sparse.selection import batch_entries, entries_above, top_entries
+from fastae.ops import selection
+from fastae.ops.selection import batch_entries, entries_above, top_entries
 
 ROWS, LATENTS = 9, 83
 INF = float("inf")

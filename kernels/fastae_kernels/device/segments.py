@@ -42,17 +42,21 @@ def segment_sums(
             i = first + tl.arange(0, B)
             there = i < end
             row = tl.load(index + i, mask=there, other=0)
-            value = tl.load(values + i, mask=there, other=0.0).to(tl.float32)
             entry = table + (row * D)[:, None] + col[None, :]
             rows = tl.load(entry, mask=there[:, None] & live[None, :], other=0.0).to(tl.float32)  # [B, BD]
-            total += tl.sum(value[:, None] * rows, 0)
+            if values is not None:
+                value = tl.load(values + i, mask=there, other=0.0).to(tl.float32)
+                total += tl.sum(value[:, None] * rows, 0)
             if other is not None:
-                to = tl.load(place + i, mask=there, other=0)
+                to = i
+                if place is not None:
+                    to = tl.load(place + i, mask=there, other=0)
                 tl.store(dots + to, tl.sum(rows * own[None, :], 1), mask=there)
-        if program < segments:
-            tl.store(sums + segment * D + col, total, mask=live)
-        else:
-            tl.store(partials + tl.cast(program - segments, tl.int64) * D + col, total, mask=live)
+        if values is not None:
+            if program < segments:
+                tl.store(sums + segment * D + col, total, mask=live)
+            else:
+                tl.store(partials + tl.cast(program - segments, tl.int64) * D + col, total, mask=live)
 
 
 @triton.jit

@@ -28,7 +28,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 
-from .. import operators, sparse
+from .. import operators, selection, sparse
 from ..device import noise
 from ..launch import Compiled, Target, compile_only
 from ..plan import choices, config
@@ -182,10 +182,14 @@ def _cases() -> Iterator[_Case]:
     places = _meta(64 * M, dtype=torch.int64)
     by_latent, by_row = _meta(H + 1, dtype=torch.int64), _meta(M + 1, dtype=torch.int64)
     values = _meta(64 * M, dtype=torch.float32)
-    yield case("sparse decode", lambda t: sparse.segment_sums(values, places, by_row, t(H, D)))
+    for k in (32, 64, 512):
+        yield case(
+            f"top_entries {k}", lambda t, k=k: selection.top_entries(t(M, D), t(H, D), t(H), k), product=True
+        )
+    yield case("sparse decode", lambda t: sparse.segment_sums(t(H, D), places, by_row, values))
     yield case(
         "sparse decode_grad",
-        lambda t: sparse.segment_sums(values, places, by_latent, t(M, D), t(H, D), places),
+        lambda t: sparse.segment_sums(t(M, D), places, by_latent, values, t(H, D), places),
     )
     yield case(
         "slope_difference_grad",
@@ -199,6 +203,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
         yield {}
         return
     heavy = case.name in ("encode everything gelu", "code_grad everything")
+    heavy |= case.name.startswith("top_entries")
     for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}

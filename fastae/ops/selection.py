@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..tensors import sum_dtype
+from ..tensors import outside_autocast, sum_dtype
 
 _TILE = 1 << 22  # entries: larger tiles make better products, smaller ones stay closer to the cache
 _TILE_ROWS = 1024
@@ -100,13 +100,10 @@ def row_bound(z: Tensor, k: int) -> Tensor:
     return maxima.topk(k, dim=1).values[:, -1:]
 
 
+@outside_autocast
 def top_entries(
     x: Tensor, weight: Tensor, bias: Tensor | None, k: int, subset: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k largest pre-activations per row, high to low, and their latents, both [N, k].
-
-    ``k`` is at most the number of latents, or of those in ``subset`` ([L], rising).
-    """
     device = x.device
     values = torch.empty(len(x), k, dtype=sum_dtype(x.dtype), device=device)
     latents = torch.empty(len(x), k, dtype=torch.int64, device=device)

@@ -1,0 +1,83 @@
+"""Weighted sums of a table's rows by segments, in PyTorch: entry by entry, or as products of dense blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..philox import row_blocks
+from ..tensors import outside_autocast, sum_dtype
+
+_DENSE_FROM = 0.1  # share of entries from which products of dense blocks are faster (measured on a CPU)
+_BLOCK = 1 << 22
+
+
+@outside_autocast
+def segment_sums(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor | None = None,
+    other: Tensor | None = None,
+    place: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    table = table.contiguous()
+    segments = len(starts) - 1
+    sums = table.new_empty(0) if values is None else table.new_empty(segments, table.shape[1])
+    dots = table.new_empty(0 if other is None else len(index), dtype=sum_dtype(table.dtype))
+    if len(index) > _DENSE_FROM * segments * len(table):
+        _dense(table, index, starts, values, other, place, sums, dots)
+        return sums, dots
+    if values is not None:
+        sums = F.embedding_bag(
+            index,
+            table,
+            starts,
+            mode="sum",
+            per_sample_weights=values.to(table.dtype),
+            include_last_offset=True,
+        )
+    if other is not None:
+        backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
+        segment = segments_of(starts, len(index))
+        found = backward(table, other.to(table.dtype).contiguous(), segment, starts, index, 0).to(dots.dtype)
+        dots = found if place is None else dots.index_copy_(0, place, found)
+    return sums, dots
+
+
+def segments_of(starts: Tensor, entries: int) -> Tensor:
+    """The segment of each entry, [E], where segment s holds the entries starts[s] to starts[s + 1]."""
+    segments = torch.arange(starts.shape[0] - 1, device=starts.device)
+    return segments.repeat_interleave(starts.diff(), output_size=entries)
+
+
+def _dense(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor | None,
+    other: Tensor | None,
+    place: Tensor | None,
+    sums: Tensor,
+    dots: Tensor,
+) -> None:
+    """Fill the sums and the dots by products of blocks of segments."""
+    for block, part, segment in _blocks(index, starts, len(table)):
+        if values is not None:
+            code = table.new_zeros(block.stop - block.start, len(table))
+            code.index_put_((segment, index[part]), values[part].to(table.dtype), accumulate=True)
+            torch.mm(code, table, out=sums[block])
+        if other is not None:
+            found = (other[block].to(table.dtype) @ table.t())[segment, index[part]].to(dots.dtype)
+            dots[part if place is None else place[part]] = found
+
+
+def _blocks(index: Tensor, starts: Tensor, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of segments: their entries, and the segment of each, counted within the block."""
+    segment = segments_of(starts, len(index))
+    for block in row_blocks(len(starts) - 1, width, _BLOCK):
+        part = slice(int(starts[block.start]), int(starts[block.stop]))
+        yield block, part, segment[part] - block.start

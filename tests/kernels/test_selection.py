@@ -1,0 +1,94 @@
+"""The exact selection's kernels against stable sorts, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from fastae_kernels import selection
+from fastae_kernels.plan.roofline import product
+from fastae_kernels.tools import sparse_cost
+
+from fastae import ops
+from tests.kernels.support import DEVICE, ON_GPU, small_tiles
+from tests.sparse.test_selection import arguments, preactivations
+
+
+@pytest.fixture
+def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with rising values have more candidates than slots."""
+    monkeypatch.setattr(selection, "_SLOTS", 32)
+
+
+NAMES = ["normal", "integers", "constant", "rising", "negative zero", "infinite", "minus infinity"]
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "strategy"),
+    [*((name, 3, "fused") for name in NAMES), ("rising", 20, "split"), ("infinite", 3, "split")],
+)
+def test_top_entries_are_those_of_a_stable_sort(name: str, k: int, strategy: str, few_slots: None):
+    z, problem = arguments(preactivations(name)[:2])
+    with small_tiles(strategy):
+        values, latents = selection.top_entries(*(None if t is None else t.to(DEVICE) for t in problem), k)
+    expected, order = z.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(latents.cpu(), order[:, :k])
+    assert torch.equal(values.cpu(), expected[:, :k])
+
+
+def test_rows_with_more_candidates_than_slots_are_computed_again(few_slots: None):
+    """The last of them are found nowhere else, as the first fill the slots."""
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = torch.rand(3, 70, generator=g), torch.rand(150, 70, generator=g), torch.arange(150.0)
+    x[1] = torch.nan
+    with small_tiles("fused"):
+        values, latents = ops.top_entries(*(t.to(DEVICE) for t in (x, weight, bias)), 4)
+    order = (x @ weight.t() + bias)[::2].sort(dim=1, descending=True, stable=True)
+    assert torch.equal(latents.cpu()[::2], order.indices[:, :4])
+    torch.testing.assert_close(values.cpu()[::2], order.values[:, :4], rtol=1e-6, atol=0.0)
+    assert latents[1].tolist() == [0, 1, 2, 3] and values[1].isnan().all()
+
+
+def test_sums_of_lower_precision_are_not_rounded_and_a_subset_is_searched_alone():
+    x = torch.tensor([[2048.0, 1.0]], device=DEVICE).half()
+    weight = torch.tensor([[1.0, 0.0], [9.0, 9.0], [1.0, 1.0], [1.0, 0.5]], device=DEVICE).half()
+    values, latents = ops.top_entries(x, weight, None, 2, torch.tensor([0, 2, 3], device=DEVICE))
+    assert latents.tolist() == [[2, 3]] and values.tolist() == [[2049.0, 2048.5]]
+
+
+@pytest.mark.parametrize(
+    ("k", "keep", "slots"), [(1, 16, 512), (32, 32, 512), (65, 128, 1024), (2048, 2048, 4096)]
+)
+def test_rounds_cover_every_latent_and_expect_half_of_the_free_slots(k: int, keep: int, slots: int):
+    assert selection.layout(k) == (keep, slots)
+    for latents in (keep, 1000, 131_072):
+        parts = list(selection.rounds(latents, keep, slots))
+        assert parts[0].start == 0 and parts[-1].stop == latents
+        assert parts[0].stop == min(latents, slots - keep)
+        for before, part in itertools.pairwise(parts):
+            assert before.stop == part.start
+            expected = keep * (part.stop - part.start) / part.start
+            assert part.stop - part.start <= slots - keep or expected <= (slots - keep) / 2
+        assert max(part.stop - part.start for part in selection.rounds(latents, keep, slots, 100)) <= 100
+
+
+def test_costs_are_those_of_the_product_without_its_result():
+    M, D, H, k = 8192, 4096, 131_072, 64
+    found, bare = sparse_cost.top_entries(M, D, H, 2, k), product(M, H, D, 2)
+    assert found.flops == bare.flops
+    assert 2 * D * (M + H) < found.bytes < bare.bytes / 2
+    decode = sparse_cost.segment_sums(M * k, M, D, 2)
+    assert decode.bytes == M * k * (2 * D + 12) + M * (2 * D + 8)
+    assert set(sparse_cost.step(M, D, H, 2, k)) >= {"top_entries", "decode", "decode_grad", "encode_grad"}
+
+
+@pytest.mark.skipif(not ON_GPU, reason="only a GPU runs programs in any order")
+def test_results_repeat_bit_for_bit():
+    g = torch.Generator(DEVICE).manual_seed(0)
+    x = torch.randn(512, 256, generator=g, device=DEVICE).bfloat16()
+    weight = torch.randn(20_000, 256, generator=g, device=DEVICE).bfloat16()
+    first = ops.top_entries(x, weight, None, 32)
+    for _ in range(5):
+        again = ops.top_entries(x, weight, None, 32)
+        assert torch.equal(again.latents, first.latents) and torch.equal(again.values, first.values)
