@@ -1,16 +1,24 @@
-"""Constraints on parameters that any optimizer of ``torch.optim`` can keep."""
+"""Constraints on parameters that any optimizer of ``torch.optim`` can keep, and one made for dictionaries."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+import torch
+import torch.distributed
+from torch import Tensor
 from torch.optim import Optimizer
 
-from .sparse.module import SparseAutoencoder
+from .checks import check_nonnegative
+from .sparse.deferred import DeferredGradients
+from .sparse.module import SparseAutoencoder, normalize_rows_, project_rows_
 
-__all__ = ["constrain"]
+__all__ = ["DictionaryAdam", "constrain"]
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+_BLOCK = 1 << 18  # entries of a block of rows: its weights, moments and gradient stay in a core's cache
 
 
 def constrain(optimizer: AnyOptimizer, sae: SparseAutoencoder) -> AnyOptimizer:
@@ -30,3 +38,96 @@ def constrain(optimizer: AnyOptimizer, sae: SparseAutoencoder) -> AnyOptimizer:
     optimizer.register_step_pre_hook(lambda *_: sae.project_decoder_gradient_())
     optimizer.register_step_post_hook(lambda *_: sae.normalize_decoder_())
     return optimizer
+
+
+class DictionaryAdam(Optimizer):
+    """Adam for the parameters of a sparse autoencoder, with decoder rows of norm 1 and no weight gradients.
+
+    Equal to ``constrain(torch.optim.Adam(sae.parameters(), lr, betas, eps), sae)``. The gradients of the
+    encoder's and the decoder's weight are formed for some rows at a time, applied, and overwritten by those
+    of the next rows: memory is that of weights and moments. Backward passes leave ``.grad`` of both weights
+    unset, and add up until :meth:`zero_grad`. The state is Adam's, in both directions.
+
+    While ``relu``, ``jump_relu`` and ``gated`` codes are dense, their weights still have gradients.
+
+    Args:
+        sae: the module, whose backward passes hand their gradients to this optimizer from now on.
+        lr: learning rate.
+        betas: decay rates of the first and the second moment.
+        eps: added to the root of the second moment.
+
+    Raises:
+        ValueError: an argument that does not fit, or more than one data-parallel process.
+    """
+
+    holds_gradients = False
+    """Gradients cannot be clipped."""
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        check_nonnegative("lr:", float(lr))
+        check_nonnegative("eps:", eps)
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas}")
+        super().__init__(list(sae.parameters()), {"lr": lr, "betas": tuple(betas), "eps": eps})
+        self._sae = sae
+        self._deferred = sae.deferred_gradients = DeferredGradients()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self._deferred.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update all parameters that have a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        encoder, decoder = self._sae.encoder.weight, self._sae.decoder.weight
+        terms = {encoder: self._deferred.encoder, decoder: self._deferred.decoder}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                deferred = terms.get(parameter, [])
+                if parameter.grad is not None or deferred:
+                    self._update(parameter, deferred, group, parameter is decoder)
+        return loss
+
+    def _update(self, parameter: Tensor, deferred: list[Any], group: dict[str, Any], unit: bool) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1.0
+        step, (beta1, beta2) = float(state["step"]), group["betas"]
+        rate = float(group["lr"]) / (1.0 - beta1**step)
+        scale = (1.0 - beta2**step) ** 0.5
+        height = max(1, _BLOCK // parameter[0].numel()) if deferred else len(parameter)
+        for block, gradient in _gradients(parameter, deferred, height):
+            p, m, v = parameter[block], state["exp_avg"][block], state["exp_avg_sq"][block]
+            if unit:
+                project_rows_(gradient, p)
+            m.lerp_(gradient, 1.0 - beta1)
+            v.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+            p.addcdiv_(m, (v.sqrt() / scale).add_(group["eps"]), value=-rate)
+            if unit:
+                normalize_rows_(p)
+
+
+def _gradients(parameter: Tensor, deferred: list[Any], height: int) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of ``height`` rows and their gradients: that of autograd and those that were handed over."""
+    parts = [term.blocks(height) for term in deferred]
+    for low in range(0, len(parameter), height):
+        block = slice(low, min(low + height, len(parameter)))
+        terms = [next(part) for part in parts]
+        if parameter.grad is not None:
+            terms.append(parameter.grad[block])
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        yield block, total

@@ -76,6 +76,9 @@ class TrainingStep:
             raise ValueError(
                 f"optimizer: {name} runs the forward pass several times per step, through a closure"
             )
+        if clip_norm and not getattr(optimizer, "holds_gradients", True):
+            name = type(optimizer).__name__
+            raise ValueError(f"clip_norm: expected 0 with {name}, which holds no gradients, got {clip_norm}")
         self._loss, self.optimizer, self._data = loss, optimizer, tuple(data)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._clip_norm, self._autocast = clip_norm, autocast
