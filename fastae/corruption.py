@@ -155,8 +155,9 @@ def make_corruption(kind: str, params: list[float]) -> Corruption:
 
 def check_corruption(corruption: Any) -> None:
     """Accept one of :data:`CORRUPTIONS` or ``None``."""
-    if corruption is not None and type(corruption) not in CORRUPTIONS.values():
-        names = ", ".join(cls.__name__ for cls in CORRUPTIONS.values())
+    classes = tuple(CORRUPTIONS.values())  # torch 2.11 does not compile a search of the values themselves
+    if corruption is not None and type(corruption) not in classes:
+        names = ", ".join(cls.__name__ for cls in classes)
         given = f"{type(corruption).__name__} {corruption!r}"
         raise ValueError(f"corruption: expected {names} or None, got {given}")
 
