@@ -111,8 +111,10 @@ def interrupt(updates: type[Updates], tiny: Dataset) -> Callable[[TrainConfig, i
                 os.kill(os.getpid(), signal.SIGINT)
 
         progress = updates(act)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
         with pytest.raises(KeyboardInterrupt):
             train(config, dataset=tiny, progress=progress)
+        signal.signal(signal.SIGINT, before)
         assert progress.steps == steps
 
     return run
