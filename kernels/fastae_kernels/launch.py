@@ -58,8 +58,8 @@ def _device_target(index: int) -> Target:
 
 def target_of(device: torch.device) -> Target:
     """The target of a tensor's device."""
-    if _compilation is not None:
-        return _compilation.target
+    if _pretended is not None:
+        return _pretended
     if device.type != "cuda":
         return _INTERPRETER
     return _device_target(torch.cuda.current_device() if device.index is None else device.index)
@@ -67,6 +67,8 @@ def target_of(device: torch.device) -> Target:
 
 def problem(device: torch.device) -> str | None:
     """Reason why kernels cannot run on a device; ``None`` where they can."""
+    if _pretended is not None:
+        return None
     if device.type == "cpu":
         return None if INTERPRETED else "CPU tensors need TRITON_INTERPRET=1, set before the import"
     if device.type != "cuda":
@@ -98,7 +100,22 @@ def _on(device: torch.device) -> Any:
     return torch.cuda.device(device)
 
 
-# --- compiling without a device ---------------------------------------------------------------------------
+# --- without a device -------------------------------------------------------------------------------------
+
+_pretended: Target | None = None
+
+
+@contextmanager
+def pretend(target: Target) -> Iterator[None]:
+    """Every tensor inside counts as one of ``target``, for which kernels are planned and compiled."""
+    global _pretended
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET is set: kernels were imported for the interpreter")
+    before, _pretended = _pretended, target
+    try:
+        yield
+    finally:
+        _pretended = before
 
 
 @dataclass(frozen=True)
@@ -130,8 +147,7 @@ class _Driver:
 
 
 class _Compilation:
-    def __init__(self, target: Target) -> None:
-        self.target = target
+    def __init__(self) -> None:
         self.kernels: list[Compiled] = []
 
     def compile(self, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -144,6 +160,11 @@ _compilation: _Compilation | None = None
 _device_of: dict[Target, int] = {}
 
 
+def device_index(target: Target) -> int:
+    """A number for a target, by which Triton keeps what it has compiled."""
+    return _device_of.setdefault(target, len(_device_of))
+
+
 @contextmanager
 def compile_only(target: Target) -> Iterator[list[Compiled]]:
     """Launches inside compile for ``target`` and are collected, with ``meta`` tensors for arguments.
@@ -151,16 +172,15 @@ def compile_only(target: Target) -> Iterator[list[Compiled]]:
     What is compiled is what a launch would run: the same argument types, alignments and constants.
     """
     global _compilation
-    if INTERPRETED:
-        raise RuntimeError("TRITON_INTERPRET is set: kernels were imported for the interpreter")
     from triton.runtime import driver
 
-    _compilation = _Compilation(target)
-    fake: Any = _Driver(target, _device_of.setdefault(target, len(_device_of)))
-    driver.set_active(fake)
-    try:
-        yield _compilation.kernels
-    finally:
-        _compilation = None
-        with suppress(RuntimeError):  # a machine without a GPU has no driver to go back to
-            driver.reset_active()
+    with pretend(target):
+        _compilation = _Compilation()
+        fake: Any = _Driver(target, device_index(target))
+        driver.set_active(fake)
+        try:
+            yield _compilation.kernels
+        finally:
+            _compilation = None
+            with suppress(RuntimeError):  # a machine without a GPU has no driver to go back to
+                driver.reset_active()

@@ -1,0 +1,161 @@
+"""A program that launches kernels on the stub driver, and prints what it saw: run by ``test_stub.py``.
+
+It cannot be part of a test's process, where kernels are imported for the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from fastae_kernels import sparse
+from fastae_kernels.plan import config
+from fastae_kernels.plan.schedules import GemmConfig
+from fastae_kernels.tools.stub import stub_driver
+
+import fastae
+from fastae import functional, nn
+from fastae.bench.groups import STEP
+from fastae.bench.operators import OPERATORS, Call, Tensors
+from fastae.bench.problems import Problem, Shape
+from fastae.train.graph import Capture
+from fastae.train.step import TrainingStep
+
+SHAPE = Shape(256, 784, 1000)
+SMALL = {"gemm": GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)}
+EVERYTHING: dict[str, Any] = {
+    "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
+    "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
+}  # fmt: skip
+
+
+def step(function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+    problem = Problem.make(SHAPE, torch.bfloat16)
+    seed = torch.ones(())
+    seen.kernels.clear()
+    torch.autograd.grad(function(*STEP.inputs(problem))[:1], STEP.leaves(problem), seed)
+
+
+class Unrecorded(Capture):
+    """Runs what would be recorded, as a stream that captures sees it."""
+
+    def warm_up(self, run):
+        return run()
+
+    def record(self, run):
+        raise AssertionError("nothing is recorded here")
+
+
+def training_step() -> None:
+    model = nn.Autoencoder(784, 1000, corruption=fastae.Masking(0.25), contractive=0.1)
+    own = TrainingStep(
+        model,
+        torch.optim.Adam(model.parameters(), fused=True, capturable=True),
+        autocast=torch.bfloat16,
+        graph=False,
+    )
+    own._capture_by(Unrecorded())
+    x = torch.rand(SHAPE.rows, SHAPE.features)
+    own(x)  # what the first step makes, once: the optimizer's state, and the sums
+    seen.kernels.clear()
+    own(x)
+
+
+def operators_of_odd_sizes() -> None:
+    tensors = Tensors.of(Problem.make(Shape(67, 131, 93), torch.bfloat16))
+    seen.kernels.clear()
+    for operator in OPERATORS.values():
+        Call(operator, tensors).forward()
+
+
+def everything() -> None:
+    x, w, v = (torch.rand(*s).bfloat16().requires_grad_() for s in ((64, 96), (128, 96), (96, 128)))
+    b, c = torch.zeros(128).bfloat16().requires_grad_(), torch.zeros(96).bfloat16().requires_grad_()
+    functional.autoencoder_loss(x, w, b, v, c, **EVERYTHING).total.backward()
+
+
+def segments() -> None:
+    index, starts = torch.arange(512) % 16, torch.tensor([0, 300, 310, 512])
+    values, table, other = torch.rand(512), torch.rand(16, 96).bfloat16(), torch.rand(3, 96).bfloat16()
+    seen.kernels.clear()
+    sparse.segment_sums(values, index, starts, table)
+    sparse.segment_sums(values, index, starts, table, other, torch.arange(512))
+
+
+CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
+    "step, fused": ({"strategy": "fused", **SMALL}, lambda: step(STEP.ours)),
+    "step, split": ({"strategy": "split"}, lambda: step(STEP.ours)),
+    "step, eager": ({}, lambda: step(STEP.eager)),
+    "TrainingStep, fused": ({"strategy": "fused", **SMALL}, training_step),
+    "TrainingStep, split": ({"strategy": "split"}, training_step),
+    "odd sizes, fused": ({"strategy": "fused", **SMALL}, operators_of_odd_sizes),
+    "everything, fused": ({"strategy": "fused", **SMALL}, everything),
+    "everything, split": ({"strategy": "split"}, everything),
+    "segments": ({}, segments),
+}
+
+
+# --- what must be refused ---------------------------------------------------------------------------------
+
+
+@triton.jit
+def _copy_by_descriptor(source, out, N: tl.constexpr):
+    described = tl.make_tensor_descriptor(source, [N, N], [N, 1], [N, N])
+    tl.store(out + tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :], described.load([0, 0]))
+
+
+@triton.jit
+def _store_zero(out):
+    tl.store(out, 0.0)
+
+
+def tensor_map(address: int = 1024, box: tuple[int, int] = (64, 64), row: int = 64, swizzle: int = 3) -> None:
+    utils = triton.runtime.driver.active.utils
+    bfloat16, bytes_of_it = 9, 2
+    utils.fill_tma_descriptor_tiled(address, swizzle, bytes_of_it, bfloat16, box, [64, row], [row, 1], 0)
+
+
+def without_memory() -> None:
+    fastae.ops.random_signs(torch.empty(16, 16, device="meta"), torch.zeros(1, dtype=torch.int64), 0)
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "good map": tensor_map,
+    "address": lambda: tensor_map(address=1032),
+    "stride": lambda: tensor_map(row=68),
+    "side": lambda: tensor_map(box=(512, 64)),
+    "swizzle": lambda: tensor_map(box=(64, 128)),
+    "scratch": lambda: _copy_by_descriptor[(1,)](torch.rand(16, 16), torch.empty(16, 16), 16),
+    "no memory": without_memory,
+    "grid": lambda: _store_zero[(1, 70_000)](torch.rand(1)),
+    "shared memory": lambda: step_with(GemmConfig(128, 256, 64, 8, 5, tma=True)),
+}
+
+
+def step_with(gemm: GemmConfig) -> None:
+    with config.using(strategy="fused", gemm=gemm):
+        Call(OPERATORS["encode"], Tensors.of(Problem.make(Shape(128, 256, 256), torch.bfloat16))).forward()
+
+
+def refusal(call: Callable[[], Any]) -> str | None:
+    try:
+        call()
+    except Exception as error:
+        return str(error)
+    return None
+
+
+report: dict[str, Any] = {"cases": {}, "refused": {}}
+for name, (overrides, run) in CASES.items():
+    with stub_driver() as seen, config.using(**overrides):
+        run()
+    report["cases"][name] = {"kernels": seen.kernels, "tensor_maps": seen.tensor_maps}
+for name, call in REFUSED.items():
+    with stub_driver():
+        report["refused"][name] = refusal(call)
+json.dump(report, sys.stdout)

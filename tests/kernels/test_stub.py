@@ -1,0 +1,87 @@
+"""Launches on a driver that checks them and runs nothing: kernels per step, grids, tensor maps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("launches.py")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="the stub driver needs a C compiler"),
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
+    env |= {"FASTAE_BACKEND": "triton", "FASTAE_CACHE": str(tmp_path_factory.mktemp("untuned"))}
+    run = subprocess.run([sys.executable, str(PROGRAM)], env=env, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+# Kernels of Triton and of the library in a forward and backward pass on (256, 784, 1000): masking, sigmoid,
+# contractive penalty, tied weights, cross-entropy; in TrainingStep also autocast, fused Adam and the sums.
+KERNELS = {
+    "step, fused": (9, 11),
+    "step, split": (9, 16),
+    "step, eager": (0, 46),
+    "TrainingStep, fused": (9, 27),
+    "TrainingStep, split": (9, 32),
+}
+
+
+@pytest.mark.parametrize("case", KERNELS)
+def test_a_step_has_so_many_kernels(case: str, report: dict[str, Any]):
+    kernels = report["cases"][case]["kernels"]
+    own = [name for name, grid, *_ in kernels if grid is not None]
+    others = [name for name, grid, *_ in kernels if grid is None]
+    assert (len(own), len(others)) == KERNELS[case], (own, others)
+
+
+def test_grids_are_the_tiles_of_the_results(report: dict[str, Any]):
+    """With tiles of 64 x 64; K does not count."""
+    kernels = report["cases"]["step, fused"]["kernels"]
+    grids = [grid for name, grid, *_ in kernels if name == "gemm"]
+    encode = code_grad = [4 * 16, 1, 1]
+    assert grids == [encode, [4 * 13, 1, 1], code_grad, [16 * 13, 1, 1]]
+
+
+def test_operands_of_products_are_described_for_tma_where_they_are_aligned(report: dict[str, Any]):
+    maps = {case: seen["tensor_maps"] for case, seen in report["cases"].items()}
+    assert maps["step, fused"] == 2 + 2 + 2 + 4  # of one product each, and of two
+    assert maps["step, split"] == maps["odd sizes, fused"] == 0
+
+
+def test_every_kernel_is_launched(report: dict[str, Any]):
+    launched = {name for seen in report["cases"].values() for name, grid, *_ in seen["kernels"] if grid}
+    assert launched == {"gemm", "elementwise", "fold", "squared_norms", "segment_sums", "fold_chunks"}
+
+
+REFUSALS = {
+    "address": "a tensor at 0x408, which is not aligned to 16 bytes",
+    "stride": "stride 0 of a tensor is 136 bytes",
+    "side": "side 1 of a box is 512",
+    "swizzle": "a box whose rows are 256 bytes with swizzle 3",
+    "scratch": "allocates memory, which a graph cannot capture",
+    "no memory": "an operand of shape [16, 16] has no memory",
+    "grid": "a grid of 1 x 70000 x 1",
+    "shared memory": "out of resource: shared memory",
+}
+
+
+def test_what_the_driver_would_refuse_is_refused(report: dict[str, Any]):
+    refused = report["refused"]
+    assert refused.keys() == REFUSALS.keys() | {"good map"} and refused["good map"] is None
+    for name, message in REFUSALS.items():
+        assert message in (refused[name] or ""), name
