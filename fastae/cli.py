@@ -11,13 +11,16 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import ModuleType
+from typing import Any
 
 from ._version import __version__
 from .commands import COMMANDS, load_command
 from .console import Console, tolerate_encodings
+from .errors import one_line
 from .interruption import Interrupted, Received, handled
 
 _EXAMPLES = """\
@@ -33,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     tolerate_encodings()
     received = Received()
     try:
-        return _run(sys.argv[1:] if argv is None else argv, received)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(sys.argv[1:] if argv is None else argv, received)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except Interrupted as error:
@@ -47,6 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         if received.number is not None:  # which some library made another error of
             return _fail("interrupted", 128 + received.number)
         return _failure(error)
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    """Print a warning as one line, without the place in the code that gives it."""
+    with suppress(OSError):
+        Console(stderr=True).print(f"fastae: {one_line(message)}", style="yellow")
 
 
 def _failure(error: Exception) -> int:

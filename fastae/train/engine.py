@@ -78,7 +78,8 @@ def train(
             Other options that differ from the defaults and from the run's own are named in a warning.
         dataset: in place of ``config.data``, which becomes its name.
         progress: what to show; nothing by default.
-        announce: called with one line on the data and the device, before training starts.
+        announce: called before training starts with a line on the data and the device, and, with ``resume``,
+            one on where the run goes on.
 
     Raises:
         ValueError, DataError, CheckpointError: a wrong argument, file or folder, before training starts.
@@ -112,6 +113,8 @@ def train(
             check_new(str(run.session.folder))  # another process may have been faster
         if announce is not None:
             announce(f"{dataset.describe()}; on {run.session.device}")
+            if checkpoint is not None:
+                announce(run.position())
         return run.train()
 
 
@@ -271,6 +274,17 @@ class _Run:
             self.classifier.eval()
         stack = self.stack.eval()
         return TrainResult(session.folder, stack, self.classifier, self.dataset, state.history, self.config)
+
+    def position(self) -> str:
+        """Where a run stands, in words."""
+        state, number = self.session.state, self._next_stage()
+        folder = self.session.folder
+        if number is None:
+            return f"{folder} is finished; with more epochs, as in --epochs 100, it is trained further"
+        name = list(_epochs_by_stage(self.config, self.stack))[number]
+        trained = max((row["epoch"] for row in state.history if row["stage"] == name), default=0)
+        further = "is finished and trained further:" if state.finished else "goes on:"
+        return f"{folder} {further} {name} from epoch {trained + 1}"
 
     def _next_stage(self) -> int | None:
         """The current stage or, once all have had their turn, the first that is to be trained further."""

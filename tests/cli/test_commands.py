@@ -47,7 +47,8 @@ def test_every_option_reaches_the_run(fastae_, here):
         "--pretrain.optimizer-options momentum=0.9 nesterov=true --pretrain.schedule steplr "
         "--pretrain.schedule-options step_size=3 --pretrain.clip-norm 2 --pretrain.patience 1 "
         "--pretrain.batch-size 100 --finetune.epochs 1 --validation 0.2 --precision bfloat16 --device cpu "
-        "--seed 7 --out typed --checkpoint-seconds 9 --memory-gib 0.5 --supervised-dropout 0.1"
+        "--products high --seed 7 --out typed "
+        "--checkpoint-seconds 9 --memory-gib 0.5 --supervised-dropout 0.1"
     )
     assert code == 0
     typed = TrainConfig(
@@ -79,6 +80,7 @@ def test_every_option_reaches_the_run(fastae_, here):
         finetune=Stage(epochs=1),
         validation=0.2,
         precision="bfloat16",
+        products="high",
         device="cpu",
         seed=7,
         out="typed",
@@ -184,7 +186,8 @@ def test_a_test_part_beyond_the_range_of_the_training_part_can_be_evaluated(fast
     rng = np.random.default_rng(0)
     np.savez("rows.npz", x=rng.random((60, 64)) * 10, x_test=rng.random((20, 64)) * 11)
     code, out, err = fastae_(f"train {QUICK} --data rows.npz --out run")
-    assert (code, err) == (0, "") and "rows.npz, test part: 20 rows" in out
+    assert code == 0 and "rows.npz, test part: 20 rows" in out
+    assert err.startswith("fastae: loss: bce needs values in [0, 1]") and err.count("\n") == 1
 
 
 def test_labels_of_one_class_do_not_spoil_a_finished_run(fastae_, here):
@@ -196,7 +199,19 @@ def test_labels_of_one_class_do_not_spoil_a_finished_run(fastae_, here):
 def test_resume_continues_a_run(fastae_, run, here):
     code, out, err = fastae_(f"train --resume --out {run}")
     assert (code, err) == (0, "") and f"Run: {run}" in out
+    assert f"{run} is finished; with more epochs, as in --epochs 100, it is trained further" in out
     assert len(list(run.glob("checkpoint-*"))) == 1
+
+
+def test_a_finished_run_is_trained_further_and_other_options_are_named(fastae_, here):
+    assert fastae_("train --hidden 4 --epochs 1 --finetune.epochs 0 --no-tensorboard --out run")[0] == 0
+    code, out, err = fastae_("train --resume --out run --pretrain.epochs 2 --lr 0.5")
+    assert code == 0 and "run is finished and trained further: layer 1 from epoch 2" in out
+    assert err == "fastae: resume: the run keeps its own pretrain.lr, finetune.lr, supervised.lr\n"
+    assert [line.split(",")[:2] for line in Path("run/log.csv").read_text().splitlines()[1:]] == [
+        ["layer 1", "1"],
+        ["layer 1", "2"],
+    ]
 
 
 def test_info_says_what_runs_where_and_why(fastae_):
