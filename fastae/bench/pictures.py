@@ -102,7 +102,7 @@ def ratios(panels: Sequence[tuple[str, str, list[CaseResult]]]) -> Figure:
         title += {STACK: ": a whole run"}.get(group, "") or f": {next(reversed(cases[0].times), '')}"
         floor = "copy" if group == "corruption" else "products"
         axes.set_title(title + "".join(f" (true Jacobian: {value:.0f})" for value in far if value))
-        axes.set(ylabel=f"time / {floor}", xlabel="run" if group == STACK else "M x D x H")
+        axes.set(ylabel=f"time / {floor}", xlabel="run" if group == STACK else "MxDxH")
     _legend(figure, [name for _, _, cases in panels for _, _, name in _shown(cases)])
     return figure
 

@@ -17,6 +17,8 @@ from .results import CaseResult, Results, differences
 from .suite import STACK, SWEEP, sweep_shapes
 
 NONE = "-"
+_STEADY = 0.25
+_UNSTEADY = "times vary by more than a quarter: the machine was busy, and ratios with a large ± tell little"
 
 
 @dataclass
@@ -99,7 +101,7 @@ def _ratio_sheet(group: str, dtype: str, cases: Sequence[CaseResult]) -> Sheet:
     names = [name for name in provider_names(cases) if name != FLOOR]
     floor = "copy" if group == "corruption" else FLOOR
     title = f"{group}, {dtype}: time over that of the {floor}, median ± half the interquartile range"
-    sheet = Sheet(title, ["M x D x H", "mode", f"{floor}, ms", *names], remarks=_remarks(cases))
+    sheet = Sheet(title, ["MxDxH", "mode", f"{floor}, ms", *names], remarks=_remarks(cases))
     for case in cases:
         for mode, times in case.times.items():
             cells = [_ratio_cell(case, mode, name) for name in names]
@@ -130,7 +132,8 @@ def _run_sheet(dtype: str, cases: Sequence[CaseResult]) -> Sheet:
             shown = "wrong" if case.is_wrong(name) else NONE if ratio is None else f"{ratio:.2f}"
             sheet.rows.append([case.shape, name, seconds, shown, losses])
         ours, theirs = case.ratio("full", "fastae"), case.ratio("full", "script")
-        if ours and theirs:
+        least, most = case.ratio("full", "script", "low"), case.ratio("full", "fastae", "high")
+        if ours and theirs and least and most and least > most:  # or the difference may be noise
             sheet.remarks.append(
                 f"{case.shape}: the script takes {theirs / ours:.2f} times as long as fastae"
             )
@@ -140,7 +143,7 @@ def _run_sheet(dtype: str, cases: Sequence[CaseResult]) -> Sheet:
 def _operator_sheet(dtype: str, cases: Sequence[CaseResult], peaks: dict[str, float]) -> Sheet:
     title = f"operators of a step, {dtype}: the least time of each, and the share of it in the time"
     rates = ["GB/s", "GFLOP/s", "share of the roofline"]
-    header = ["M x D x H", "operator", "MB", "GFLOP", "bound by", "least, ms", "time, ms", *rates]
+    header = ["MxDxH", "operator", "MB", "GFLOP", "bound by", "least, ms", "time, ms", *rates]
     sheet = Sheet(title, header, remarks=[*operators.COUNTED, *_remarks(cases)])
     for case in cases:
         for name, (moved, flops) in case.cost.items():
@@ -175,7 +178,7 @@ def _fit_sheet(dtype: str, cases: Sequence[CaseResult]) -> Sheet:
 
 def _memory_sheet(group: str, dtype: str, cases: Sequence[CaseResult]) -> Sheet:
     names = [name for name in provider_names(cases) if any(name in case.peak_bytes for case in cases)]
-    sheet = Sheet(f"{group}, {dtype}: peak memory on top of the inputs, MiB", ["M x D x H", *names])
+    sheet = Sheet(f"{group}, {dtype}: peak memory on top of the inputs, MiB", ["MxDxH", *names])
     for case in cases:
         if case.peak_bytes:
             cells = [f"{case.peak_bytes[n] / 2**20:.1f}" if n in case.peak_bytes else NONE for n in names]
@@ -186,7 +189,7 @@ def _memory_sheet(group: str, dtype: str, cases: Sequence[CaseResult]) -> Sheet:
 def _call_sheet(group: str, dtype: str, cases: Sequence[CaseResult]) -> Sheet:
     names = provider_names(cases)
     title = f"{group}, {dtype}: a call from Python, launches included, ms"
-    sheet = Sheet(title, ["M x D x H", "mode", *names])
+    sheet = Sheet(title, ["MxDxH", "mode", *names])
     for case in cases:
         for mode, called in case.called.items():
             cells = [
@@ -205,9 +208,21 @@ def _remarks(cases: Sequence[CaseResult]) -> list[str]:
         for name in case.errors:
             if case.is_wrong(name):
                 said.setdefault(f"{name}: {case.bad[name]}, so it gets no ratio", []).append(case.shape)
+        if _is_unsteady(case):
+            said.setdefault(_UNSTEADY, []).append(case.shape)
         for name, rows in case.rows.items():
             said.setdefault(f"{name}: measured on {rows} rows, the time scaled to all", []).append(case.shape)
     return [f"{remark} ({', '.join(shapes)})" for remark, shapes in said.items()]
+
+
+def _is_unsteady(case: CaseResult) -> bool:
+    """Whether half the interquartile range of a time is beyond a quarter of its median."""
+    spreads = (
+        (times["high"] - times["low"]) / 2 / times["median"]
+        for measured in case.times.values()
+        for times in measured.values()
+    )
+    return any(spread > _STEADY for spread in spreads)
 
 
 def compare(a: Results, b: Results) -> Sheet:
@@ -254,7 +269,7 @@ def print_sheets(console: Console, found: Sequence[Sheet]) -> None:
 def _words(sheet: Sheet) -> set[int]:
     """Columns that are not numbers."""
     named = {
-        "M x D x H",
+        "MxDxH",
         "mode",
         "run",
         "provider",

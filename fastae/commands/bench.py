@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +18,14 @@ from ..console import Console
 from ..devices import resolve_device
 from ..files import write_whole
 from ..train.data import load_dataset
+from ..train.reporting import duration
 
 GroupName = Literal[
     "step", "stack", "operators", "encode", "reconstruction_loss", "corruption", "inference", "sweep"
 ]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
+_NAMED = 3  # cases that are listed
 _SECONDS = {"quick": 140.0, "full": 3600.0}
 
 
@@ -113,13 +116,14 @@ def run(config: Config, console: Console) -> None:
         results,
         config.seconds or _SECONDS[effort],
         save=lambda current: current.save(path),
-        listener=ConsoleListener(console, len(cases)),
+        listener=ConsoleListener(console, len(cases), config.seconds or _SECONDS[effort]),
         run=training,
     )
     publish(results, path, console)
     if left_out:
-        keys = ", ".join(case.key for case in left_out)
-        console.print(f"Out of time before: {keys}. The same command again goes on.")
+        keys = ", ".join(case.key for case in left_out[:_NAMED])
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        console.print(f"No time was left for {keys}{more}. The same command again goes on.")
     bad = [f"{case.key}: {name} {how}" for case in results.cases.values() for name, how in case.bad.items()]
     if bad:
         raise MeasurementError("; ".join(bad))
@@ -149,14 +153,16 @@ def publish(results: Results, path: Path, console: Console) -> None:
 
 
 class ConsoleListener:
-    """One line a case."""
+    """One line per case, with the time that is left at most."""
 
-    def __init__(self, console: Console, count: int) -> None:
+    def __init__(self, console: Console, count: int, seconds: float) -> None:
         self.console, self.count, self.number = console, count, 0
+        self.end_at = time.monotonic() + seconds
 
     def begin(self, case: Case) -> None:
         self.number += 1
-        self.console.print(f"[{self.number}/{self.count}] {case.key}", end=" ")
+        left = duration(max(0.0, self.end_at - time.monotonic()))
+        self.console.print(f"[{self.number}/{self.count}, at most {left} left] {case.key}", end=" ")
 
     def end(self, result: CaseResult) -> None:
         mode = next(reversed(result.times), None)

@@ -106,7 +106,7 @@ class _Display(Silent):
         parts = [name, f"epoch {epoch:{len(str(self._epochs))}}/{self._epochs}", *_figures("", self._terms)]
         spent, steps = time.monotonic() - self._began, self._done - self._first
         if steps and self._done < self._steps:
-            parts.append(f"{_duration(spent * (self._steps - self._done) / steps)} left")
+            parts.append(f"{duration(spent * (self._steps - self._done) / steps)} left")
         return [*parts, f"{self._rows_per_second:,.0f} rows/s"]
 
     def _end(self) -> list[str]:
@@ -116,7 +116,7 @@ class _Display(Silent):
         row, width = self._row, len(str(self._epochs))
         parts = [f"{self._stage:11}", f"epoch {row['epoch']:{width}}/{self._epochs}"]
         parts += [*_figures("train_", row), *_figures("validation_", row)]
-        return [*parts, f"{row['rows_per_second']:,.0f} rows/s", _duration(row["seconds"])]
+        return [*parts, f"{row['rows_per_second']:,.0f} rows/s", duration(row["seconds"])]
 
 
 class LineProgress(_Display):
@@ -245,7 +245,7 @@ def _figures(prefix: str, values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """0.4 s, 59 s, 3:05 or 2:03:05."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"

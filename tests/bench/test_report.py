@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from fastae.bench import pictures
+from fastae.bench.providers import FLOOR
 from fastae.bench.report import Fit, compare, markdown, points_of, print_sheets, sheets, sweeps
+from fastae.bench.results import CaseResult, Results
 
 
 def test_fit_of_a_line():
@@ -62,6 +64,26 @@ def test_every_figure_is_on_the_page_and_wrong_ones_are_not(results):
     text = console.export_text()
     assert "1.75 ±0.09" in text and "…" not in text.replace("2…32", "").replace("1…16", "")
     assert console.width == 40
+
+
+def test_times_that_vary_are_said_to_tell_little(results):
+    made = results(fastae=1.25)
+    assert "the machine was busy" not in markdown(made)
+    times = made.cases["encode float32 8x4x4"].times["full"]["fastae"]
+    times["high"] = 2.0 * times["median"]
+    assert markdown(made).count("the machine was busy, and ratios with a large ± tell little (8x4x4)") == 1
+
+
+@pytest.mark.parametrize(("high", "said"), [(1.1, True), (2.5, False)])
+def test_whole_runs_are_compared_only_where_the_difference_is_no_noise(high, said):
+    case = CaseResult("stack", "float32", "8-4", 1.0, [FLOOR, "fastae", "script"], 1.0)
+    seconds = {FLOOR: (1.0, 1.0, 1.0), "fastae": (0.9, 1.0, high), "script": (1.9, 2.0, 2.1)}
+    case.times["full"] = {
+        name: dict(zip(("low", "median", "high"), values, strict=True)) for name, values in seconds.items()
+    }
+    case.errors = dict.fromkeys(seconds, 0.0)
+    sheet, *_ = sheets(Results({}, {}, {}, {case.key: case}))
+    assert any("takes 2.00 times as long" in remark for remark in sheet.remarks) is said
 
 
 def test_comparison(results):
