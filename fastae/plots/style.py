@@ -175,7 +175,7 @@ class _Layout(ConstrainedLayoutEngine):
 
 def new_figure(title: str, height: float) -> Figure:
     """An empty figure outside pyplot; ``height`` in inches, with a title of one line."""
-    lines = textwrap.wrap(plain(title), int(figure_width() / _CHARACTER)) or [""]
+    lines = [plain(line) for line in textwrap.wrap(title, int(figure_width() / _CHARACTER))] or [""]
     figure = Figure(figsize=(figure_width(), height + 0.17 * (len(lines) - 1)), layout=_Layout())
     FigureCanvasAgg(figure)
     figure.suptitle("\n".join(lines), x=0.01, horizontalalignment="left")
@@ -189,7 +189,8 @@ def set_heading(axes: Axes, text: str, share: float = 1.0) -> None:
 
 def lines_of(text: str, share: float) -> str:
     """Plain text in lines of a ``share`` of the figure's width."""
-    return textwrap.fill(plain(text), max(12, int(figure_width() * share / 0.08)))
+    lines = textwrap.wrap(text, max(12, int(figure_width() * share / 0.08)))
+    return "\n".join(map(plain, lines))  # not before, or a line may end between a dollar and its escape
 
 
 def plain(text: str) -> str:

@@ -464,7 +464,7 @@ def test_the_first_epochs_do_not_set_the_scale(check):
     np.testing.assert_allclose(lines(axes)["training"][0], 900.0)
 
 
-@pytest.mark.parametrize("name", [r"cost $\foo$", "a $ and a $", "_hidden", "50 %"])
+@pytest.mark.parametrize("name", [r"cost $\foo$", "a $ and a $", "_hidden", "50 %", 61 * "$"])
 def test_text_is_taken_as_it_is(check, name):
     figure = check(plots.spectrum({name: [1.0, 0.5], "b": [2.0, 1.0]}, title=name))
     assert len(figure.axes[0].get_legend().get_texts()) == 2
