@@ -113,7 +113,8 @@ class Rows:
             digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
         index = [self.index.low, self.index.high] if isinstance(self.index, Spans) else [self.index]
-        for values in (self.scaling.offset, self.scaling.scale, *index, self.labels, self.classes):
+        base = () if self.scaling.base is None else (self.scaling.base,)
+        for values in (self.scaling.offset, self.scaling.scale, *base, *index, self.labels, self.classes):
             digest.update(b"none" if values is None else f"{values.dtype} {values.shape}".encode())
             if values is not None:
                 add(values)

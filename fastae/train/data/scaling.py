@@ -22,20 +22,24 @@ _FLAT = 0.1  # a column with less of the whole range would be flattened by scali
 
 @dataclass(frozen=True, eq=False)
 class AffineScaling:
-    """y = (x - offset) * scale, computed in float64 whatever the dtype of x.
+    """y = (x - base - offset) * scale, computed in float64 whatever the dtype of x.
 
     Attributes:
         name: what was fitted: none, pixel (x / 255), maxabs (x / max |x|), unit, minmax or standard.
         offset: float64, of shape () for all columns alike or [D].
         scale: float64, of the same shape, positive.
+        base: int64 or uint64, of the same shape, where integers are beyond what float64 holds: subtracted
+            from integers exactly, before they become floats. None for 0.
 
     Raises:
-        ValueError: for other shapes, values that are not finite, or a scale that is not positive.
+        ValueError: for other shapes, values that are not finite, a scale that is not positive, or a base that
+            is not of integers.
     """
 
     name: str
     offset: np.ndarray
     scale: np.ndarray
+    base: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         offset, scale = (np.array(value, dtype=np.float64) for value in (self.offset, self.scale))
@@ -43,6 +47,11 @@ class AffineScaling:
             raise ValueError(f"offset {offset.shape} and scale {scale.shape} must have one shape, () or [D]")
         if not (np.isfinite(offset).all() and np.isfinite(scale).all() and (scale > 0).all()):
             raise ValueError("offset and scale must be finite, and scale positive")
+        if self.base is not None:
+            base = np.array(self.base)
+            if base.dtype.kind not in "iu" or base.shape != scale.shape:
+                raise ValueError(f"base must be 64-bit integers {scale.shape}, got {base.dtype} {base.shape}")
+            object.__setattr__(self, "base", base)
         object.__setattr__(self, "offset", offset)
         object.__setattr__(self, "scale", scale)
 
@@ -54,28 +63,46 @@ class AffineScaling:
     def apply(self, x: np.ndarray) -> np.ndarray:
         """Scale x [..., D] of any real dtype into a new float32 array."""
         x = np.asarray(x)
-        if not self.offset.any() and (x.dtype.itemsize <= 2 or (self.scale == 1).all()):
+        exact = self.base is None and not self.offset.any()
+        if exact and (x.dtype.itemsize <= 2 or (self.scale == 1).all()):
             y = x.astype(np.float32, order="C", subok=False)  # exact, or as rounded as the result
             return y if (self.scale == 1).all() else np.multiply(y, self.scale.astype(np.float32), out=y)
         y = np.empty(x.shape, np.float32)
         step = max(1, _BLOCK_ELEMENTS // max(1, x[:1].size)) if x.ndim > 1 else max(1, x.size)
         for low in range(0, len(x) if x.ndim else 1, step):
             place = slice(low, low + step) if x.ndim else ()
-            y[place] = np.subtract(x[place], self.offset, dtype=np.float64) * self.scale
+            if self.base is None:
+                y[place] = np.subtract(x[place], self.offset, dtype=np.float64) * self.scale
+            else:
+                y[place] = (_difference(x[place], self.base) - self.offset) * self.scale
         return y
 
     def inverse(self, y: np.ndarray) -> np.ndarray:
         """Undo :meth:`apply` for y [..., D], into a new float64 array."""
-        return np.asarray(y, dtype=np.float64) / self.scale + self.offset
+        shifted = np.asarray(y, dtype=np.float64) / self.scale + self.offset
+        return shifted if self.base is None else shifted + self.base
 
     def to_dict(self) -> dict[str, Any]:
         """The scaling as what JSON can hold, exactly."""
-        return {"name": self.name, "offset": self.offset.tolist(), "scale": self.scale.tolist()}
+        values = {"name": self.name, "offset": self.offset.tolist(), "scale": self.scale.tolist()}
+        return values if self.base is None else {**values, "base": self.base.tolist()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AffineScaling:
         """The inverse of :meth:`to_dict`; offset and scale may also be arrays or CPU tensors."""
-        return cls(str(values["name"]), np.asarray(values["offset"]), np.asarray(values["scale"]))
+        base = values.get("base")
+        offset, scale = np.asarray(values["offset"]), np.asarray(values["scale"])
+        return cls(str(values["name"]), offset, scale, None if base is None else np.asarray(base))
+
+
+def _difference(x: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """x - base in float64; of integers without rounding them first."""
+    rounded = np.subtract(x, base, dtype=np.float64)
+    if x.dtype.kind not in "iu" or x.dtype.itemsize < 8:
+        return rounded
+    with np.errstate(over="ignore"):  # modulo 2^64
+        exact = (x.astype(np.uint64) - base.astype(np.uint64)).view(np.int64)
+    return np.where(np.abs(rounded) < 2.0**62, exact, rounded)
 
 
 def fit_scaling(part: RawPart, scaling: Scaling, index: RowIndex | None = None) -> AffineScaling:
@@ -113,7 +140,7 @@ def fit_scaling(part: RawPart, scaling: Scaling, index: RowIndex | None = None) 
 
 def check_offset(part: RawPart, scaling: AffineScaling) -> None:
     """Raises ``DataError`` for sparse rows and a scaling with an offset."""
-    if is_sparse(part.x) and scaling.offset.any():
+    if is_sparse(part.x) and (scaling.offset.any() or scaling.base is not None):
         raise _offset_error(part, scaling.name)
 
 
@@ -128,7 +155,13 @@ def _identity() -> AffineScaling:
 
 
 def _fit_range(part: RawPart, scaling: Scaling, low: np.ndarray, high: np.ndarray) -> AffineScaling:
-    """Fit to the range of each column: float64 low and high [D]."""
+    """Fit to the range of each column: low and high [D], float64, or integers that float64 would round."""
+    if low.dtype.kind in "iu":
+        span, least = _difference(high, low), low.min()
+        shifted = _difference(low, least)
+        if scaling == "minmax" or (scaling == "auto" and _are_unlike(shifted, shifted + span)):
+            return AffineScaling("minmax", np.zeros(span.shape), _reciprocal(span, 0.0), low)
+        return AffineScaling("unit", np.zeros(()), _reciprocal(_difference(high.max(), least), 0.0), least)
     least, largest = low.min(), high.max()
     if scaling == "auto" and is_sparse(part.x):
         magnitude = np.maximum(-low, high)
@@ -162,31 +195,47 @@ def _fit_standard(part: RawPart, x: RowArray, index: RowIndex | None) -> AffineS
     if is_sparse(x):
         raise _offset_error(part, "standard")
     # relative to the first row, so that the deviation of a constant column is exactly 0
-    first = (x[:1] if index is None else x[index[:1]])[0].astype(np.float64)
+    first = (x[:1] if index is None else x[index[:1]])[0]
     total, rows = np.zeros(x.shape[1]), len(x) if index is None else len(index)
     for block in blocks(x, index):
-        total += np.subtract(block, first, dtype=np.float64).sum(axis=0)
+        total += _difference(block, first).sum(axis=0)
     mean = total / rows
     total, rounded = np.zeros(x.shape[1]), float(x.dtype.kind == "f")
     for block in blocks(x, index):
-        total += np.square(np.subtract(block, first, dtype=np.float64) - mean).sum(axis=0)
-    deviation, mean = np.sqrt(total / rows), first + mean
+        total += np.square(_difference(block, first) - mean).sum(axis=0)
+    deviation = np.sqrt(total / rows)
+    if _is_rounded(first):
+        return AffineScaling("standard", mean, _reciprocal(deviation, 0.0), first)
+    mean += first
     return AffineScaling("standard", mean, _reciprocal(deviation, rounded * np.abs(mean)))
 
 
 def _column_ranges(x: RowArray, index: RowIndex | None) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest value of each column, float64 [D] each; a sparse column's zeros count."""
+    """The least and the largest value of each column [D]; a sparse column's zeros count.
+
+    They are float64, or integers where float64 would round them.
+    """
     if is_sparse(x):
         low, high = x.min(axis=0).toarray(), x.max(axis=0).toarray()
         return low.astype(np.float64).ravel(), high.astype(np.float64).ravel()
     if is_stored(x) and x.ranges is not None and index is None:
         return x.ranges
-    low = np.full(x.shape[1], np.inf)
-    high = -low
+    low = high = None
     for block in blocks(x, index):
-        np.minimum(low, block.min(axis=0), out=low)
-        np.maximum(high, block.max(axis=0), out=high)
-    return low, high
+        least, largest = block.min(axis=0), block.max(axis=0)
+        low = least if low is None else np.minimum(low, least)
+        high = largest if high is None else np.maximum(high, largest)
+    assert low is not None and high is not None
+    if _is_rounded(low) or _is_rounded(high):
+        return low, high
+    return low.astype(np.float64), high.astype(np.float64)
+
+
+def _is_rounded(values: np.ndarray) -> bool:
+    """True for integers of which float64 would round some."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return False
+    return bool((values > 2**53).any() or (values < -(2**53)).any())
 
 
 def _reciprocal(span: Any, magnitude: Any) -> np.ndarray:
