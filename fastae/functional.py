@@ -32,7 +32,7 @@ from .objective import (
     takes_options,
 )
 from .ops.backend import runs_pytorch
-from .philox import draw_seed
+from .philox import MOST_DRAWS, draw_seed
 from .reference import kl_penalty, l1_penalty
 from .sparse.functional import sparse_autoencoder_loss, sparse_decode, topk_encode
 from .tensors import as_rows, autocast_like_linear, reduce_rows, sum_dtype
@@ -302,7 +302,7 @@ def deep_contractive_encode(
     """
     if not layers:
         raise ValueError("layers: needs at least one layer")
-    probes = check_whole("probes:", probes)
+    probes = check_whole("probes:", probes, most=MOST_DRAWS)
     check_name("reduction", reduction, REDUCTIONS)
     width = x
     for weight, bias, activation in layers:

@@ -7,6 +7,7 @@ The public functions, the modules, the training configuration and the command li
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, TypedDict, TypeVar
@@ -19,6 +20,7 @@ from .activations import get_activation
 from .checks import check_name, check_nonnegative, check_share, fits
 from .corruption import Corruption, Emphasis, check_corruption
 from .losses import get_loss
+from .philox import MOST_DRAWS
 
 REDUCTIONS = ("mean", "sum", "none")
 CODE_NOISES = ("none", "gaussian", "bernoulli")
@@ -106,9 +108,10 @@ class Objective:
             check_nonnegative(f"{name}:", getattr(self, name))
         check_share("dropout:", self.dropout)
         samples, std = self.higher_order_samples, self.higher_order_std
-        if self.higher_order and not (fits(samples, lambda v: v >= 1) and fits(std, lambda v: v > 0.0)):
+        counted = fits(samples, lambda v: 1 <= operator.index(v) <= MOST_DRAWS)
+        if self.higher_order and not (counted and fits(std, lambda v: v > 0.0)):
             raise ValueError(
-                "higher_order: needs higher_order_samples >= 1 and higher_order_std > 0, got "
+                f"higher_order: needs higher_order_samples in 1..{MOST_DRAWS} and higher_order_std > 0, got "
                 f"{samples!r} and {std!r}"
             )
         if (self.kl or self.code_noise == "bernoulli") and not f.in_unit_interval:

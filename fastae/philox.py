@@ -32,6 +32,7 @@ STREAM_DROPOUT = 1
 STREAM_CODE_NOISE = 2
 STREAM_CONTRACTION = 16  # + k for the k-th noisy copy of the higher-order contraction
 STREAM_PROBE = 4096  # + k for the k-th probe of the deep penalty
+MOST_DRAWS = STREAM_PROBE - STREAM_CONTRACTION  # noisy copies, or probes, per step
 
 MASK_WIDTH = 16
 

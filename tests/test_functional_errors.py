@@ -95,9 +95,9 @@ OBJECTIVE_ERRORS: Errors = {
     "decoder_weight: is torch.float64, but": {"decoder_weight": V.double()},
     "decoder_bias: expected shape [7], got [6]": {"decoder_bias": B},
     "decoder_bias: is on meta, but the weight on cpu": {"decoder_bias": C.to("meta")},
-    "loss: 'mae' is not one of mse, bce": {"loss": "mae"},
+    "loss: 'mae' is not one of mse, huber, bce": {"loss": "mae"},
     "output_activation: 'swish' is not one of": {"loss": "mse", "output_activation": "swish"},
-    "output_activation: bce takes logits": {"output_activation": "sigmoid"},
+    "output_activation: bce applies the sigmoid itself": {"output_activation": "sigmoid"},
     "reduction: 'max' is not one of mean, sum, none": {"reduction": "max"},
     "code_noise: 'uniform' is not one of none, gaussian, bernoulli": {"code_noise": "uniform"},
     "code_noise: needs codes in [0, 1]": {"code_noise": "bernoulli", "activation": "relu"},
@@ -108,11 +108,11 @@ OBJECTIVE_ERRORS: Errors = {
     "contractive: must be a finite number >= 0, got -0.1": {"contractive": -0.1},
     "contractive: must be a finite number >= 0, got nan": {"contractive": math.nan},
     "higher_order: must be a finite number >= 0, got inf": {"higher_order": math.inf},
-    "higher_order: needs higher_order_samples >= 1 and higher_order_std > 0, got 0 and 0.1": {
+    "higher_order: needs higher_order_samples in 1..4080 and higher_order_std > 0, got 0 and 0.1": {
         "higher_order": 0.1,
         "higher_order_samples": 0,
     },
-    "higher_order: needs higher_order_samples >= 1 and higher_order_std > 0, got 1 and 0.0": {
+    "higher_order: needs higher_order_samples in 1..4080 and higher_order_std > 0, got 1 and 0.0": {
         "higher_order": 0.1,
         "higher_order_std": 0.0,
     },
@@ -138,9 +138,9 @@ RECONSTRUCTION_ERRORS: Errors = {
     "weight: expected two dimensions": {"weight": C},
     "bias: expected shape [7], got [6]": {"bias": B},
     "target: expected shape [5, 7], got [5, 6]": {"target": CODE},
-    "loss: 'l2' is not one of mse, bce": {"loss": "l2"},
+    "loss: 'l2' is not one of mse, huber, bce": {"loss": "l2"},
     "reduction: 'max' is not one of mean, sum, none": {"reduction": "max"},
-    "output_activation: bce takes logits": {"output_activation": "sigmoid"},
+    "output_activation: bce applies the sigmoid itself": {"output_activation": "sigmoid"},
 }
 
 

@@ -224,7 +224,7 @@ def test_entry_weights_weigh_entries_before_the_sum(parameters):
 
 def test_unknown_loss_is_refused(parameters):
     p = parameters()
-    with pytest.raises(ValueError, match="loss: 'mae' is not one of mse, bce"):
+    with pytest.raises(ValueError, match="loss: 'mae' is not one of mse, huber, bce"):
         R.reconstruction_loss(p.x, p.weight, None, p.x, "mae")
 
 

@@ -14,6 +14,7 @@ from ..activations import get_activation
 from ..checks import check_share, check_whole
 from ..losses import get_loss
 from ..objective import AutoencoderLoss, Objective
+from ..philox import MOST_DRAWS
 from ..plain import Parts
 from .autoencoder import Autoencoder, encoder_penalty
 from .calls import runs_code
@@ -60,7 +61,7 @@ class StackedAutoencoder(Sampler):
             sizes = [check_whole("sizes:", size) for size in sizes]
         except ValueError:
             raise ValueError(f"sizes: must be whole numbers >= 1, got {sizes}") from None
-        self.probes = check_whole("probes:", probes)
+        self.probes = check_whole("probes:", probes, most=MOST_DRAWS)
         layer_options = layerwise_options(len(sizes) - 1, options, changes)
         self.layers = nn.ModuleList(
             Autoencoder(d, h, o, device=device, dtype=dtype)

@@ -31,6 +31,7 @@ can be given by its name as well."""
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
+_MOST = 2**31 - 1  # of epochs, and of rows per step
 _STEPS = 3000  # that a stage takes at least by default: a few epochs of small data teach nothing
 
 
@@ -67,6 +68,8 @@ class Stage:
         for name in ("epochs", "batch_size", "patience"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{stage}.{name}: must be a whole number >= 0, got {getattr(self, name)}")
+            if (getattr(self, name) or 0) > _MOST:
+                raise ValueError(f"{stage}.{name}: must be at most {_MOST}, got {getattr(self, name)}")
         for name in ("lr", "clip_norm"):
             check_nonnegative(f"{stage}.{name}:", getattr(self, name))
         try:
