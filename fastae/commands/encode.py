@@ -57,7 +57,7 @@ def run(config: Config, console: Console) -> None:
         write_whole(out, _as_safetensors(codes, rows))
     else:
         write_array(out, codes, [f"unit {j}" for j in range(codes.shape[1])])
-    console.print(f"{out}: codes of {dataset.name}, {part}: {codes.shape[0]} x {codes.shape[1]}")
+    console.print(f"{out}: codes of {dataset.origin}, {part}: {codes.shape[0]} x {codes.shape[1]}")
 
 
 def _as_safetensors(codes: np.ndarray, rows: Rows) -> bytes:

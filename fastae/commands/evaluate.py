@@ -48,4 +48,4 @@ def run(config: Config, console: Console) -> None:
     if config.json:
         print(as_json(figures))
     else:
-        print_figures(console, figures, f"{dataset.name}, {part}")
+        print_figures(console, figures, f"{dataset.origin}, {part}")

@@ -42,5 +42,5 @@ def run(config: Config, console: Console) -> None:
     names = list(dataset.feature_names or [f"feature {i}" for i in range(array.shape[1])])
     write_array(Path(config.out), array, names)
     console.print(
-        f"{config.out}: reconstructions of {dataset.name}, {part}: {array.shape[0]} x {array.shape[1]}"
+        f"{config.out}: reconstructions of {dataset.origin}, {part}: {array.shape[0]} x {array.shape[1]}"
     )

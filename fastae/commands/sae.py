@@ -145,22 +145,22 @@ def _load(
     if (Path(run) / training.RUN).is_file():
         trained = training.load(run)
         sae, scaling = trained.sae, trained.scaling
-        data = data or trained.config.data
+        named, data = data is not None, data or trained.config.data
         if data == "planted":
             rows = training.planted(trained.config).rows
             return sae, rows.split(4096), data
     else:
-        sae = formats.read(run).eval()
+        sae, named = formats.read(run).eval(), True
     if data is None:
         raise ValueError(f"data: {run} does not say what it was trained on; name the data")
-    dataset = load_dataset(data, scaling=scaling)
+    dataset = load_dataset(data, scaling=scaling, download=named)  # a run from elsewhere starts none
     if dataset.width != sae.in_features:
         raise ValueError(
             f"data: {dataset.name} has rows of {dataset.width}, the dictionary takes {sae.in_features}"
         )
     part = dataset.test if test and dataset.test is not None else dataset.train
     name = "test" if part is dataset.test else "training"
-    return sae, training.rows_of(part), f"{dataset.name}, {name} part"
+    return sae, training.rows_of(part), f"{dataset.origin}, {name} part"
 
 
 _LABELS = {

@@ -43,5 +43,5 @@ def run(config: Config, console: Console) -> None:
     scores = trained.score_rows(rows)
     write_array(Path(config.out), scores[:, None], ["score"])
     worst = ", ".join(str(row) for row in np.argsort(scores)[::-1][:5])
-    found = f"scores of {dataset.name}, {part}: {len(scores)} rows"
+    found = f"scores of {dataset.origin}, {part}: {len(scores)} rows"
     console.print(f"{config.out}: {found}; the highest are those of rows {worst}")

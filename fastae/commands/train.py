@@ -42,5 +42,5 @@ def run(config: Config, console: Console) -> None:
         result.stack, rows, classifier=result.classifier, probe_rows=training, training=training
     )
     write_whole(result.path / "evaluation.json", as_json(figures) + "\n")
-    print_figures(console, figures, f"{result.dataset.name}, {part}")
+    print_figures(console, figures, f"{result.dataset.origin}, {part}")
     console.print(f"Run: {result.path} (log.csv, evaluation.json, the last checkpoint)")

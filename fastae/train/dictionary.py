@@ -26,6 +26,7 @@ from ..sparse.specs import AuxK, BatchTopK, Matryoshka
 from .data import Rows, load_dataset
 from .data.scaling import AffineScaling
 from .step import TrainingStep
+from .typed import typed_fields
 
 RUN = "train.json"
 _WARM_UP, _DECAY = 0.05, 0.2
@@ -187,11 +188,17 @@ def load(path: Path | str) -> SparseRun:
     try:
         values = json.loads((path / RUN).read_text("utf-8"))
         known = {field.name for field in fields(SparseTrainConfig)}
-        config = SparseTrainConfig(**{k: v for k, v in values["config"].items() if k in known})
+        given = {name: value for name, value in values["config"].items() if name in known}
+        config = SparseTrainConfig(**typed_fields(SparseTrainConfig, given))
         scaling = None if values["scaling"] is None else AffineScaling.from_dict(values["scaling"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        figures = dict(values["figures"])
+        if config.latents != sae.code_features:  # or planted rows could take any memory
+            raise ValueError(f"latents: {config.latents}, but the dictionary has {sae.code_features}")
+        if scaling is not None and scaling.width not in (None, sae.in_features):
+            raise ValueError(f"scaling: {scaling.width} columns do not fit rows of {sae.in_features}")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / RUN}: could not be read ({error})") from error
-    return SparseRun(sae, scaling, config, values["figures"], path)
+    return SparseRun(sae, scaling, config, figures, path)
 
 
 @torch.no_grad()

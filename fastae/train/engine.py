@@ -112,7 +112,8 @@ def train(
             held.enter_context(locked(run.session.folder))
             check_new(str(run.session.folder))  # another process may have been faster
         if announce is not None:
-            announce(f"{dataset.describe()}; on {run.session.device}")
+            read = "" if checkpoint is None or not dataset.paths else f", read from {dataset.origin}"
+            announce(f"{dataset.describe()}{read}; on {run.session.device}")
             if checkpoint is not None:
                 announce(run.position())
         return run.train()

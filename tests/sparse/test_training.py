@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,24 @@ def test_runs_are_loaded_and_are_dictionaries_of_the_own_format(run):
     assert log[0] == "epoch,total,reconstruction,auxk,dead" and len(log) == 3
     with pytest.raises(CheckpointError):
         training.load(run.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents": 10**12}, "latents: 1000000000000, but the dictionary has 64"),
+        ({"epochs": "many"}, "epochs: must be a whole number"),
+        ({"prefixes": 5.5}, "prefixes: must be a whole number"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(run, tmp_path, change, message):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    values = json.loads((folder / training.RUN).read_text())
+    values["config"].update(change)
+    (folder / training.RUN).write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=message):
+        training.load(folder)
 
 
 def test_commands(run, tmp_path, capsys):

@@ -142,6 +142,14 @@ def test_a_configuration_from_elsewhere_starts_no_download(run, tmp_path, monkey
         load_checkpoint(_edit(run, change)).load_data()
 
 
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "patience"])
+def test_a_configuration_of_numbers_that_make_no_sense_is_refused(run, name):
+    folder = _edit(run, lambda d: d["train"]["pretrain"].update({name: 10**12}))
+    config = TrainConfig(out=str(folder.parent), resume=True)
+    with pytest.raises(CheckpointError, match=f"pretrain.{name}: must be at most 2147483647"):
+        train(config)
+
+
 def test_names_from_elsewhere_cannot_steer_a_terminal(run):
     folder = _edit(run, lambda d: (d["train"].update(data="\x1b[2J\nx.npy"), d["data"].update(paths={})))
     with pytest.raises(ValueError, match="no such file") as raised:

@@ -64,6 +64,11 @@ class Dataset:
         """K, or None without train labels and where they are no classes."""
         return None if self.train.labels is None or self.classes is None else len(self.classes)
 
+    @property
+    def origin(self) -> str:
+        """The absolute path of the file of ``data``, or the name where it is no file."""
+        return self.paths.get("data", self.name)
+
     def check_classes(self) -> int:
         """The number of classes; ``ValueError`` where a classifier cannot be trained on the labels."""
         return check_classes(self.name, self.train.labels, self.classes)
