@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..bench.problems import Shape
 from ..console import Console, print_table
@@ -79,7 +79,13 @@ def run(config: Config, console: Console) -> None:
     cases = measuring.cases(config.shapes, config.dtypes, config.operators)
     outcomes: list[Outcome] = []
     errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(complete_style="cyan", finished_style="green"),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(f"tuning on {name}", total=len(cases))
         for outcome in measuring.tune(cases, device, again=config.again):
             outcomes.append(outcome)
