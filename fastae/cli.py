@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except Interrupted as error:
+        if getattr(error, "elsewhere", False):
+            return 128 + error.number
         advice = ""
         if error.run is not None:
             advice = f"; it goes on with: fastae train --resume --out {shlex.quote(str(error.run))}"
@@ -61,20 +63,26 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 
 
 def _failure(error: Exception) -> int:
-    """The exit code of an error, after its message; errors that are none of ours pass."""
+    """The exit code of an error, after its message; errors that are none of ours pass.
+
+    Another process of the run reports an error that came ``elsewhere``.
+    """
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return 1
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return _fail(f"{error.filename}: {error.strerror}", 2)
+    told = getattr(error, "elsewhere", False)
     if isinstance(error, ValueError | TypeError | OSError):
-        return _fail(str(error), 2)
+        return _fail("" if told else str(error), 2)
     if isinstance(error, RuntimeError | MemoryError):
-        return _fail(str(error) or "out of memory", 1)
+        return _fail("" if told else str(error) or "out of memory", getattr(error, "exit_code", 1))
     raise error
 
 
 def _fail(message: str, code: int) -> int:
+    if not message:
+        return code
     with suppress(OSError):  # of a terminal that is gone
         errors = Console(stderr=True)
         errors.print("fastae:", style="bold red", end=" ")

@@ -33,7 +33,8 @@ from .objective import (
 )
 from .ops.backend import runs_pytorch
 from .philox import MOST_DRAWS, draw_seed
-from .reference import kl_penalty, l1_penalty
+from .reference import kl_divergence, l1_penalty
+from .share import batch_mean
 from .sparse.functional import sparse_autoencoder_loss, sparse_decode, topk_encode
 from .tensors import as_rows, autocast_like_linear, reduce_rows, sum_dtype
 
@@ -379,7 +380,7 @@ def deep_autoencoder_loss(
     wide = code.to(sum_dtype(code.dtype))
     if o.l1:
         terms["l1"] = l1_penalty(wide)
-    divergence = kl_penalty(wide, o.kl_target) if o.kl else None
+    divergence = kl_divergence(batch_mean(wide.mean(0)), o.kl_target) if o.kl else None
     if o.perturbs_code:
         code_seed = draw_seed(x.device, generator)
         code = plain.perturb(code, code_seed, o.code_noise, o.code_noise_std, o.dropout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,21 +64,20 @@ class Received:
 
 
 class Interruption:
-    """Within it the first signal only sets ``requested``, to stop where it suits; a second stops at once."""
+    """Within it the first signal only sets ``number``, to stop where it suits; a second stops at once.
 
-    def __init__(self) -> None:
-        self._number: int | None = None
+    Args:
+        settling: seconds within which a second signal is taken for the first: a terminal and a launcher may
+            both send one.
+
+    Attributes:
+        number: the signal that came; 0 for none.
+    """
+
+    def __init__(self, settling: float = 0.0) -> None:
+        self.number, self._came_at = 0, 0.0
+        self._settling = settling
         self._handling = handled(self._request)
-
-    @property
-    def requested(self) -> bool:
-        """True if a signal came."""
-        return self._number is not None
-
-    def stop(self, run: Path) -> None:
-        """Raise :class:`Interrupted`, for a run that can be resumed from ``run``."""
-        assert self._number is not None
-        raise Interrupted(self._number, run)
 
     def __enter__(self) -> Interruption:
         self._handling.__enter__()
@@ -87,9 +87,11 @@ class Interruption:
         self._handling.__exit__(*error)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._came_at = number, now
+        elif now - self._came_at >= self._settling:
             raise Interrupted(number)
-        self._number = number
 
 
 def leave(number: int, frame: FrameType | None) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .share import current_share
 from .threads import submit
 
 STREAM_CORRUPTION = 0
@@ -47,11 +48,21 @@ def draw_seed(device: torch.device, generator: torch.Generator | None = None) ->
     """A seed [1] (int64) from torch's generator, on ``device`` without a host synchronisation.
 
     Processes of one ``torch.distributed`` group get seeds of their own from equal generators; what is
-    compiled by torch.compile should be so after the group is made.
+    compiled by torch.compile should be so after the group is made. Where they share a batch, all get the
+    same one, and with it the place of their first row: uint64 [2].
     """
     seed = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    share = current_share()
+    if share is not None:
+        return torch.cat([seed, seed.new_full((1,), share.first)]).view(torch.uint64)
     rank = torch.distributed.get_rank() if _in_group() else 0
     return seed.bitwise_xor_(rank * _RANK_STEP % 2**63) if rank else seed
+
+
+def seed_and_row(seed: Tensor) -> tuple[int, int]:
+    """The seed that :func:`draw_seed` drew, and the place of the first row in a batch that is shared."""
+    number, *row = seed.reshape(-1).tolist()
+    return number, row[0] if row else 0
 
 
 def _in_group() -> bool:
@@ -95,12 +106,13 @@ if hasattr(os, "register_at_fork"):  # a forked child (a DataLoader's worker, sa
 
 
 def bit_blocks(
-    seed: int, rows: int, columns: int, stream: int, *, width: int = 32
+    seed: int, rows: int, columns: int, stream: int, first_row: int = 0, *, width: int = 32
 ) -> Iterator[tuple[slice, Tensor]]:
     """The bits of :func:`random_bits` in blocks of rows; torch's number of threads draws blocks ahead."""
 
     def draw(block: slice) -> Tensor:
-        return random_bits(seed, block.stop - block.start, columns, stream, block.start, width=width)
+        first = first_row + block.start
+        return random_bits(seed, block.stop - block.start, columns, stream, first, width=width)
 
     blocks = deque(row_blocks(rows, columns))
     workers = min(torch.get_num_threads(), len(blocks))

@@ -25,6 +25,7 @@ from .gradients.objective import weighted_total
 from .objective import Objective, kl_count
 from .ops.backend import kernels_on_cpu
 from .philox import STREAM_CONTRACTION, STREAM_CORRUPTION, STREAM_PROBE
+from .share import batch_mean
 from .tensors import reduce_rows, sum_dtype
 
 
@@ -180,7 +181,7 @@ def objective(
         reference.l1_penalty(wide) if o.l1 else None,
     )
     terms = [None if row is None else reduce_rows(row, reduction, row.shape) for row in rows]
-    kl = reference.kl_penalty(wide, o.kl_target) if o.kl else None
+    kl = reference.kl_divergence(batch_mean(wide.mean(0)), o.kl_target) if o.kl else None
     return weighted_total(terms, kl, o, kl_count(reduction, x.shape[0])), *terms, kl
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from ..console import Console
+import uuid
+from dataclasses import dataclass, fields
+
+from ..checks import check_whole
+from ..console import Console, tolerate_encodings
+from ..distributed import is_launched, leads
+from ..distributed.launcher import launch
 from ..files import write_whole
+from ..interruption import Interrupted
 from ..train import evaluation
-from ..train.config import TrainConfig as Config
+from ..train.config import TrainConfig
 from ..train.engine import train
+from ..train.folder import folder_of_launch
 from ..train.reporting import LineProgress, RichProgress
 from .tables import as_json, print_figures
 
@@ -32,11 +40,46 @@ ESSENTIAL = {
 }
 
 
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """A run, and the processes that train it.
+
+    Attributes:
+        processes: Processes that train together as one would, all on this machine; torchrun starts more.
+        restarts: Times that they are started again where one has died; the run goes on from its checkpoint.
+    """
+
+    processes: int = 1
+    restarts: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("processes:", self.processes)
+        check_whole("restarts:", self.restarts, 0)
+
+
 def run(config: Config, console: Console) -> None:
     """Run the command."""
+    settings = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    if config.processes == 1 or is_launched():
+        _train(settings)
+        return
+    name = uuid.uuid4().hex
+    try:
+        launch(_train, (settings,), config.processes, config.restarts, name)
+    except Interrupted as error:
+        raise Interrupted(error.number, folder_of_launch(config.out, name)) from None
+
+
+def _train(config: TrainConfig) -> None:
+    """Train and evaluate, as one process of a run or as its only one."""
+    tolerate_encodings()
+    console = Console()
     interactive = console.is_terminal and not console.is_dumb_terminal
     progress = RichProgress(console) if interactive else LineProgress()
     result = train(config, progress=progress, announce=console.print)
+    if not leads():
+        return
     rows, part, training = result.parts
     figures = evaluation.evaluate(
         result.stack, rows, classifier=result.classifier, probe_rows=training, training=training

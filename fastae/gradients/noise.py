@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
 from .. import ops
 from ..corruption import Corruption
+from ..share import current_share
 from .once import Context, first_order
+
+
+def draw(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
+    """A draw x~ [M, D] of a corruption of x [M, D]; rows of a shared batch swap entries with all its rows."""
+    share = current_share()
+    if share is None or corruption.kind != "swap":
+        return ops.corrupt(x, seed, corruption.kind, corruption.params, stream)
+    if x.requires_grad:
+        raise ValueError("x: expected no gradient to rows that are swapped with those of other processes")
+    whole = ops.corrupt(
+        share.gather(x), seed[:1].view(torch.int64), corruption.kind, corruption.params, stream
+    )
+    return whole[share.first : share.first + len(x)]
 
 
 class Corrupt(Function):
@@ -17,7 +32,7 @@ class Corrupt(Function):
     def forward(ctx: Context, x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
         ctx.save_for_backward(seed)
         ctx.corruption, ctx.stream = corruption, stream
-        return ops.corrupt(x, seed, corruption.kind, corruption.params, stream)
+        return draw(x, seed, corruption, stream)
 
     @staticmethod
     @first_order

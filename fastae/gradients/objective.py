@@ -13,8 +13,10 @@ from ..corruption import Gaussian
 from ..objective import Objective, kl_count
 from ..ops import Encoded
 from ..philox import STREAM_CONTRACTION, STREAM_CORRUPTION
+from ..share import batch_mean
 from ..tensors import reduce_rows
 from .layers import decoding_of, scaled_column_sums, target_gradient
+from .noise import draw
 from .once import Context, first_order
 
 
@@ -64,7 +66,7 @@ class AutoencoderObjective(Function):
         x_in = x
         if o.corruption is not None:
             assert seed is not None
-            x_in = ops.corrupt(x, seed, o.corruption.kind, o.corruption.params, STREAM_CORRUPTION)
+            x_in = draw(x, seed, o.corruption, STREAM_CORRUPTION)
         sq_norms = ops.squared_norms(weight) if o.contractive or o.higher_order else None
         encoded = ops.encode(
             x_in,
@@ -101,7 +103,7 @@ class AutoencoderObjective(Function):
         terms = [None if row is None else reduce_rows(row, reduction, row.shape) for row in rows]
         kl = column_grad = None
         if o.kl:
-            mean = encoded.code_sum / encoded.code.shape[0]
+            mean = batch_mean(encoded.code_sum / encoded.code.shape[0])
             kl = reference.kl_divergence(mean, o.kl_target)
             column_grad = _kl_column_grad(mean, o.kl_target)
 

@@ -18,6 +18,7 @@ from ..philox import MOST_DRAWS
 from ..plain import Parts
 from .autoencoder import Autoencoder, encoder_penalty
 from .calls import runs_code
+from .dropout import RowDropout
 from .options import Options
 from .sampling import Sampler
 
@@ -164,7 +165,7 @@ class StackedAutoencoder(Sampler):
         for number, layer in enumerate(self.autoencoders, 1):
             modules[f"encoder{number}"] = layer.encoder
             if dropout:
-                modules[f"dropout{number}"] = nn.Dropout(dropout)
+                modules[f"dropout{number}"] = RowDropout(dropout)
         weight = self.autoencoders[-1].encoder.weight
         head = nn.Linear(self.sizes[-1], classes, device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(head.weight)

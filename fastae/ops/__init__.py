@@ -3,7 +3,8 @@
 Every matrix here is two-dimensional with unit last stride (weights may be transposed views), rows are
 samples, and no input is written to. The operators are opaque to torch.compile and have no autograd formula;
 :mod:`fastae.gradients` wraps their hand-derived gradients around them. Sums over features, units and rows are
-kept in at least float32. A ``scale`` is a scalar tensor or one value per row.
+kept in at least float32. A ``scale`` is a scalar tensor or one value per row. A ``seed`` is what
+:func:`fastae.philox.draw_seed` gives: int64 [1], or uint64 [2] with the place of the first row in its batch.
 
 Results that were not asked for are tensors without elements, since operators cannot return ``None``.
 """

@@ -72,17 +72,21 @@ def _select(x: Tensor, bits: Tensor, event: Event, out: Tensor, hits: bool = Fal
     torch.mul(x.view(integer), one.to(x.device), out=out.view(integer))
 
 
-def _bit_blocks(x: Tensor, seed: Tensor, stream: int, width: int) -> Iterator[tuple[slice, Tensor]]:
-    return philox.bit_blocks(int(seed), x.shape[0], x.shape[1], stream, width=width)
+def _bit_blocks(
+    x: Tensor, seed: Tensor, stream: int, width: int = 32, *, even: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """The bits for the entries of x in blocks of rows; ``even`` adds a column to an odd number of them."""
+    rows, columns = x.shape
+    number, first_row = philox.seed_and_row(seed)
+    return philox.bit_blocks(number, rows, columns + (even and columns % 2), stream, first_row, width=width)
 
 
 def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
     """x plus normal noise, added in the sums' dtype and rounded once."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows, columns = x.shape
-    for block, bits in philox.bit_blocks(int(seed), rows, columns + columns % 2, stream):
+    for block, bits in _bit_blocks(x, seed, stream, even=True):
         wide = _wide(x[block])
-        _store(out[block], wide + std * philox.standard_normal(bits)[:, :columns].to(wide))
+        _store(out[block], wide + std * philox.standard_normal(bits)[:, : x.shape[1]].to(wide))
     return out
 
 
@@ -186,7 +190,7 @@ def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float],
 @outside_autocast
 def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    for block, bits in philox.bit_blocks(int(seed), like.shape[0], like.shape[1], stream):
+    for block, bits in _bit_blocks(like, seed, stream):
         out[block] = bits.bitwise_right_shift(31).mul_(2).add_(1)
     return out
 
@@ -197,8 +201,7 @@ def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float = 0.0, drop
         out = _add_normal(code, noise_std, seed, philox.STREAM_CODE_NOISE)
     elif noise == "bernoulli":
         out = torch.empty_like(code)
-        rows, units = code.shape
-        for block, bits in philox.bit_blocks(int(seed), rows, units, philox.STREAM_CODE_NOISE):
+        for block, bits in _bit_blocks(code, seed, philox.STREAM_CODE_NOISE):
             torch.lt(philox.uniform(bits).to(code.device), code[block], out=out[block])
     else:
         out = code if dropout else code.clone()

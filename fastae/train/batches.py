@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distributed import ALONE, World
 from ..threads import submit
 from .data.rows import Rows
 from .order import Order, WindowOrder, parts_of_batches
@@ -27,7 +28,8 @@ Batch = tuple[Tensor, "Tensor | None"]
 """Features [B, D] and labels [B]."""
 
 Call = tuple[tuple["Tensor | None", ...], int, int]
-"""The arguments of a call of :class:`~fastae.train.step.TrainingStep`, and its numbers of steps and rows."""
+"""The arguments of a call of :class:`~fastae.train.step.TrainingStep`, and its numbers of steps and rows;
+the rows are those of all processes."""
 
 
 class Source(Protocol):
@@ -39,8 +41,11 @@ class Source(Protocol):
         """The order of an epoch."""
         ...
 
-    def batches(self, order: Order, size: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of ``size`` rows in an order, from position ``start`` on; the last may be smaller."""
+    def batches(self, order: Order, size: int, start: int = 0, world: World = ALONE) -> Iterator[Batch]:
+        """This process's part of batches of ``size`` rows in an order, from position ``start`` on.
+
+        The last batch may be smaller.
+        """
         ...
 
     @property
@@ -48,7 +53,9 @@ class Source(Protocol):
         """Tensors that a training step gathers its batches from; empty where it is called with them."""
         ...
 
-    def calls(self, order: Order, size: int, steps: int, start: int = 0) -> Iterator[Call]:
+    def calls(
+        self, order: Order, size: int, steps: int, start: int = 0, world: World = ALONE
+    ) -> Iterator[Call]:
         """The same batches as calls of a training step, where it may be of ``steps`` steps each."""
         ...
 
@@ -88,10 +95,8 @@ class Resident(_Ordered):
     def __len__(self) -> int:
         return len(self.x)
 
-    def batches(self, order: Order, size: int, start: int = 0) -> Iterator[Batch]:
-        order = order[start:]
-        # splitting nothing would give one batch of nothing
-        for index in order.to(self.x.device).split(size) if len(order) else ():
+    def batches(self, order: Order, size: int, start: int = 0, world: World = ALONE) -> Iterator[Batch]:
+        for index in map(world.part, _split(order[start:].to(self.x.device), size)):
             labels = None if self.labels is None else self.labels.index_select(0, index)
             yield self.x.index_select(0, index), labels
 
@@ -99,13 +104,15 @@ class Resident(_Ordered):
     def data(self) -> tuple[Tensor | None, ...]:
         return self.x, self.labels
 
-    def calls(self, order: Order, size: int, steps: int, start: int = 0) -> Iterator[Call]:
+    def calls(
+        self, order: Order, size: int, steps: int, start: int = 0, world: World = ALONE
+    ) -> Iterator[Call]:
         order = order[start:].to(self.x.device)
         whole = len(order) // size * size
-        for part in order[:whole].split(size * steps) if whole else ():
-            yield (part.view(-1, size),), len(part) // size, len(part)
+        for part in _split(order[:whole], size * steps):
+            yield (world.part(part.view(-1, size)),), len(part) // size, len(part)
         if whole < len(order):
-            yield (order[None, whole:],), 1, len(order) - whole
+            yield (world.part(order[None, whole:]),), 1, len(order) - whole
 
 
 @dataclass(frozen=True)
@@ -129,18 +136,22 @@ class Streamed(_Ordered):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def calls(self, order: Order, size: int, steps: int, start: int = 0) -> Iterator[Call]:
-        for batch in self.batches(order, size, start):
-            yield batch, 1, len(batch[0])
+    def calls(
+        self, order: Order, size: int, steps: int, start: int = 0, world: World = ALONE
+    ) -> Iterator[Call]:
+        spans = parts_of_batches(len(order), size, start)
+        for (low, high), batch in zip(spans, self.batches(order, size, start, world), strict=True):
+            yield batch, 1, high - low
 
-    def batches(self, order: Order, size: int, start: int = 0) -> Iterator[Batch]:
-        waiting = deque(parts_of_batches(len(order), size, start))
+    def batches(self, order: Order, size: int, start: int = 0, world: World = ALONE) -> Iterator[Batch]:
+        spans = parts_of_batches(len(order), size, start, world.rank, world.size)
+        waiting = deque((low, max(high, low + 1)) for low, high in spans)  # never without a row
         ahead: deque[Future[Batch]] = deque()
         with ExitStack() as held:
             read: Callable[[int, int], Batch]
             if isinstance(order, WindowOrder):
                 loader = held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="fastae-reader"))
-                windows = _Windows(self.rows, order, size, start, loader)
+                windows = _Windows(self.rows, order, size, start, loader, world.rank, world.size)
                 read = functools.partial(self._read_from, windows)
             else:
                 read = functools.partial(self._read, order)
@@ -239,12 +250,21 @@ class _Windows:
 
 
 def _own_positions(rows: int, size: int, rank: int, world: int, low: int, high: int) -> np.ndarray:
-    """The positions from ``low`` to ``high`` in a rank's parts, as of :func:`~.order.parts_of_batches`."""
+    """The positions from ``low`` to ``high`` in a rank's parts, as of :func:`~.order.parts_of_batches`.
+
+    A part without rows has the one that follows.
+    """
     positions = np.arange(low, high)
     batch = positions - positions % size
     taken = np.minimum(size, rows - batch)
-    own = (positions - batch >= taken * rank // world) & (positions - batch < taken * (rank + 1) // world)
-    return positions[own]
+    first = taken * rank // world
+    end = np.maximum(taken * (rank + 1) // world, first + 1)
+    return positions[(positions - batch >= first) & (positions - batch < end)]
+
+
+def _split(order: Tensor, size: int) -> tuple[Tensor, ...]:
+    """``order`` in parts of ``size`` rows; none of nothing, where torch gives an empty one."""
+    return order.split(size) if len(order) else ()
 
 
 def free_memory(device: torch.device) -> int:

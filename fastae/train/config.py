@@ -28,6 +28,7 @@ from .typed import typed_fields
 POSITIONAL = "positional"
 """Marks fields that commands take without a name: ``run: Annotated[str, POSITIONAL]``. One that has a default
 can be given by its name as well."""
+_LONGEST_TIMEOUT = 366 * 86400.0
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -221,6 +222,7 @@ class TrainConfig(_layer_config()):
         resume: Continue the run in out, from its last checkpoint. It keeps its own configuration,
             but for device, memory_gib, checkpoint_seconds, more epochs of a stage, and a classifier.
         checkpoint_seconds: Longest time between two checkpoints.
+        timeout: Seconds that one of several processes may keep the others waiting before the run ends.
         memory_gib: Memory for data and cached codes. By default half of what is free.
         window_mib: Stored values of a window that rows are shuffled in, where two windows are in memory; 0
             shuffles all rows. By default 256, or a third of memory_gib where that is less, for a folder of
@@ -243,6 +245,7 @@ class TrainConfig(_layer_config()):
     out: str | None = None
     resume: bool = False
     checkpoint_seconds: float = 30.0
+    timeout: float = 600.0
     memory_gib: float | None = None
     window_mib: float | None = None
     tensorboard: bool = True
@@ -267,6 +270,8 @@ class TrainConfig(_layer_config()):
         check_share("supervised_dropout:", self.supervised_dropout)
         if not self.checkpoint_seconds >= 0.0:
             raise ValueError(f"checkpoint_seconds: must be >= 0, got {self.checkpoint_seconds!r}")
+        if not 0.0 < self.timeout <= _LONGEST_TIMEOUT:
+            raise ValueError(f"timeout: expected seconds above 0 and at most a year, got {self.timeout!r}")
         if self.memory_gib is not None:
             check_nonnegative("memory_gib:", self.memory_gib)
         if self.window_mib is not None:

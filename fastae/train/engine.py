@@ -14,15 +14,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..devices import resolve_device
-from ..errors import CheckpointError
-from ..interruption import Interruption
+from .._version import __version__
+from ..distributed import World, joined, silenced
+from ..errors import CheckpointError, TrainingError
+from ..interruption import Interrupted, Interruption
 from ..losses import Loss, get_loss
 from ..nn import StackedAutoencoder
 from ..tensors import float32_products, float32_products_of
@@ -33,7 +35,15 @@ from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
 from .data.rows import WINDOW_MIB
 from .evaluation import Parts, evaluation_parts
-from .folder import check_new, check_run, locked, make_folder
+from .folder import (
+    check_new,
+    check_run,
+    folder_of_launch,
+    has_checkpoint,
+    locked,
+    make_folder,
+    mark_launch,
+)
 from .rates import Rates
 from .reporting import Log, Progress, Silent
 from .stage import Plan, Session, StageRunner, cross_entropy, objective
@@ -41,7 +51,8 @@ from .state import RunState
 
 _CHUNK = 4096
 _FINE_TUNING, _CLASSIFIER = "fine-tuning", "classifier"
-_FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds")
+_SETTLING = 2.0  # seconds in which a launcher may send a process the signal that a terminal has sent
+_FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds", "timeout")
 """Options that a resumed run takes anew."""
 
 
@@ -87,36 +98,92 @@ def train(
         Interrupted: a KeyboardInterrupt, after Ctrl-C, SIGTERM or SIGHUP, with the current step finished and
             a checkpoint written.
     """
-    checkpoint = None
     with ExitStack() as held:
+        world = held.enter_context(joined(config.device, config.timeout))
+        held.enter_context(_speaking_for(world))
+        checkpoint = None
+        config = world.first(partial(_of_launch, config))
         if config.resume:
-            assert config.out is not None
-            check_run(config.out)
-            held.enter_context(locked(Path(config.out)))
-            checkpoint = load_checkpoint(config.out, with_state=True)
-            config = _resumed(config, checkpoint)
+            folder = world.first(partial(_hold, config, held))
+            with world.agreed():
+                checkpoint = load_checkpoint(folder, with_state=True)
+                config = _resumed(config, checkpoint)
         else:
-            check_new(config.out)
+            world.first(partial(check_new, config.out))
         if dataset is None:
-            dataset = _load_data(config) if checkpoint is None else checkpoint.load_data()
+            dataset = _load(config, checkpoint, world)
         else:
             config = replace(
                 config, data=dataset.name, test=None, label=(), labels=None, drop=(), test_fraction=0.0
             )
-        held.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        devices = range(torch.cuda.device_count()) if not world.grouped else [world.device.index or 0]
+        held.enter_context(torch.random.fork_rng(devices=devices if torch.cuda.is_available() else []))
         if config.products is not None:
             held.enter_context(float32_products_of(config.products))
-        run = _Run(config, dataset, checkpoint, progress or Silent())
+        free = min(world.gather(_budget(world)))
+        display = progress if progress is not None and world.leads else Silent()
+        with world.agreed():
+            run = _Run(config, dataset, checkpoint, display, world, free)
+        world.check_same(version=__version__, options=_flat(run.config), data=run.session.state.data)
         if checkpoint is None:
-            run.session.folder = make_folder(config.out, dataset.name)
-            held.enter_context(locked(run.session.folder))
-            check_new(str(run.session.folder))  # another process may have been faster
-        if announce is not None:
+            run.session.folder = world.first(partial(_hold, config, held, dataset.name))
+        if announce is not None and world.leads:
             read = "" if checkpoint is None or not dataset.paths else f", read from {dataset.origin}"
-            announce(f"{dataset.describe()}{read}; on {run.session.device}")
+            where = run.session.device if not world.grouped else f"{world.size} processes"
+            announce(f"{dataset.describe()}{read}; on {where}")
             if checkpoint is not None:
                 announce(run.position())
         return run.train()
+
+
+@contextmanager
+def _speaking_for(world: World) -> Iterator[None]:
+    """Errors that all processes come to alike are reported by the first one."""
+    try:
+        yield
+    except (TrainingError, Interrupted) as error:
+        silenced(error, elsewhere=not world.leads)
+        raise
+
+
+def _of_launch(config: TrainConfig) -> TrainConfig:
+    """The configuration of a run, which goes on where its processes were started again."""
+    folder = None if config.resume else folder_of_launch(config.out)
+    if folder is None:
+        return config
+    return replace(config, out=str(folder), resume=has_checkpoint(folder))
+
+
+def _hold(config: TrainConfig, held: ExitStack, name: str | None = None) -> Path:
+    """The folder of a run, made for a new one of data ``name``, locked as long as ``held``."""
+    if name is None:
+        assert config.out is not None
+        check_run(config.out)
+        folder = Path(config.out)
+    else:
+        folder = make_folder(config.out, name)
+    held.enter_context(locked(folder))
+    if name is not None:
+        check_new(str(folder))  # another process may have been faster
+        mark_launch(folder)
+    return folder
+
+
+def _budget(world: World) -> int:
+    """Bytes that a process's data and cached codes may take by default: half of what is free to it."""
+    free = free_memory(world.device) // 2
+    return free if world.device.type == "cuda" else free // world.local_size
+
+
+def _load(config: TrainConfig, checkpoint: Checkpoint | None, world: World) -> Dataset:
+    """The data of a run, on the first process before the others: it may have to be fetched."""
+    dataset = None
+    for turn in (world.leads, not world.leads):
+        with world.agreed():
+            if turn:
+                dataset = _load_data(config) if checkpoint is None else checkpoint.load_data()
+    assert dataset is not None
+    return dataset
 
 
 def _load_data(config: TrainConfig) -> Dataset:
@@ -177,9 +244,10 @@ class _Run:
         dataset: Dataset,
         checkpoint: Checkpoint | None,
         display: Progress,
+        world: World,
+        budget: int,
     ) -> None:
-        device = resolve_device(config.device)
-        config = replace(config, products=config.products or float32_products(device.type))
+        config = replace(config, products=config.products or float32_products(world.device.type))
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)
@@ -193,16 +261,16 @@ class _Run:
         self.restored: TrainState | None = None
         self.runner: StageRunner | None = None
         if checkpoint is None:
-            state = RunState(data=dataset.train.fingerprint(), budget=free_memory(device) // 2)
+            state = RunState(data=dataset.train.fingerprint(), budget=budget)
         else:
             state = self._check_state(checkpoint)
         self.session = Session(
             config,
             Path(config.out or "."),
-            device,
+            world,
             state,
             display,
-            Interruption(),
+            Interruption(_SETTLING if world.grouped else 0.0),
             save=self._save,
             saved=checkpoint is not None,
             saved_at=time.monotonic(),
@@ -211,7 +279,7 @@ class _Run:
             self.stack = self._new_stack()
             self.classifier = None
         else:
-            self.stack, self.classifier = checkpoint.stack.to(device), checkpoint.classifier
+            self.stack, self.classifier = checkpoint.stack.to(world.device), checkpoint.classifier
         # what is cached must not change when a run goes on, or its rounding would
         self.budget = state.budget if config.memory_gib is None else int(config.memory_gib * 2**30)
 
@@ -260,9 +328,11 @@ class _Run:
         session, state = self.session, self.session.state
         if self._next_stage() is not None or not state.finished:
             state.finished = False
-            clean_run(session.folder)
-            with self._writing_log():
-                log = Log(session.folder, state.history, self.config.tensorboard)
+            log = None
+            if session.world.leads:
+                clean_run(session.folder)
+                with self._writing_log():
+                    log = Log(session.folder, state.history, self.config.tensorboard)
             try:
                 with session.interruption, session.display:
                     while (number := self._next_stage()) is not None:
@@ -270,7 +340,8 @@ class _Run:
                     state.finished = True
                     self._save()
             finally:
-                log.close()
+                if log is not None:
+                    log.close()
         if self.classifier is not None:
             self.classifier.eval()
         stack = self.stack.eval()
@@ -316,7 +387,7 @@ class _Run:
         self.classifier = classifier
         return classifier
 
-    def _run_stage(self, number: int, log: Log) -> None:
+    def _run_stage(self, number: int, log: Log | None) -> None:
         session, state, plan = self.session, self.session.state, self._plan(number)
         runner = StageRunner(session, number, plan, *self._open(plan.depth))
         if self.restored is None:
@@ -326,11 +397,12 @@ class _Run:
             self.restored = None
         self.runner = runner
         for row in runner.epochs():
-            with self._writing_log():
-                log.write(row)
+            if log is not None:
+                with self._writing_log():
+                    log.write(row)
         self.runner = None
         state.end_stage(plan.name, plan.epochs)
-        if session.checkpoint_is_due:
+        if session.world.gather(session.checkpoint_is_due)[0]:
             self._save()
 
     @contextmanager
@@ -379,13 +451,16 @@ class _Run:
         modules = [self.stack] if self.classifier is None else [self.stack, self.classifier]
         if not all(bool(torch.isfinite(p).all()) for module in modules for p in module.parameters()):
             raise session.failure("the parameters are not finite after", session.state.step)
+        session.saved, session.saved_at = True, time.monotonic()
+        if not session.world.leads:
+            return
         values, tensors = session.state.to_json(), {}
         if runner is not None:
             values["optimizer"], tensors = runner.saved()
         config = {**self.config.to_dict(), "resume": False}
         state = TrainState(values, tensors)
         save_checkpoint(session.folder, self.stack, self.classifier, self.dataset, config, state)
-        session.saved, session.saved_at = True, time.monotonic()
+        session.saved_at = time.monotonic()
 
 
 def _epochs_by_stage(config: TrainConfig, stack: StackedAutoencoder) -> dict[str, int]:

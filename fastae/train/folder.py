@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..files import is_at, lock
+from ..files import is_at, lock, write_whole
 from .checkpoint import find_checkpoint
 
 _LOCK = ".lock"
+_LAUNCH = ".launch"
+
+
+def _launch() -> tuple[str, str] | None:
+    """(name, launcher's process) of the launch that this process belongs to, by PyTorch's launcher."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name is None else (name, f"{os.getppid()} on {socket.gethostname()}")
+
+
+def mark_launch(folder: Path) -> None:
+    """Note which launch a run belongs to, so that processes which are started again find it."""
+    launch = _launch()
+    if launch is not None:
+        write_whole(folder / _LAUNCH, "\n".join(launch))
+
+
+def folder_of_launch(out: str | None, name: str | None = None) -> Path | None:
+    """The folder of the run that processes of this launch, or of that called ``name``, have begun, if any."""
+    launch = _launch() if name is None else (name, "")
+    if launch is None:
+        return None
+    restarted = launch[0] != "none" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    restarted = restarted or name is not None
+    for folder in Path("runs").glob("*") if out is None else [Path(out)]:
+        with suppress(OSError, ValueError):
+            marked, launcher = (folder / _LAUNCH).read_text(encoding="utf-8").split("\n")
+            if marked == launch[0] and (restarted or launcher == launch[1]):
+                return folder
+    return None
 
 
 def make_folder(out: str | None, name: str) -> Path:
@@ -49,13 +79,19 @@ def check_new(out: str | None) -> None:
     folder = Path(out)
     if os.path.lexists(folder) and not folder.is_dir():
         raise CheckpointError(f"out: {folder} is a file; a run needs a folder")
+    if has_checkpoint(folder):
+        raise CheckpointError(
+            f"out: {folder} holds a run already; continue it with --resume or choose another folder"
+        )
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """True if a folder holds a checkpoint, or is one."""
     try:
         find_checkpoint(folder)
     except CheckpointError:
-        return
-    raise CheckpointError(
-        f"out: {folder} holds a run already; continue it with --resume or choose another folder"
-    )
+        return False
+    return True
 
 
 def check_run(out: str) -> None:

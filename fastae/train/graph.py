@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -92,10 +92,10 @@ class _Recorded:
 class Graphed:
     """A function of tensors and ``None``s that is run as it is at first, then captured and replayed.
 
-    Each combination of shapes and dtypes is captured apart, after ``warm_up`` calls that count as any other,
-    and at most ``limit`` of them; further ones always run as they are. What the function reads besides its
-    arguments must stay where it is in memory; what it does on the host happens during capture only. The
-    outputs are overwritten by the next call.
+    Each combination of shapes, dtypes and constants is captured apart, after ``warm_up`` calls that count as
+    any other, and at most ``limit`` of them; further ones always run as they are. What the function reads
+    besides its arguments must stay where it is in memory; what it does on the host happens during capture
+    only. The outputs are overwritten by the next call.
 
     Attributes:
         problem: why a capture failed, after which nothing is captured any more; ``None`` until then.
@@ -110,20 +110,22 @@ class Graphed:
         self._calls: dict[Any, int] = {}
         self._recorded: dict[Any, _Recorded] = {}
 
-    def __call__(self, *inputs: Tensor | None) -> Any:
-        key = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in inputs)
+    def __call__(self, *inputs: Tensor | None, **constants: Hashable) -> Any:
+        shapes = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in inputs)
+        key = shapes, *constants.values()
+        function = partial(self._function, **constants)
         recorded = self._recorded.get(key)
         if recorded is None:
             if self.problem is not None or len(self._recorded) >= self._limit:
-                return self._function(*inputs)
+                return function(*inputs)
             calls = self._calls.get(key, 0)
             if calls < self._warm_up:
                 self._calls[key] = calls + 1
                 # copies, as in the recording: kernels are compiled for how their operands are aligned
-                return self._capture.warm_up(partial(self._function, *_copies(inputs)))
-            recorded = self._record(inputs)
+                return self._capture.warm_up(partial(function, *_copies(inputs)))
+            recorded = self._record(function, inputs)
             if recorded is None:
-                return self._function(*inputs)
+                return function(*inputs)
             self._recorded[key] = recorded
         for own, given in zip(recorded.inputs, inputs, strict=True):
             if own is not None:
@@ -131,10 +133,10 @@ class Graphed:
         recorded.replay()
         return recorded.outputs
 
-    def _record(self, inputs: tuple[Tensor | None, ...]) -> _Recorded | None:
+    def _record(self, function: Callable[..., Any], inputs: tuple[Tensor | None, ...]) -> _Recorded | None:
         own = _copies(inputs)
         try:
-            replay, outputs = self._capture.record(partial(self._function, *own))
+            replay, outputs = self._capture.record(partial(function, *own))
         except Exception as error:  # whatever cannot be captured can still be run
             cause = error.__context__ or error  # ending a broken capture raises once more
             self.problem = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else cause!r}"

@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import World
 from ..errors import TrainingError
-from ..interruption import Interruption
+from ..interruption import Interrupted, Interruption
+from ..share import sharing
+from ..tensors import sum_dtype
 from .batches import Resident, Streamed
 from .config import Stage, TrainConfig
 from .optimizer_state import matching, optimizer_state, restore_optimizer
@@ -65,7 +68,7 @@ class Session:
     Attributes:
         config: the run's configuration.
         folder: the run's folder.
-        device: where training takes place.
+        world: the processes that train together, and the device of this one.
         state: the position of the run.
         display: what shows the progress.
         save: writes a checkpoint.
@@ -76,7 +79,7 @@ class Session:
 
     config: TrainConfig
     folder: Path
-    device: torch.device
+    world: World
     state: RunState
     display: Progress
     interruption: Interruption
@@ -84,6 +87,10 @@ class Session:
     saved: bool
     saved_at: float
     plan: Plan | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -190,6 +197,7 @@ class StageRunner:
             clip_norm=plan.stage.clip_norm,
             autocast=session.autocast_dtype,
             graph=session.config.graph and not self._rates.cycles,
+            world=session.world,
         )
         session.display.start(plan.name, self._steps, done, plan.epochs)
         plan.module.train()
@@ -222,20 +230,24 @@ class StageRunner:
                 sum(p.numel() for p in self.plan.module.parameters()), self._rows_per_step
             )
         began = counted = reported_at = time.monotonic()
-        for batch, steps, taken in self._training.calls(order, self._rows_per_step, together, seen):
+        world = session.world
+        for batch, steps, taken in self._training.calls(order, self._rows_per_step, together, seen, world):
             # one seed per call: those of a graph's steps follow from it
             session.seed(self._number, self._steps_done)
             self._rates.set_momenta(step.optimizer)
             try:
-                step(*batch, rates=self._rates.take(steps))
+                step(*batch, rates=self._rates.take(steps), total=taken // steps if world.grouped else None)
             except FloatingPointError as error:
                 raise session.failure(f"{error} at", state.step + 1) from None
             state.step += steps
             seen += taken
 
             now = time.monotonic()
-            due = session.interruption.requested or session.checkpoint_is_due
-            if due or now - reported_at >= _REPORT_SECONDS or seen == rows:
+            signal, save, report = world.poll(
+                session.interruption.number, session.checkpoint_is_due, now - reported_at >= _REPORT_SECONDS
+            )
+            due = signal or save
+            if due or report or seen == rows:
                 self._rows_per_second = (seen - began_at) / max(now - began, 1e-9)
                 self._report(step.sums(), seen)
                 reported_at = now
@@ -243,8 +255,9 @@ class StageRunner:
                 state.seconds += now - counted
                 counted = now
                 session.save()
-                if session.interruption.requested:
-                    session.interruption.stop(session.folder)
+                if signal:
+                    world.barrier()  # a launcher ends the first process as soon as another one has ended
+                    raise Interrupted(int(signal), session.folder)
         state.seconds += time.monotonic() - counted
 
     def _report(self, sums: dict[str, float], seen: int) -> None:
@@ -279,12 +292,19 @@ class StageRunner:
         session.seed(self._number, -1)
         plan.module.train(plan.noisy_validation)
         sums: dict[str, float] = {}
+        world, begun = session.world, 0
         with torch.no_grad(), session.autocast():
-            for x, labels in source.batches(torch.arange(len(source)), _EVALUATION_ROWS):
-                for name, value in plan.loss(x, labels).items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+            for x, labels in source.batches(torch.arange(len(source)), _EVALUATION_ROWS, world=world):
+                share = world.share(min(_EVALUATION_ROWS, len(source) - begun))
+                begun += len(x) if share is None else share.total
+                with sharing(share):
+                    terms = plan.loss(x, labels)
+                for name, value in terms.items():
+                    rows = len(x) if share is None else share.rows
+                    sums[name] = sums.get(name, 0.0) + float(value) * rows
         plan.module.train()
-        return {name: value / len(source) for name, value in sums.items()}
+        values = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        return {name: value / len(source) for name, value in zip(sums, values, strict=True)}
 
     def _stop_early(self, loss: float) -> bool:
         """Keep the parameters of a new best validation loss; whether patience has run out."""
@@ -313,8 +333,9 @@ def cross_entropy(classifier: nn.Module) -> Loss:
 
     def loss(x: Tensor, labels: Tensor | None) -> Terms:
         assert labels is not None
-        logits = classifier(x).float()
-        error = (logits.detach().argmax(1) != labels).float().mean()
+        logits = classifier(x)
+        logits = logits.to(sum_dtype(logits.dtype))
+        error = (logits.detach().argmax(1) != labels).to(logits.dtype).mean()
         return {"total": F.cross_entropy(logits, labels), "error": error}
 
     return loss

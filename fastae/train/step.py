@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checks import check_nonnegative
+from ..distributed import Sums, World
+from ..share import sharing
 from .graph import Capture, Graphed, capture_on
 
 _OPERATIONS_PER_REPLAY = 2e10
@@ -46,6 +48,8 @@ class TrainingStep:
         clip_norm: largest norm of the gradient; 0 does not clip.
         autocast: dtype of autocast in the forward pass; ``None`` leaves autocast as it is.
         graph: whether to capture the step where the device can.
+        world: processes that take each step together, each with its part of the batch's rows, which
+            :meth:`~fastae.distributed.World.part` gives. The step is then that of the whole batch.
 
     Attributes:
         captured: whether the step is replayed, or will be after its first calls.
@@ -66,6 +70,7 @@ class TrainingStep:
         clip_norm: float = 0.0,
         autocast: torch.dtype | None = None,
         graph: bool = True,
+        world: World | None = None,
     ) -> None:
         check_nonnegative("clip_norm:", clip_norm)
         if isinstance(data, Tensor):
@@ -85,8 +90,15 @@ class TrainingStep:
         self._device = self._parameters[0].device
         self._names: list[str] = []
         self._sums: Tensor | None = None
+        self._over: Sums | None = None
+        if world is not None and world.grouped:
+            self._over = Sums(world, loss, self._parameters)
+            self._loss = self._over.loss
         self._graphed: Graphed | None = None
         capture, self.reason = capture_on(self._device) if graph else (None, "not asked for")
+        problem = None if capture is None or self._over is None else self._over.capture_problem()
+        if problem is not None:
+            capture, self.reason = None, f"{problem}; the step runs as it is"
         if capture is not None:
             self._capture_by(capture)
 
@@ -109,16 +121,20 @@ class TrainingStep:
             group["lr"] = float(group["lr"])  # most optimizers read a tensor back at every step
         warnings.warn(f"the training step {self.reason}; it runs as it is", stacklevel=3)
 
-    def __call__(self, *batch: Tensor | None, rates: Sequence[float] | None = None) -> Any:
+    def __call__(
+        self, *batch: Tensor | None, rates: Sequence[float] | None = None, total: int | None = None
+    ) -> Any:
         """Take a step, or several.
 
         Args:
             batch: the arguments of ``loss``, whose first tensor has the rows. With ``data``, the indices of
                 the rows instead: int64 [B], or [K, B] for K consecutive steps.
             rates: the learning rate of each step, for all parameters; otherwise the optimizer's own.
+            total: with several processes, the rows of the whole batch of a step.
 
         Returns:
-            The result of ``loss`` in the last step, detached. A captured step overwrites it at the next call.
+            The result of ``loss`` in the last step, detached; with several processes, that of the own rows.
+            A captured step overwrites it at the next call.
         """
         if self._data:
             index = _indices(batch)
@@ -129,50 +145,63 @@ class TrainingStep:
             raise ValueError("batch: needs at least one row")
         if rates is not None and len(rates) != steps:
             raise ValueError(f"rates: expected one for each of {steps} steps, got {len(rates)}")
+        if (total is None) != (self._over is None):
+            raise ValueError("total: expected with several processes, and only then")
         if self._graphed is None:
-            return self._run(rates, *batch)
+            return self._run(rates, *batch, total=total)
         on_device = None
         if rates is not None:
             on_device = torch.tensor(rates, dtype=torch.float32).to(self._device, non_blocking=True)
-        result = self._graphed(on_device, *batch)
+        result = self._graphed(on_device, *batch, total=total)
         if self._graphed.problem is not None:
             self._release(self._graphed.problem)
         return result
 
-    def _run(self, rates: Sequence[float] | Tensor | None, *batch: Tensor | None) -> Any:
+    def _run(self, rates: Sequence[float] | Tensor | None, *batch: Tensor | None, total: int | None) -> Any:
         """All steps of one call, which are captured together."""
         if not self._data:
-            return self._step(None if rates is None else rates[0], batch)
+            return self._step(None if rates is None else rates[0], batch, total)
         terms = None
         (index,) = batch
         assert index is not None
         for k, rows in enumerate(index):
             gathered = tuple(None if t is None else t.index_select(0, rows) for t in self._data)
-            terms = self._step(None if rates is None else rates[k], gathered)
+            terms = self._step(None if rates is None else rates[k], gathered, total)
         return terms
 
-    def _step(self, rate: float | Tensor | None, batch: tuple[Tensor | None, ...]) -> Any:
+    def _step(self, rate: float | Tensor | None, batch: tuple[Tensor | None, ...], total: int | None) -> Any:
         torch.clear_autocast_cache()  # an autocast around the calls would keep the parameters as they were
-        if self._autocast is None:
-            terms = self._loss(*batch)
-        else:
-            with torch.autocast(self._device.type, self._autocast):
+        share = None if self._over is None or total is None else self._over.world.share(total)
+        with sharing(share):
+            if self._autocast is None:
                 terms = self._loss(*batch)
+            else:
+                with torch.autocast(self._device.type, self._autocast):
+                    terms = self._loss(*batch)
         named = self._checked(_named(terms))
-        total = named["total"]
+        loss = named["total"]
         values = torch.stack([term.detach().to(torch.float64) for term in named.values()])
-        if not self.captured and total.device.type == "cpu" and not math.isfinite(total.item()):
-            raise FloatingPointError(f"the loss is {total.item()}")
+        if self._over is None or share is None:
+            self._check_finite(values)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._over is None or share is None:
+            loss.backward()
+        else:
+            values = self._over.backward(loss, values, share)
+            self._check_finite(values)
         if rate is not None:
             self._set_rate(rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
         if self._clip_norm:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
         torch.clear_autocast_cache()
-        self._accumulate(list(named), values, _rows(batch))
+        self._accumulate(list(named), values, _rows(batch) if total is None else total)
         return _detached(terms)
+
+    def _check_finite(self, values: Tensor) -> None:
+        """Refuse an update by a loss that is not finite, where that does not wait for a device."""
+        if not self.captured and values.device.type == "cpu" and not math.isfinite(values[0].item()):
+            raise FloatingPointError(f"the loss is {values[0].item()}")
 
     def _set_rate(self, rate: float | Tensor) -> None:
         for group in self.optimizer.param_groups:

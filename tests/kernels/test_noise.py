@@ -10,10 +10,12 @@ from torch import Tensor
 
 from fastae import Gaussian, Masking, SaltAndPepper, Swap, functional, ops, philox, reference
 from fastae.corruption import CORRUPTIONS as CLASSES
+from fastae.corruption import Corruption
 from tests.kernels.drawing import a_seed, bits_of, normal_of
 from tests.kernels.support import DEVICE, DTYPES, small_tiles
 
 SEEDS = [0, 1, 2**31, 2**32, 2**62 + 12_345, 2**63 - 2, 2**63 - 1]
+CORRUPTIONS = [Masking(0.4), Gaussian(0.2), SaltAndPepper(0.3)]
 STREAMS = [0, 1, philox.STREAM_CODE_NOISE, philox.STREAM_CONTRACTION, philox.STREAM_PROBE]
 TILES = [(1, 16), (16, 16), (16, 64), (64, 32), (4, 256)]
 
@@ -44,6 +46,20 @@ def test_bits_of_far_rows_are_those_of_philox(width: int, first_row: int):
     """Rows beyond 2^31, and counters beyond 2^32."""
     expected = philox.random_bits(5, 20, 100, 1, first_row, width=width)
     assert torch.equal(bits_of(5, 1, 20, 100, width, (16, 64), first_row // 16), expected)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda c: c.kind)
+def test_rows_of_a_shared_batch_get_the_noise_of_the_whole(corruption: Corruption):
+    """A seed of two numbers names the first row."""
+    x = torch.rand(7, 21, device=DEVICE)
+    seed = torch.tensor([2**62 + 5, 5], device=DEVICE)
+    part, whole = (
+        ops.corrupt(rows, key, corruption.kind, corruption.params, 3)
+        for rows, key in ((x[5:], seed.view(torch.uint64)), (x, seed[:1]))
+    )
+    assert torch.equal(part, whole[5:])
+    signs = [ops.random_signs(x[5:], seed.view(torch.uint64), 9), ops.random_signs(x, seed[:1], 9)[5:]]
+    assert torch.equal(*signs)
 
 
 @pytest.mark.parametrize("columns", [1, 6, 17, 64])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastae import AutoencoderLoss, Emphasis, Gaussian, Masking, Swap, philox, reference
 from fastae.nn import Autoencoder, EncoderLayer, Options, StackedAutoencoder
+from fastae.nn.dropout import RowDropout
 from tests.support import PLAIN
 
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -240,7 +241,7 @@ def test_the_encoder_shares_the_stacks_parameters():
 def test_the_classifier_is_the_encoders_dropout_and_a_head_of_zeros(dropout):
     stack, x = build(), rows(3)
     classifier = stack.classifier(10, dropout)
-    kinds = [EncoderLayer, nn.Dropout] * 2 if dropout else [EncoderLayer] * 2
+    kinds = [EncoderLayer, RowDropout] * 2 if dropout else [EncoderLayer] * 2
     assert [type(module) for module in classifier] == [*kinds, nn.Linear]
     assert {m.p for m in classifier if isinstance(m, nn.Dropout)} == ({dropout} if dropout else set())
     encoders = [module for module in classifier if isinstance(module, EncoderLayer)]

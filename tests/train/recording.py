@@ -61,7 +61,12 @@ class _Tape(TorchDispatchMode):
     def replay(self) -> None:
         with torch.no_grad():
             for func, args, kwargs, results in self.entries:
-                fresh = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, Tensor)]
+                leaves = tree_leaves(func(*args, **kwargs))
+                for leaf in leaves:  # a stream would wait for a collective
+                    wait = getattr(leaf, "wait", None) if isinstance(leaf, torch.ScriptObject) else None
+                    if wait is not None:
+                        wait()
+                fresh = [t for t in leaves if isinstance(t, Tensor)]
                 for old, new in zip(results, fresh, strict=True):
                     if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
                         old.copy_(new)

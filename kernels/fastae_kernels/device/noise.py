@@ -6,6 +6,9 @@ One counter gives 256 bits, or k = 256 / WIDTH draws; row r of a matrix with D c
 least significant part of each 64-bit word first. A draw depends on (seed, stream, row, column) alone, so
 forward, backward and every tile shape agree bit for bit. All 256 bits of every counter are used.
 
+A seed is int64 [1], or uint64 [2] with the place of the matrix's first row in a larger one, whose draws the
+rows then have.
+
 Draws are signed; those at or below an integer threshold are the hits of an event.
 """
 
@@ -30,6 +33,8 @@ def _words(seed, stream, block_m, block_n, columns, DRAWS: tl.constexpr, BM: tl.
     GROUPS: tl.constexpr = BN // DRAWS
     row, group = tile_indices(block_m, block_n, BM, GROUPS)
     counter = (row[:, None] * tl.cdiv(columns, DRAWS) + group[None, :]).to(tl.uint64)  # [BM, GROUPS]
+    if seed.dtype.element_ty == tl.uint64:
+        counter += tl.load(seed + 1) * tl.cdiv(columns, DRAWS).to(tl.uint64)
     zero = tl.zeros_like(counter)
     key0 = tl.load(seed).to(tl.uint64, bitcast=True)
     key1 = tl.cast(stream, tl.uint64)
@@ -100,7 +105,7 @@ class Mask(NamedTuple):
     Where entries are dropped, those that are kept are multiplied by ``keep_scale``.
     """
 
-    seed: Any = None  # int64 tensor of one element
+    seed: Any = None  # int64 [1] or uint64 [2]
     stream: int = 0
     threshold: int = 0
     bits: Any = None  # a function of ``BITS``

@@ -1,0 +1,75 @@
+"""Starting several processes on one machine, with the launcher behind torchrun."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ..interruption import Interrupted
+from .joining import PeerError
+
+_LOCALHOST = "localhost:0"  # a free port
+
+
+def launch(
+    work: Callable[..., None], args: tuple[Any, ...], processes: int, restarts: int, name: str
+) -> None:
+    """Call a function in several processes of this machine, as ``torchrun --standalone`` would start them.
+
+    Where a process dies, all are started again. An error that the function raises ends them for good.
+
+    Args:
+        work: a function of a module.
+        args: its arguments.
+        processes: how many to start.
+        restarts: how often to start them again.
+        name: of the launch, as ``TORCHELASTIC_RUN_ID`` has it.
+
+    Raises:
+        Exception: of the first process in which ``work`` raised one.
+        Interrupted: a signal came.
+        PeerError: processes died more than ``restarts`` times.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it says what is said below
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=_LOCALHOST,
+        max_restarts=restarts,
+        monitor_interval=0.1,
+        start_method="spawn",
+    )
+    try:
+        errors = elastic_launch(config, _work)(work, args)
+    except SignalException as error:
+        raise Interrupted(int(error.sigval)) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        end = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        times = f"{restarts + 1} times, the last time" if restarts else "with"
+        raise PeerError(f"processes of the run ended {times} process {rank} by {end}") from None
+    for error in errors.values():
+        if error is not None and not getattr(error, "elsewhere", False):
+            raise error
+
+
+def _work(work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:
+    """The error of one process; what may go better another time is raised, to start all processes again."""
+    try:
+        work(*args)
+    except PeerError:
+        raise SystemExit(PeerError.exit_code) from None
+    except (Exception, KeyboardInterrupt) as error:
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    return None

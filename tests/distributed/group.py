@@ -1,0 +1,75 @@
+"""A group of processes that is started once and runs many functions."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(rank: int, size: int, port: int, orders: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
+    )
+    while (order := orders.recv()) is not None:
+        function, args = order
+        try:
+            orders.send((True, function(*args)))
+        except BaseException as error:
+            elsewhere = getattr(error, "elsewhere", None)
+            orders.send((False, (type(error).__name__, str(error), elsewhere, traceback.format_exc())))
+    torch.distributed.destroy_process_group()
+
+
+class Failed(Exception):
+    """Errors of the processes: (type, message, whether another one reports it, traceback) of each."""
+
+
+class Group:
+    """``size`` processes in one gloo group, each with one thread."""
+
+    def __init__(self, size: int) -> None:
+        context, port = multiprocessing.get_context("spawn"), free_port()
+        self._pipes, self._processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """What ``function(*args)`` returns in each process; ``Failed`` where one raises."""
+        for pipe in self._pipes:
+            pipe.send((function, args))
+        answers = []
+        for pipe in self._pipes:
+            if not pipe.poll(100):
+                raise TimeoutError("a process does not answer")
+            answers.append(pipe.recv())
+        if not all(fine for fine, _ in answers):
+            raise Failed([None if fine else value for fine, value in answers])
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if process.is_alive():
+                pipe.send(None)
+        for process in self._processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()

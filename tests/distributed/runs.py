@@ -1,0 +1,77 @@
+"""Runs that one process and several of them train alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastae.train import Dataset, Stage, TrainConfig, dataset_from_arrays, train
+
+ROWS, WIDTH = 45, 6
+STAGE = Stage(epochs=2, batch_size=10, lr=0.01)
+
+
+def dataset() -> Dataset:
+    """45 rows of 6 columns in [0, 1], in 3 classes; 36 of them are trained on."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(ROWS) % 3
+    x = np.clip(rng.random((3, WIDTH))[labels] + 0.15 * rng.normal(size=(ROWS, WIDTH)), 0, 1)
+    return dataset_from_arrays("rows", x.astype(np.float32), labels, scaling="none")
+
+
+def config(out: Path, **changes: Any) -> TrainConfig:
+    """One layer of four units, two epochs of three steps of 10 rows and one of 6, in float64."""
+    values: dict[str, Any] = {
+        "sizes": (WIDTH, 4),
+        "pretrain": STAGE,
+        "finetune": Stage(epochs=0),
+        "validation": 0.2,
+        "precision": "float64",
+        "out": str(out),
+        "tensorboard": False,
+        "device": "cpu",
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+def trained(settings: TrainConfig) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The parameters and the figures of a run."""
+    result = train(settings, dataset=dataset())
+    tensors = dict(result.stack.state_dict())
+    if result.classifier is not None:
+        tensors |= {f"classifier.{name}": value for name, value in result.classifier.state_dict().items()}
+    figures = [
+        {name: value for name, value in row.items() if name not in ("seconds", "rows_per_second")}
+        for row in result.history
+    ]
+    return tensors, figures
+
+
+def of_one_process(settings: TrainConfig) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The same run without a group."""
+    assert settings.out is not None
+    return trained(replace(settings, out=f"{settings.out}-alone"))
+
+
+def assert_same(
+    ours: tuple[dict[str, Tensor], list[dict[str, Any]]],
+    theirs: tuple[dict[str, Tensor], list[dict[str, Any]]],
+    tolerance: float,
+) -> None:
+    """Parameters and figures agree but for the rounding of sums."""
+    assert ours[0].keys() == theirs[0].keys() and len(ours[1]) == len(theirs[1])
+    for name, value in ours[0].items():
+        torch.testing.assert_close(value, theirs[0][name], rtol=tolerance, atol=tolerance, msg=name)
+    for row, other in zip(ours[1], theirs[1], strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            if isinstance(value, float):
+                difference = abs(value - other[name])
+                assert difference <= tolerance * max(1.0, abs(value)), (name, value, other[name])
+            else:
+                assert value == other[name], name
