@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,11 +124,26 @@ def traced(model: nn.Module, x: Tensor) -> bytes:
     return file.getvalue()
 
 
+def compiled(model: nn.Module, x: Tensor) -> bytes:
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    with tempfile.TemporaryDirectory() as folder:
+        path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/m.pt2")
+        return Path(path).read_bytes()
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("save", "load"),
-    [(exported, "torch.export.load(file).module()"), (traced, "torch.jit.load(file)")],
-    ids=["export", "jit"],
+    [
+        (exported, "torch.export.load(file).module()"),
+        (traced, "torch.jit.load(file)"),
+        pytest.param(
+            compiled,
+            "torch._inductor.aoti_load_package(file)",
+            marks=[pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")],
+        ),
+    ],
+    ids=["export", "jit", "AOTInductor"],
 )
 def test_saved_programs_run_where_fastae_is_absent(save, load, tmp_path):
     model, x = encoder(), rows(9)
@@ -135,10 +153,11 @@ def test_saved_programs_run_where_fastae_is_absent(save, load, tmp_path):
         import sys, torch
         sys.modules["fastae"] = None
         with open("program", "rb") as file:
-            torch.save({load}(torch.load("x")), "y")
+            torch.save({load}(torch.load("x", weights_only=True)), "y")
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, check=True)
-    torch.testing.assert_close(torch.load(tmp_path / "y"), model(x).detach())
+    y = torch.load(tmp_path / "y", weights_only=True)
+    torch.testing.assert_close(y, model(x).detach())
 
 
 @pytest.mark.filterwarnings("ignore")
