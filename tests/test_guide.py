@@ -33,6 +33,19 @@ def test_every_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (tmp_path / "runs" / "denoising" / "plots" / "reconstructions.svg").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_export_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    text = (DOCS / "export.md").read_text(encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        if "onnx" in code:
+            pytest.importorskip("onnxscript", reason="needs onnxscript")
+        exec(compile(code, "export.md", "exec"), names)
+    assert {"encoder.pt", "encoder.pt2", "encoder.ts", "encoder.onnx"} <= {p.name for p in tmp_path.iterdir()}
+
+
 def test_every_kind_has_an_example_and_a_command():
     kinds = re.split(r"^## ", GUIDE, flags=re.MULTILINE)[2:-2]
     assert len(kinds) == 10

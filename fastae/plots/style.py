@@ -173,10 +173,19 @@ class _Layout(ConstrainedLayoutEngine):
         return grids
 
 
+class _NotebookFigure(Figure):
+    """A figure that a notebook shows, although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 def new_figure(title: str, height: float) -> Figure:
     """An empty figure outside pyplot; ``height`` in inches, with a title of one line."""
     lines = [plain(line) for line in textwrap.wrap(title, int(figure_width() / _CHARACTER))] or [""]
-    figure = Figure(figsize=(figure_width(), height + 0.17 * (len(lines) - 1)), layout=_Layout())
+    figure = _NotebookFigure(figsize=(figure_width(), height + 0.17 * (len(lines) - 1)), layout=_Layout())
     FigureCanvasAgg(figure)
     figure.suptitle("\n".join(lines), x=0.01, horizontalalignment="left")
     return figure

@@ -68,6 +68,10 @@ def test_filters_of_any_width(check, random, width, shape, units):
     assert len(figure.axes) == (1 if width == 48 else 2)  # colours need no colour bar
 
 
+def test_notebooks_show_a_figure(random):
+    assert plots.filters(random.normal(size=(4, 9)))._repr_png_().startswith(b"\x89PNG")
+
+
 def test_sparse_filters_do_not_blow_up_their_noise():
     weight = 1e-9 * np.ones((4, 400))
     weight[:, 0] = 5.0
