@@ -34,10 +34,18 @@ def is_transformed() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# evaluated when a call is compiled; the compiler of torch 2.11 takes the function itself for true always
+_is_exporting._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def is_wanted(device: torch.device) -> bool:
     """True if a call must consist of PyTorch's own operators, or should."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() or (device.type == "cpu" and not kernels_on_cpu())
+        return _is_exporting() or (device.type == "cpu" and not kernels_on_cpu())
     return is_transformed() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
 
 
