@@ -219,9 +219,8 @@ class _Counting(TorchDispatchMode):
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
-    if "device" in kwargs:
-        kwargs = {**kwargs, "device": torch.device("meta")}
-    return func(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
+    elsewhere = {"device": torch.device("meta"), "generator": None}
+    return func(*args, **{name: elsewhere.get(name, value) for name, value in kwargs.items()})
 
 
 def _without_work(func: Any, args: Any, kwargs: Any) -> Any:
