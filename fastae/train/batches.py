@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -130,6 +130,7 @@ class Streamed(_Ordered):
     window: int = 0
     edges: np.ndarray | None = None
     sequential: bool = False
+    spare: list[np.ndarray] = field(default_factory=list, repr=False)
 
     data = ()
 
@@ -150,8 +151,10 @@ class Streamed(_Ordered):
         with ExitStack() as held:
             read: Callable[[int, int], Batch]
             if isinstance(order, WindowOrder):
-                loader = held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="fastae-reader"))
-                windows = _Windows(self.rows, order, size, start, loader, world.rank, world.size)
+                loader = ThreadPoolExecutor(1, thread_name_prefix="fastae-reader")
+                windows = _Windows(self.rows, order, size, start, loader, self.spare, world.rank, world.size)
+                held.callback(lambda: self.spare.extend(windows.buffers))  # once nothing reads any more
+                held.enter_context(loader)
                 read = functools.partial(self._read_from, windows)
             else:
                 read = functools.partial(self._read, order)
@@ -174,8 +177,12 @@ class Streamed(_Ordered):
 
     def _read_from(self, windows: _Windows, low: int, high: int) -> Batch:
         raw, index = windows.read(low, high)
-        plain = self.rows.plain(raw) if self.device.type == "cuda" else None  # half as much to copy
-        return self._on_host(torch.from_numpy(self.rows.scale(raw)) if plain is None else plain, index)
+        x = self.rows.plain(raw)
+        if x is None:
+            x = torch.from_numpy(self.rows.scale(raw))
+        if self.device.type == "cpu":  # other devices take the stored dtype, which has fewer bytes
+            x = x.to(self.dtype)
+        return self._on_host(x, index)
 
     def _on_host(self, x: Tensor, index: np.ndarray) -> Batch:
         targets = self.rows.targets
@@ -192,6 +199,7 @@ class _Windows:
         size: rows per global batch.
         start: first position that is read.
         loader: runs the reads.
+        spare: buffers of epochs before, which are taken out where they fit.
         rank, world: of the process; only the rows of its part of each batch are read.
     """
 
@@ -202,16 +210,19 @@ class _Windows:
         size: int,
         start: int,
         loader: Executor,
+        spare: list[np.ndarray],
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self._rows, self._order, self._loader = rows, order, loader
         self._part = functools.partial(_own_positions, len(order), size, rank, world)
         self._start, self._now = start, order.window_of(start) - 1
-        longest = int(np.diff(order.windows).max(initial=0))
+        longest = order.longest
         if world > 1:
             longest = min(longest, (longest // size + 2) * -(-size // world))
-        self._buffers = [rows.raw(min(longest, len(order) - start)) for _ in range(2)]
+        kept = [spare.pop() for _ in range(len(spare))]
+        fitting = [buffer for buffer in kept if len(buffer) >= longest][:2]
+        self.buffers = fitting + [rows.raw(longest) for _ in range(2 - len(fitting))]
         self._load_ahead()
 
     def _load_ahead(self) -> None:
@@ -232,7 +243,7 @@ class _Windows:
             first = int(np.searchsorted(positions, place))
             taken = slice(first, first + min(high, int(self._order.windows[number + 1])) - place)
             out = slice(place - low, place - low + taken.stop - taken.start)
-            np.take(self._buffers[number % 2], places[taken], axis=0, out=raw[out], mode="clip")
+            np.take(self.buffers[number % 2], places[taken], axis=0, out=raw[out], mode="clip")
             index[out] = rows[taken]
             place += taken.stop - taken.start
         return raw, index
@@ -245,7 +256,7 @@ class _Windows:
         by_row = np.argsort(rows)
         places = np.empty_like(by_row)
         places[by_row] = np.arange(len(rows))
-        self._rows.read_raw(rows[by_row], self._buffers[number % 2][: len(rows)])
+        self._rows.read_raw(rows[by_row], self.buffers[number % 2][: len(rows)])
         return positions, rows, places
 
 

@@ -28,6 +28,7 @@ class WindowOrder:
 
     Attributes:
         windows: first position of each window, and the number of rows at the end, int64 [W + 1].
+        longest: the most rows that a window of these blocks may have, whatever the seed.
     """
 
     def __init__(self, edges: np.ndarray, window: int, seed: int, *, sequential: bool = False) -> None:
@@ -43,6 +44,7 @@ class WindowOrder:
             first.append(max(fitting, first[-1] + 1))
         self._low, self._lengths, self._first = edges[:-1][blocks], lengths, first
         self.windows = ends[first]
+        self.longest = min(max(window, int(lengths.max(initial=0))), int(ends[-1]))
         self._seed = seed
         self._rows = lru_cache(maxsize=2)(self._permuted)
 

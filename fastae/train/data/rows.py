@@ -222,12 +222,12 @@ class Rows:
             np.take(self.array, rows, axis=0, out=out, mode="clip")
 
     def plain(self, raw: np.ndarray) -> torch.Tensor | None:
-        """The same as a tensor of the stored dtype, where the scaling changes nothing; else ``None``."""
-        if self.scaling.offset.any() or (self.scaling.scale != 1).any() or raw.dtype.itemsize > 2:
+        """The same as a tensor of the stored dtype, where float32 is the only change; else ``None``."""
+        if self.scaling.offset.any() or (self.scaling.scale != 1).any():
             return None
         if is_stored(self.array) and self.array.kind == "bfloat16":
             return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(raw) if raw.dtype in (np.float16, np.uint8) else None
+        return torch.from_numpy(raw) if raw.dtype in (np.float32, np.float16, np.uint8) else None
 
     def scale(self, raw: np.ndarray) -> np.ndarray:
         """Scaled float32 rows of what :meth:`read_raw` read."""
