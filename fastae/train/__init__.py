@@ -2,8 +2,9 @@
 
 from ..errors import CheckpointError, DataError, TrainingError
 from .checkpoint import Checkpoint, load_checkpoint
+from .collect import collect
 from .config import Stage, TrainConfig
-from .data import Dataset, Shards, ShardWriter, dataset_from_arrays, load_dataset
+from .data import Dataset, Shards, ShardWriter, dataset_from_arrays, dataset_from_iterator, load_dataset
 from .engine import TrainResult, train
 from .step import TrainingStep
 
@@ -19,7 +20,9 @@ __all__ = [
     "TrainResult",
     "TrainingError",
     "TrainingStep",
+    "collect",
     "dataset_from_arrays",
+    "dataset_from_iterator",
     "load_checkpoint",
     "load_dataset",
     "train",

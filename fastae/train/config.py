@@ -299,12 +299,6 @@ class TrainConfig(_layer_config()):
         """The stages by the names of their options, in the order in which they run."""
         return {"pretrain": self.pretrain, "finetune": self.finetune, "supervised": self.supervised}
 
-    def chosen_window(self, most: float) -> float:
-        """The size of a window of shards; by default at most ``most`` and a third of the memory."""
-        if self.window_mib is not None:
-            return self.window_mib
-        return min(most, 1024 / 3 * self.memory_gib) if self.memory_gib else most
-
     def sizes_for(self, width: int) -> tuple[int, ...]:
         """The widths of rows of ``width`` and of each code."""
         return self.sizes or (width, *(self.hidden or (512, 256)))

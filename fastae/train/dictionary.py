@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,12 @@ from ..optim import constrain
 from ..sparse.module import SparseAutoencoder
 from ..sparse.planted import Planted, planted_rows, recovered_share
 from ..sparse.specs import AuxK, BatchTopK, Matryoshka
-from .data import Rows, load_dataset
+from .batches import Resident, Source, free_memory, open_rows
+from .data import Dataset, Rows, load_dataset, split
+from .data.parts import is_stored
+from .data.rows import chosen_window
 from .data.scaling import AffineScaling
+from .seeds import mix
 from .step import TrainingStep
 from .typed import typed_fields
 
@@ -32,6 +37,7 @@ RUN = "train.json"
 _WARM_UP, _DECAY = 0.05, 0.2
 _CHUNK = 4096
 _HELD_OUT = 0.1
+_SAMPLE = 1 << 15  # rows that a dictionary starts from
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class SparseTrainConfig:
         lr: Peak learning rate of Adam. By default 2e-4 / sqrt(latents / 16384), at most 2e-3.
         seed: Seed of weights, order and planted rows.
         device: Device of torch; auto takes an accelerator where there is one.
+        memory_gib: Memory for data; by default half of what is free.
+        window_mib: Stored values of a window that shards are shuffled in, as for fastae train.
     """
 
     data: str = "planted"
@@ -75,14 +83,17 @@ class SparseTrainConfig:
     lr: float | None = None
     seed: int = 0
     device: str = "auto"
+    memory_gib: float | None = None
+    window_mib: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("latents", "epochs", "batch_size", "dead_after"):
             check_whole(f"{name}:", getattr(self, name))
         for name in ("auxk", "l1", "l0"):
             check_nonnegative(f"{name}:", getattr(self, name))
-        if self.lr is not None:
-            check_nonnegative("lr:", self.lr)
+        for name in ("lr", "memory_gib", "window_mib"):
+            if getattr(self, name) is not None:
+                check_nonnegative(f"{name}:", getattr(self, name))
         object.__setattr__(self, "prefixes", tuple(self.prefixes))
 
     @property
@@ -120,14 +131,21 @@ class SparseRun(NamedTuple):
 
 
 class _Data(NamedTuple):
-    train: Tensor
-    test: Tensor
-    scaling: AffineScaling | None
-    directions: Tensor | None
+    """What to train on, rows from all over it, and batches held out."""
+
+    source: Source
+    width: int
+    sample: Tensor
+    held_out: Iterable[Tensor]
+    scaling: AffineScaling | None = None
+    directions: Tensor | None = None
 
 
 def train(
-    config: SparseTrainConfig, progress: Callable[[int, dict[str, float]], None] | None = None
+    config: SparseTrainConfig,
+    progress: Callable[[int, dict[str, float]], None] | None = None,
+    *,
+    dataset: Dataset | None = None,
 ) -> SparseRun:
     """Train a dictionary, measure it on rows held out, and write its folder.
 
@@ -137,6 +155,7 @@ def train(
     Args:
         config: what to train on, and how.
         progress: called after each epoch with its number, from 1, and the terms of the loss.
+        dataset: in place of ``config.data``.
 
     Raises:
         ValueError: an option or data that do not fit; before any training.
@@ -147,31 +166,34 @@ def train(
         raise CheckpointError(f"out: {folder} has a run already; choose another folder")
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
-    data = _load(config)
-    sae = config.module(data.train.shape[1])
+    if dataset is None and config.data == "planted":
+        data = _planted(config, device)
+    else:
+        data = _open(config, device, dataset)
+    sae = config.module(data.width)
     check_writable(folder)
     remove_leftovers(folder)
-    rows = data.train.to(device)
-    sae = sae.to(device).initialize_(rows)
+    sae = sae.to(device).initialize_(data.sample)
     optimizer = constrain(torch.optim.Adam(sae.parameters(), lr=config.rate), sae)
     step = TrainingStep(sae, optimizer)
-    order = torch.Generator().manual_seed(config.seed)
-    per_epoch = -(-len(rows) // config.batch_size)
+    rows = len(data.source)
+    per_epoch = -(-rows // config.batch_size)
     log: list[dict[str, float]] = []
     for epoch in range(config.epochs):
         step.reset()
-        for number, index in enumerate(torch.randperm(len(rows), generator=order).split(config.batch_size)):
+        order = data.source.order(mix(config.seed, epoch))
+        for number, (x, _) in enumerate(data.source.batches(order, config.batch_size)):
             done = (epoch * per_epoch + number + 1) / (config.epochs * per_epoch)
-            step(rows[index.to(device)], rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
-        terms = {name: total / len(rows) for name, total in step.sums().items()}
+            step(x, rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
+        terms = {name: total / rows for name, total in step.sums().items()}
         terms["dead"] = int(sae.dead.sum())
         log.append({"epoch": epoch + 1, **terms})
         if progress is not None:
             progress(epoch + 1, terms)
     sae.eval()
     if isinstance(sae.options.activation, BatchTopK):
-        sae.calibrate_threshold_(rows[: 16 * config.batch_size])
-    figures = evaluate(sae, data.test.to(device).split(_CHUNK), data.directions)
+        sae.calibrate_threshold_(data.sample[:: max(1, len(data.sample) // (16 * config.batch_size))])
+    figures = evaluate(sae, data.held_out, data.directions)
     run = SparseRun(sae, data.scaling, config, figures, folder)
     _write(run, log)
     return run
@@ -255,20 +277,28 @@ def planted(config: SparseTrainConfig) -> Planted:
     return planted_rows(20_000, 64, max(1, config.latents // 2), 4.0, seed=config.seed)
 
 
-def _load(config: SparseTrainConfig) -> _Data:
-    if config.data == "planted":
-        rows, directions = planted(config)
-        held = int(_HELD_OUT * len(rows))
-        return _Data(rows[held:], rows[:held], None, directions)
-    dataset = load_dataset(config.data, scaling=config.scaling)  # pyright: ignore[reportArgumentType]
-    train_rows, test_rows = dataset.train, dataset.test
-    if test_rows is None:
-        order = torch.randperm(len(train_rows), generator=torch.Generator().manual_seed(config.seed)).numpy()
-        held = max(1, int(_HELD_OUT * len(order)))
-        train_rows, test_rows = train_rows.subset(order[held:]), train_rows.subset(order[:held])
-    return _Data(
-        torch.from_numpy(train_rows.read()), torch.from_numpy(test_rows.read()), dataset.scaling, None
-    )
+def _planted(config: SparseTrainConfig, device: torch.device) -> _Data:
+    rows, directions = planted(config)
+    held = int(_HELD_OUT * len(rows))
+    train_rows = rows[held:].to(device)
+    held_out = rows[:held].to(device).split(_CHUNK)
+    return _Data(Resident(train_rows), rows.shape[1], train_rows, held_out, directions=directions)
+
+
+def _open(config: SparseTrainConfig, device: torch.device, dataset: Dataset | None) -> _Data:
+    if dataset is None:
+        dataset = load_dataset(config.data, scaling=config.scaling)  # pyright: ignore[reportArgumentType]
+    rows, held_out = dataset.train, dataset.test
+    if held_out is None:
+        rows, held_out = split(rows, _HELD_OUT, config.seed)
+    budget = free_memory(device) // 2 if config.memory_gib is None else int(config.memory_gib * 2**30)
+    window = config.window_mib
+    if is_stored(rows.array):
+        window = chosen_window(config.window_mib, config.memory_gib)
+    source = open_rows(rows, device, torch.float32, budget, window_mib=window)
+    places = np.arange(0, len(rows), max(1, len(rows) // _SAMPLE))
+    sample = torch.from_numpy(rows.read(places[:_SAMPLE])).to(device)
+    return _Data(source, rows.width, sample, rows_of(held_out, device), dataset.scaling)
 
 
 def _write(run: SparseRun, log: list[dict[str, float]]) -> None:

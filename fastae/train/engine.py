@@ -33,7 +33,7 @@ from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save
 from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
-from .data.rows import WINDOW_MIB
+from .data.rows import chosen_window
 from .evaluation import Parts, evaluation_parts
 from .folder import (
     check_new,
@@ -252,7 +252,7 @@ class _Run:
         sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)
         if is_stored(dataset.train.array):  # kept in the checkpoint: other memory later changes no order
-            config = replace(config, window_mib=config.chosen_window(WINDOW_MIB))
+            config = replace(config, window_mib=chosen_window(config.window_mib, config.memory_gib))
         self.config = config
         self.dataset, self.sizes = dataset, sizes
         if config.classifier:
@@ -444,7 +444,9 @@ class _Run:
                 self.config.window_mib,
             )
 
-        return open_part(self.rows), open_part(self.validation) if len(self.validation) else None
+        # first, as they are the first rows of data that can only be read in order
+        validation = open_part(self.validation) if len(self.validation) else None
+        return open_part(self.rows), validation
 
     def _save(self) -> None:
         session, runner = self.session, self.runner
@@ -498,7 +500,7 @@ def _check_values(dataset: Dataset, loss: Loss) -> None:
     if loss.bounds == (-math.inf, math.inf):
         return
     for rows in (dataset.train, dataset.test):
-        for _, chunk in rows.chunks(_CHUNK) if rows is not None else ():
+        for _, chunk in rows.chunks(_CHUNK) if rows is not None and not rows.is_sequential else ():
             least, most = float(chunk.min()), float(chunk.max())
             if loss.takes(least, most):
                 continue

@@ -7,6 +7,7 @@ from .dataset import Dataset, dataset_from_arrays, load_dataset
 from .rows import Rows, split
 from .scaling import AffineScaling, Scaling
 from .sources.shards import Shards, ShardWriter
+from .stream import dataset_from_iterator
 
 __all__ = [
     "AffineScaling",
@@ -16,6 +17,7 @@ __all__ = [
     "ShardWriter",
     "Shards",
     "dataset_from_arrays",
+    "dataset_from_iterator",
     "load_dataset",
     "split",
 ]

@@ -288,3 +288,10 @@ def split_index(
         return Spans(np.append(0, high), np.append(low, rows)), Spans(low, high)
     order = np.random.default_rng(seed).permutation(rows)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def chosen_window(window_mib: float | None, memory_gib: float | None) -> float:
+    """The size of the windows of shards in MiB: as given, else 256, or a third of the memory if less."""
+    if window_mib is not None:
+        return window_mib
+    return min(WINDOW_MIB, 1024 / 3 * memory_gib) if memory_gib else WINDOW_MIB

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -200,10 +199,10 @@ class Shards:
         self._handles[number] = piece.open()
         return self._handles[number]
 
-    def piece_of(self, row: int) -> tuple[Path, int]:
-        """The file that holds a row, and the row's number in it."""
-        number = bisect_right(self._starts, row) - 1
-        return self.files[number], row - int(self._starts[number])
+    def close(self) -> None:
+        """Close the files, which are opened again when they are read."""
+        with self._lock:
+            self._handles.clear()
 
 
 def is_shard_folder(folder: Path) -> bool:
