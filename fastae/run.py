@@ -14,6 +14,7 @@ from torch import Tensor
 from .diagnostics import reconstruction_errors
 from .train.checkpoint import Checkpoint, load_checkpoint
 from .train.data import Dataset, Rows
+from .train.data.parts import as_array, is_sparse, select_columns
 from .train.evaluation import evaluate
 
 _CHUNK = 4096
@@ -22,8 +23,9 @@ _CHUNK = 4096
 class Run:
     """A trained stack with the scaling of its training data.
 
-    Rows are given as they are in the data: arrays or tensors of any real dtype, [N, D], one row [D], or in
-    the shape of the training data, such as [N, 28, 28]. Results are NumPy arrays.
+    Rows are given as they are in the data: arrays or tensors of any real dtype, SciPy matrices, [N, D], one
+    row [D], or in the shape of the training data, such as [N, 28, 28]. The columns of a data frame are taken
+    by name, where the run knows their names. Results are NumPy arrays.
 
     Attributes:
         checkpoint: the stack, the classifier if there is one, the scaling and the configuration.
@@ -39,7 +41,7 @@ class Run:
 
     def reconstruct(self, rows: Any) -> np.ndarray:
         """Reconstructions in the units and shape of ``rows``, float64."""
-        given = _array(rows)
+        given = self._given(rows)
         scaled = self._apply(given, self._stack.reconstruct)
         return self.checkpoint.scaling.inverse(scaled).reshape(given.shape)
 
@@ -72,7 +74,7 @@ class Run:
 
         See :meth:`fastae.nn.Autoencoder.sample`.
         """
-        given = _array(rows)
+        given = self._given(rows)
         scaled = self._apply(given, lambda x: self._stack.sample(x, steps, std=std))
         return self.checkpoint.scaling.inverse(scaled).reshape(given.shape)
 
@@ -100,11 +102,14 @@ class Run:
             raise ValueError(f"data: {dataset.name} has rows of {dataset.width}, the run takes {width}")
         return dataset
 
+    def _given(self, rows: Any) -> np.ndarray:
+        return _array(select_columns("rows", rows, self.checkpoint.feature_names))
+
     def _score(self, x: Tensor) -> Tensor:
         return reconstruction_errors(self._stack, x, excess=True)[0] if len(x) else x.new_empty(0)
 
     def _apply(self, rows: Any, function: Callable[[Tensor], Tensor]) -> np.ndarray:
-        flat, scaling = _flat(_array(rows), self._stack.sizes[0]), self.checkpoint.scaling
+        flat, scaling = _flat(self._given(rows), self._stack.sizes[0]), self.checkpoint.scaling
         starts = range(0, max(len(flat), 1), _CHUNK)  # one chunk of no rows for no rows
         return self._concatenated((scaling.apply(flat[i : i + _CHUNK]) for i in starts), function)
 
@@ -128,7 +133,8 @@ def load(run: str | PathLike[str]) -> Run:
 
 
 def _array(rows: Any) -> np.ndarray:
-    array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
+    array = as_array("rows", rows)
+    array = array.toarray() if is_sparse(array) else array
     if array.dtype.kind not in "buif":
         raise ValueError(f"rows: expected numbers, got {array.dtype}")
     return array

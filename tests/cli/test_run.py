@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 import fastae
 from fastae.diagnostics import reconstruction_errors
+from fastae.train import Stage, TrainConfig, dataset_from_arrays, train
 
 X = load_digits().data
 
@@ -31,16 +32,35 @@ def scaled(trained: fastae.Run, rows: np.ndarray) -> torch.Tensor:
         lambda x: x.reshape(-1, 8, 8),
         lambda x: torch.from_numpy(x),
         lambda x: x.tolist(),
+        lambda x: pytest.importorskip("scipy.sparse").coo_array(x),
     ],
-    ids=["float64", "uint8", "float32", "images", "tensor", "lists"],
+    ids=["float64", "uint8", "float32", "images", "tensor", "lists", "sparse"],
 )
 def test_raw_rows_of_any_form_are_scaled_and_encoded(trained, form):
     rows = X[:9]
     expected = trained.checkpoint.stack.encode(scaled(trained, rows)).detach().numpy()
     np.testing.assert_allclose(trained.encode(form(rows)), expected, rtol=1e-6)
     back = trained.reconstruct(form(rows))
-    assert back.shape == np.asarray(form(rows)).shape
+    assert back.shape == np.shape(form(rows))
     assert np.abs(back).max() <= X.max() + 1e-6
+
+
+def test_columns_of_a_data_frame_are_taken_by_name(tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame(X[:60, 2:5], columns=["a", "b", "c"])
+    config = TrainConfig(sizes=(3, 2), pretrain=Stage(epochs=1), out=str(tmp_path / "run"), tensorboard=False)
+    dataset = dataset_from_arrays("table", frame, x_test=frame[["b", "c", "a"]])
+    assert dataset.test is not None and np.array_equal(dataset.test.read(), dataset.train.read())
+    train(config, dataset=dataset)
+    run = fastae.load(tmp_path / "run")
+    mixed = frame.assign(id="text")[["c", "id", "b", "a"]]
+    assert np.array_equal(run.encode(mixed), run.encode(frame.to_numpy()))
+    with pytest.raises(ValueError, match=r"^rows: expected a column 'b'"):
+        run.encode(mixed.drop(columns="b"))
+
+
+def test_masked_rows_are_refused(trained):
+    with pytest.raises(ValueError, match=r"^rows: 1 values are masked"):
+        trained.encode(np.ma.masked_equal(np.r_[1.0, np.zeros(63)], 1.0))
 
 
 def test_scores_are_the_reconstruction_errors_of_scaled_rows(trained):

@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import DataError
 from .labels import check_classes, check_labels, find_classes
 from .named import NAMES, read_named
-from .parts import RawData, RawPart, check_part
+from .parts import RawData, RawPart, check_part, select_columns
 from .rows import Rows, split_index
 from .scaling import AffineScaling, Scaling, check_offset, fit_scaling
 from .sources import file_name, read_labels, read_source
@@ -215,8 +215,11 @@ def dataset_from_arrays(
         ValueError: for an unknown ``scaling``.
     """
     _check_scaling(scaling)
-    held_out = None if x_test is None else check_part(f"{name}, test part", x_test, labels_test)
-    return _make_dataset(name, check_part(name, x, labels), held_out, scaling, classes, test_fraction, seed)
+    train, held_out = check_part(name, x, labels), None
+    if x_test is not None:
+        part = f"{name}, test part"
+        held_out = check_part(part, select_columns(part, x_test, train.feature_names), labels_test)
+    return _make_dataset(name, train, held_out, scaling, classes, test_fraction, seed)
 
 
 def _check_scaling(scaling: Scaling | AffineScaling) -> None:

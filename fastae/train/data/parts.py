@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -235,6 +236,22 @@ def stack_columns(name: str, columns: list[np.ndarray], rows: int) -> np.ndarray
 def _is_beyond_float64(column: np.ndarray) -> bool:
     exact = int(column.min(initial=0)) >= -(2**53) and int(column.max(initial=0)) <= 2**53
     return not exact and len(np.unique(column)) > len(np.unique(column.astype(np.float64)))
+
+
+def select_columns(name: str, x: Any, names: tuple[str, ...] | None) -> Any:
+    """The columns of a data frame by name, in the order of ``names``; what has no names as it is.
+
+    Raises:
+        DataError: a column is missing.
+    """
+    given = None if names is None or len(set(names)) < len(names) else _column_names(x)
+    if given is None or names is None or given == names:
+        return x
+    if missing := [column for column in names if column not in given]:
+        found = reprlib.repr(list(given))
+        raise DataError(f"{name}: expected a column {missing[0]!r}, got {found}")
+    columns = dict(zip(given, x.columns, strict=True))
+    return x[[columns[column] for column in names]]
 
 
 def _column_names(x: Any) -> tuple[str, ...] | None:
