@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,9 +68,12 @@ def _select(x: Tensor, bits: Tensor, event: Event, out: Tensor, hits: bool = Fal
     On the floats' bits, so that inf and nan are dropped, too; PyTorch's ``where`` takes eight times as long.
     """
     integer = _INTEGERS[x.element_size()]
-    one = torch.empty(bits.shape, dtype=integer)
-    (torch.le if hits else torch.gt)(bits, event.threshold, out=one)
-    torch.mul(x.view(integer), one.to(x.device), out=out.view(integer))
+    chosen = (np.less_equal if hits else np.greater)(bits.numpy(), event.threshold)
+    x, out = x.view(integer), out.view(integer)
+    if x.device.type == "cpu":  # half the time of PyTorch's comparison and product
+        np.multiply(x.numpy(), chosen, out=out.numpy())
+    else:
+        torch.mul(x, torch.from_numpy(chosen).to(x.device), out=out)
 
 
 def _bit_blocks(
