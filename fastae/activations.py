@@ -85,6 +85,12 @@ def _softsign_second(h: Tensor, s: Tensor, z: Tensor) -> Tensor:
     return -2.0 * z.sign() * s / (1.0 + z.abs())
 
 
+def _sigmoid_derivative(h: Tensor, z: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return h * (1.0 - h)  # which compilers compute again in the backward pass, and do not keep
+    return torch.addcmul(h, h, h, value=-1.0)  # in one pass
+
+
 def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(z * -math.sqrt(0.5))
 
@@ -150,7 +156,7 @@ _TABLE = (
     Activation(
         "sigmoid",
         torch.sigmoid,
-        lambda h, z: torch.addcmul(h, h, h, value=-1.0),  # h(1 - h) in one pass
+        _sigmoid_derivative,
         lambda h, s, z: torch.addcmul(s, s, h, value=-2.0),  # s(1 - 2h) in one pass
         inplace=torch.sigmoid_,
         bounds=(0.0, 1.0),

@@ -148,8 +148,8 @@ class Parts(NamedTuple):
     """An autoencoder as functions."""
 
     encode: Callable[[Tensor], Tensor]  # [M, D] -> [M, H]
+    encode_and_penalty: Callable[[Tensor], tuple[Tensor, Tensor]]  # the same, and the contractive one, [M]
     decode: Callable[[Tensor], Tensor]  # [M, H] -> a [M, D], without the output activation
-    penalty: Callable[[Tensor], Tensor]  # contractive, of [M, D] per row: [M]
     layer: Callable[[], tuple[Tensor, Tensor | None]]  # the encoder's weight and bias, if it is one layer
 
 
@@ -164,8 +164,8 @@ def parts_of(
     decoder = weight.t() if decoder_weight is None else decoder_weight
     return Parts(
         lambda x: encode(x, weight, bias, activation),
+        lambda x: encode_and_penalty(x, weight, bias, activation),
         lambda code: F.linear(code, decoder, decoder_bias),
-        lambda x: encode_and_penalty(x, weight, bias, activation)[1],
         lambda: (weight, bias),
     )
 
@@ -177,14 +177,15 @@ def objective(
     x_in = x
     if o.corruption is not None and seed is not None:
         x_in = corrupt(x, seed, o.corruption)
-    code = parts.encode(x_in)
+    # of one product: its gradient to the weight would be two, which compilers do not make one again
+    code, penalty = parts.encode_and_penalty(x_in) if o.contractive else (parts.encode(x_in), None)
     wide = code.to(sum_dtype(code.dtype))
     seen = code
     if o.perturbs_code and seed is not None:
         seen = perturb(code, seed, o.code_noise, o.code_noise_std, o.dropout)
     rows = (
         decode_loss(parts.decode(seen), target, decoding_of(o, seed)),
-        parts.penalty(x_in) if o.contractive else None,
+        penalty,
         _curvature(x_in, *parts.layer(), seed, o) if o.higher_order and seed is not None else None,
         reference.l1_penalty(wide) if o.l1 else None,
     )

@@ -144,10 +144,11 @@ class Autoencoder(Sampler):
     def _parts(self) -> Parts:
         encoder = self.encoder
 
-        def penalty(x: Tensor) -> Tensor:
-            return encoder_penalty(x, [self], 1)
+        def encode_and_penalty(x: Tensor) -> tuple[Tensor, Tensor]:
+            return encoder(x), encoder_penalty(x, [self], 1)
 
-        return Parts(encoder, self.decoder_product, penalty, lambda: (encoder.weight, encoder.bias))
+        decode = self.decoder_product
+        return Parts(encoder, encode_and_penalty, decode, lambda: (encoder.weight, encoder.bias))
 
     def run(self, function: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
         """``function(self, x)``, within a call of this module if it has hooks."""

@@ -135,10 +135,11 @@ class StackedAutoencoder(Sampler):
                 code = layer.run(Autoencoder.decode, code)
             return first.run(Autoencoder.decoder_product, code)
 
-        def penalty(x: Tensor) -> Tensor:
-            return encoder_penalty(x, [first, *others], self.probes, generator)
+        def encode_and_penalty(x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.encode(x), encoder_penalty(x, [first, *others], self.probes, generator)
 
-        return Parts(self.encode, decode, penalty, lambda: (first.encoder.weight, first.encoder.bias))
+        layer = first.encoder
+        return Parts(self.encode, encode_and_penalty, decode, lambda: (layer.weight, layer.bias))
 
     def _deep_options(self) -> dict[str, Any]:
         """The options of the deep objective: the input's from the first layer, the code's from the last."""
