@@ -12,6 +12,12 @@ def one_line(text: object) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
 
 
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    message = next(iter(str(error).strip().splitlines()), "")
+    return one_line(f"{type(error).__name__}: {message}".rstrip(": "))
+
+
 class FileError(ValueError):
     """A fault of a file or folder. The message is one printable line, whatever characters its names have."""
 

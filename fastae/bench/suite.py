@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..errors import first_line
 from . import operators, runs
 from .gate import TOLERANCES, error_of
 from .groups import GROUPS, Group, Product
@@ -26,7 +27,6 @@ from .providers import (
     make_provider,
     modes_of,
     names_of,
-    one_line,
 )
 from .results import CaseResult, Results
 from .runs import Run
@@ -353,7 +353,7 @@ def _noting(result: CaseResult, name: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         result.notes[name] = "out of memory"
     except Exception as error:
-        result.notes[name] = f"failed: {one_line(error)}"
+        result.notes[name] = f"failed: {first_line(error)}"
 
 
 def _tolerance(case: Case) -> float:

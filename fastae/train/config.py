@@ -217,6 +217,8 @@ class TrainConfig(_layer_config()):
             the setting of the process.
         device: Device of torch; auto takes an accelerator where there is one.
         graph: Capture the training step as a CUDA graph, where the device has them.
+        compile: Compile the training step by torch.compile, in one process; on a CPU this needs a C++
+            compiler.
         seed: Seed of initialisation, order and noise.
         out: Folder of the run. By default runs/<data>, or the first runs/<data>-<number> that is free.
         resume: Continue the run in out, from its last checkpoint. It keeps its own configuration,
@@ -241,6 +243,7 @@ class TrainConfig(_layer_config()):
     products: Products | None = None
     device: str = "auto"
     graph: bool = True
+    compile: bool = False
     seed: int = 0
     out: str | None = None
     resume: bool = False

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import first_line
+
 R = TypeVar("R")
 
 
@@ -139,7 +141,7 @@ class Graphed:
             replay, outputs = self._capture.record(partial(function, *own))
         except Exception as error:  # whatever cannot be captured can still be run
             cause = error.__context__ or error  # ending a broken capture raises once more
-            self.problem = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else cause!r}"
+            self.problem = first_line(cause)
             self._recorded.clear()
             return None
         return _Recorded(own, replay, outputs)

@@ -198,6 +198,7 @@ class StageRunner:
             autocast=session.autocast_dtype,
             graph=session.config.graph and not self._rates.cycles,
             world=session.world,
+            compile=session.config.compile,
         )
         session.display.start(plan.name, self._steps, done, plan.epochs)
         plan.module.train()

@@ -116,6 +116,7 @@ EVERYTHING = TrainConfig(
     products="medium",
     device="cpu",
     graph=False,
+    compile=True,
     seed=-7,
     out="runs/x",
     resume=True,
