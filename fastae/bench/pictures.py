@@ -22,6 +22,7 @@ from .suite import STACK, SWEEP
 _LOOKS = {
     FLOOR: (MUTED, "_"),
     "fastae": (COLOURS[0], "o"),
+    "fastae-compiled": (COLOURS[0], "v"),
     "fused": (COLOURS[0], "^"),
     "split": (COLOURS[0], "s"),
     "graph": (COLOURS[0], "D"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from ..ops.backend import backend_of
 from ..train.graph import CudaCapture
 from .groups import Function, Group, Product
@@ -20,6 +21,7 @@ FLOOR = "products"
 ABOUT = {
     FLOOR: "the floor: the bare matrix products of the work by the library; of corruption, a copy",
     "fastae": "fastae as it decides by itself",
+    "fastae-compiled": "fastae by torch.compile",
     "fused": "fastae, every product one Triton kernel that ends in what follows it",
     "split": "fastae, the library's products and one pass over each result",
     "graph": "fastae's step as a CUDA graph",
@@ -37,7 +39,7 @@ _COMPILE_MODES = {
     "max-autotune": "max-autotune-no-cudagraphs",
     "reduce-overhead": "reduce-overhead",
 }
-COMPILED = _COMPILE_MODES.keys()
+COMPILED = {"fastae-compiled", *_COMPILE_MODES}
 _JACOBIAN_OPERATIONS = {"cpu": 2e9, "cuda": 2e11}  # of one call, which sets the number of rows
 
 
@@ -151,9 +153,11 @@ def _detached(products: list[Product]) -> list[Product]:
 def names_of(group: Group, device: torch.device, *, compiled: bool = True) -> list[str]:
     """The providers that make sense for a group on a device, the floor first."""
     names = [FLOOR, "fastae"]
+    on_gpu, is_step = device.type == "cuda", group.name == "step"
+    if compiled and is_step:
+        names.append("fastae-compiled")
     if kernels_run(device) and group.name != "corruption":  # which is one pass in either strategy
         names += ["fused", "split"]
-    on_gpu, is_step = device.type == "cuda", group.name == "step"
     if on_gpu and is_step:
         names.append("graph")
     names.append("eager")
@@ -186,10 +190,11 @@ def make_provider(name: str, group: Group, problem: Problem) -> Provider:
         return Captured(group, problem)
     if name == "eager":
         return Provider(group.eager, group, problem)
-    if name in _COMPILE_MODES:
+    if name in COMPILED:
         if reason := compile_problem(problem.x.device.type):
             raise Unavailable(reason)
-        function = torch.compile(group.eager, mode=_COMPILE_MODES[name], dynamic=False)
+        function = group.ours if name == "fastae-compiled" else group.eager
+        function = torch.compile(function, mode=_COMPILE_MODES.get(name), dynamic=False)
         provider = Provider(function, group, problem)
         provider.capturable = name != "reduce-overhead"
         return provider
@@ -219,11 +224,5 @@ def compile_problem(device: str) -> str | None:
     try:
         torch.compile(lambda x: x.sin() + 1.0, dynamic=False)(torch.rand(8, device=device))
     except Exception as error:  # a missing compiler raises many types
-        return f"torch.compile does not run here: {one_line(error)}"
+        return f"torch.compile does not run here: {first_line(error)}"
     return None
-
-
-def one_line(error: Exception) -> str:
-    """An exception's kind and first line, not too long."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}"[:300].rstrip(": ")
