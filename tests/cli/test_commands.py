@@ -233,3 +233,21 @@ def test_info_says_what_runs_where_and_why(fastae_):
     assert code == 0 and info["FASTAE_BACKEND"] in ("auto", "torch")
     for backend, why in info["operators"]["cpu"].values():
         assert backend == "torch" and why
+
+
+def test_info_shows_the_plans_of_a_step_on_a_card_that_is_not_there(fastae_):
+    code, out, err = fastae_("info --why 8192x784x1000 --device h200")
+    assert (code, err) == (0, "") and "8192x784x1000 in bfloat16 on NVIDIA H200" in out
+    for operator in ("encode", "decode_loss", "code_grad", "weight_grad dual"):
+        assert operator in out
+    code, out, _ = fastae_("info --why 8192x784x1000 --device a100 --dtype float32 --json")
+    plans = json.loads(out)
+    assert code == 0 and [(plan["M"], plan["N"], plan["K"]) for plan in plans] == [
+        (8192, 1000, 784),
+        (8192, 784, 1000),
+        (8192, 1000, 784),
+        (1000, 784, 8192),
+    ]
+    assert {plan["reason"] for plan in plans} == {"float32 in full precision runs without matrix units"}
+    code, _, err = fastae_("info --why 8192x784")
+    assert code == 2 and "expected rows x features x units" in err

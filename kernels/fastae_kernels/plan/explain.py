@@ -11,6 +11,15 @@ from . import choices, config, estimate
 from .calls import CALLS
 from .schedules import Plan
 
+DEVICES = {
+    "a100": Target("cuda", 80, 108, "NVIDIA A100-SXM4-80GB"),
+    "h100": Target("cuda", 90, 132, "NVIDIA H100 80GB HBM3"),
+    "h200": Target("cuda", 90, 132, "NVIDIA H200"),
+    "b200": Target("cuda", 100, 148, "NVIDIA B200"),
+    "mi300x": Target("hip", "gfx942", 304, "AMD Instinct MI300X"),
+}
+"""Cards to plan for without one, by short name; their peaks are in :mod:`.estimate`."""
+
 OPERATORS = ("encode", "decode_loss", "code_grad", "weight_grad")
 
 

@@ -39,14 +39,10 @@ from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..launch import Target, device_index, pretend
+from ..plan.explain import DEVICES as CARDS
 
 SOURCE = Path(__file__).with_name("stub.c")
-DEVICES = {
-    "a100": Target("cuda", 80, 108, "NVIDIA A100-SXM4-80GB"),
-    "h100": Target("cuda", 90, 132, "NVIDIA H100 80GB HBM3"),
-    "h200": Target("cuda", 90, 132, "NVIDIA H200"),
-    "b200": Target("cuda", 100, 148, "NVIDIA B200"),
-}
+DEVICES = {name: target for name, target in CARDS.items() if target.backend == "cuda"}
 
 
 class Launch(NamedTuple):
