@@ -49,7 +49,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, title: str = "Learn
     figure = new_figure(title, 0.95 + 1.95 * rows)
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
-        set_heading(axes, panel.name, 1.0 / columns)
+        set_heading(axes, panel.name, 0.75 / columns)  # the rest is the labels of the other panels
         axes.set(xlabel="epoch", ylabel=panel.unit.replace(", mean", ",\nmean"))
         _draw_panel(axes, panel)
     _legend_of_all(figure)
@@ -190,20 +190,29 @@ def contraction(
     return figure
 
 
+def later_limits(curves: Sequence[np.ma.MaskedArray]) -> tuple[float, float] | None:
+    """Limits of an axis that leave out the first epochs, where these are far above what follows."""
+    first = max(1, math.ceil(_BEGINNING * max(map(len, curves), default=0)))
+    later = np.ma.concatenate([curve[first:] for curve in curves]) if curves else np.ma.array([])
+    if later.count() < 4:
+        return None
+    low, high, peak = float(later.min()), float(later.max()), max(float(curve.max()) for curve in curves)
+    room = (high - low) or 1e-3 * abs(high)
+    if not room or peak <= high + 2.0 * room:
+        return None
+    return low - 0.1 * room, high + 0.25 * room
+
+
 def _clip_beginning(axes: Axes) -> None:
     """Fit the y axis to what follows the first epochs, where these are far above it, and say how far."""
     curves = [
         np.ma.masked_invalid(line.get_ydata()) for line in axes.lines if line.get_label() in _PARTS.values()
     ]
-    first = max(1, math.ceil(_BEGINNING * max(map(len, curves), default=0)))
-    later = np.ma.concatenate([curve[first:] for curve in curves]) if curves else np.ma.array([])
-    if later.count() < 4:
+    limits = later_limits(curves)
+    if limits is None:
         return
-    low, high, peak = float(later.min()), float(later.max()), max(float(curve.max()) for curve in curves)
-    room = (high - low) or 1e-3 * abs(high)
-    if not room or peak <= high + 2.0 * room:
-        return
-    axes.set_ylim(low - 0.1 * room, high + 0.25 * room)
+    axes.set_ylim(*limits)
+    peak = max(float(curve.max()) for curve in curves)
     axes.annotate(
         f"from {peak:.3g}",
         (1.0, 1.0),

@@ -212,7 +212,10 @@
         line: { color: colour(palette[n % palette.length]), dash: part === "training" ? "solid" : "dash" } })));
     const units = [...new Set(ticked.map((curve) => curve.unit))];
     Plotly.react(chart, traces, layout({
-      xaxis: axis("epoch"), yaxis: axis(units.length === 1 ? units[0].replace(", ", ",<br>") : "", { type: logarithmic.checked ? "log" : "linear" }),
+      xaxis: axis("epoch"), yaxis: axis(units.length === 1 ? units[0].replace(", ", ",<br>") : "", {
+        type: logarithmic.checked ? "log" : "linear",
+        ...(ticked.length === 1 && ticked[0].limits && !logarithmic.checked ? { range: ticked[0].limits } : { autorange: true }),
+      }),
       hovermode: "x unified", hoverlabel: { bgcolor: style("--page") }, showlegend: true,
       legend: { orientation: "h", y: -0.25 }, dragmode: touch.matches ? false : "zoom",
     }), { ...config, scrollZoom: false });

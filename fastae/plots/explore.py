@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.image import imsave
 
 from .arrays import ImageShape, montage_size, spread
-from .curves import panels_of
+from .curves import later_limits, panels_of
 from .run import Subject, input_weights
 from .style import SIGNED
 from .table import Columns, features_of
@@ -35,7 +35,8 @@ def explore(subject: Subject, numbers: Sequence[int] | np.ndarray) -> dict[str, 
         ``rows``: number, error and label of each, the labels' ``names``, and the rows and reconstructions as
         ``tiles`` or, of a table, as ``values`` of the features furthest from their mean; ``map``: x, y and
         the axes' names; ``layers``: for each the numbers of its most used units, their codes in 256 steps
-        between ``low`` and ``high``, and their weights over the input; ``curves``: of each term and stage.
+        between ``low`` and ``high``, and their weights over the input; ``curves``: of each term and
+        stage, with ``limits`` of the axis where the first epochs are far above the others.
     """
     kept = spread(len(subject.x), _ROWS)
     projection = subject.map
@@ -119,6 +120,7 @@ def _curves(subject: Subject) -> list[dict[str, Any]]:
         {
             "name": panel.name,
             "unit": panel.unit,
+            "limits": later_limits([np.ma.masked_invalid(y) for _, y in panel.curves.values()]),
             "parts": {part: [_rounded(x), _rounded(y)] for part, (x, y) in panel.curves.items()},
         }
         for panel in panels

@@ -315,7 +315,7 @@ def yardstick(figures: Mapping[str, Any]) -> str:
     if figures.get("r2") is not None:
         parts.append(f"R² {figures['r2']:.3f}")
     if figures.get("pca_mse") is not None:
-        parts.append(f"mse {figures['mse']:.3g}, of PCA as wide {figures['pca_mse']:.3g}")
+        parts.append(f"mse {figures['mse']:.3g} (PCA {figures['pca_mse']:.3g})")
     return ", ".join(parts)
 
 
@@ -323,10 +323,10 @@ def _errors(subject: Subject) -> Drawing:
     loss = subject.stack.autoencoders[0].options.loss
     unit, kind = loss, "The error"
     if get_loss(loss).least is not None:
-        unit, kind = f"{loss} - least {loss} of x", "The loss, less that of a perfect reconstruction,"
+        unit, kind = f"{loss} above its least value", "The loss, less that of a perfect reconstruction,"
     return Drawing(
         "errors",
-        "Reconstruction error of each row",
+        "Reconstruction error per row",
         f"{kind} of clean rows as an anomaly score: those on the right are unlike the training data.",
         f"Histogram of {len(subject.x)} errors above the rows that are reconstructed best and worst.",
         lambda: errors(

@@ -170,7 +170,11 @@ def strips(axes: Axes, rows: np.ndarray, scale: float, columns: Columns, labelle
     named = columns.names is not None and width <= _NAMED_STRIPS * figure_width()
     if named:
         axes.set_xticks(
-            range(width), map(columns.name, range(width)), rotation=45, ha="right", rotation_mode="anchor"
+            range(1, width + 1),  # the middles of the strips' cells
+            map(columns.name, range(width)),
+            rotation=45,
+            ha="right",
+            rotation_mode="anchor",
         )
     else:
         counted(axes.xaxis, width, 8)

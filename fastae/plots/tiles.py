@@ -213,7 +213,7 @@ def errors(
     count: int = _TILES,
     unit: str = "sum over features",
     note: str = "",
-    title: str = "Reconstruction error of each row",
+    title: str = "Reconstruction error per row",
 ) -> Figure:
     """Draw a histogram of the rows' errors, an anomaly score, and the rows reconstructed best and worst.
 
@@ -362,7 +362,7 @@ def _histogram(axes: Axes, scores: np.ndarray, unit: str) -> None:
         axes.axvline(
             value, color=INK if quantile == 0.5 else COLOURS[1], linestyle=line, label=f"{name} {value:.3g}"
         )
-    axes.set(xlabel=lines_of(f"error of a row, {unit}", 0.6), ylabel="share of rows")
+    axes.set(xlabel=lines_of(f"error per row, {unit}", 0.8), ylabel="share of rows")
     percent(axes.yaxis)
     columns = columns_of(2, 2)
     axes.legend(

@@ -154,7 +154,8 @@ def test_rows_of_a_table_have_the_names_of_its_columns_and_values_in_its_units(c
     (side,) = figure.axes[0].child_axes
     assert tick_labels(side.yaxis)[0] == f"{1000 * x[0, 0]:.4g} → {500 * x[0, 0]:.4g}"
     check(plots.errors(x.sum(1), x, x / 2, names=names, shape=(5,)))
-    check(plots.filters(x, names=names, shape=(5,)))
+    strips = check(plots.filters(x, names=names, shape=(5,))).axes[0]
+    assert list(strips.get_xticks()) == [1, 2, 3, 4, 5] and strips.get_xlim() == (0.5, 5.5)
     check(plots.tangent_tiles(x, x[:, None], names=names, shape=(5,)))
 
 
@@ -377,6 +378,12 @@ def test_learning_curves_of_any_run(check, stages, terms, epochs):
     figure = check(plots.learning_curves(history(stages, epochs, terms)))
     panels = 1 if len(terms) == 1 else 1 + len(terms)  # a total that is its only term is left out
     assert len(figure.axes) == len(stages) * panels
+
+
+def test_headings_of_three_panels_fit(check):
+    stages = ("layer 1", "layer 2", "fine-tuning")
+    axes = check(plots.learning_curves(history(stages, 9, ("reconstruction",)))).axes
+    assert axes[2].get_title(loc="left").split() == ["fine-tuning:", "reconstruction"]
 
 
 def test_learning_curves_show_the_log_as_it_is_written():
