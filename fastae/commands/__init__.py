@@ -21,6 +21,7 @@ COMMANDS = {
     "reconstruct": "Write reconstructions of rows to a file.",
     "plot": "Draw a trained stack.",
     "sae": "Train, encode, evaluate and convert dictionaries of sparse codes.",
+    "estimate": "Predict memory, traffic and least time of a run.",
     "bench": "Measure fastae beside PyTorch on this machine.",
     "tune": "Find the fastest plans of this machine's GPU.",
     "info": "Show versions, devices and backends.",

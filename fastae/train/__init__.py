@@ -6,6 +6,7 @@ from .collect import collect
 from .config import Stage, TrainConfig
 from .data import Dataset, Shards, ShardWriter, dataset_from_arrays, dataset_from_iterator, load_dataset
 from .engine import TrainResult, train
+from .estimate import Estimate, StageEstimate, estimate
 from .step import TrainingStep
 
 __all__ = [
@@ -13,9 +14,11 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Dataset",
+    "Estimate",
     "ShardWriter",
     "Shards",
     "Stage",
+    "StageEstimate",
     "TrainConfig",
     "TrainResult",
     "TrainingError",
@@ -23,6 +26,7 @@ __all__ = [
     "collect",
     "dataset_from_arrays",
     "dataset_from_iterator",
+    "estimate",
     "load_checkpoint",
     "load_dataset",
     "train",

@@ -1,0 +1,309 @@
+"""Predicted memory, traffic and least time of a training step, before there is a device to run it on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ..checks import check_whole
+from ..sparse.specs import BatchTopK, TopK, parse_sparsity
+
+EstimateDtype = Literal["float32", "bfloat16"]
+Sharding = Literal["data", "latents"]
+
+_WORKSPACE = 1 << 24  # bytes of the block of latents that entries are selected from
+
+
+class Link(NamedTuple):
+    """A kind of device beside its card's peaks: its memory and its ways to others.
+
+    Attributes:
+        card: name in the kernels' table of cards, which has the peaks of memory and matrix units.
+        family: the architecture that plans are made for.
+        multiprocessors: number of them.
+        memory: bytes.
+        local: bytes per second to the other devices of a node, in one direction.
+        per_node: devices per node.
+        network: bytes per second to other nodes, in one direction.
+    """
+
+    card: str
+    family: tuple[str, int | str]
+    multiprocessors: int
+    memory: float
+    local: float
+    per_node: int
+    network: float
+
+
+DEVICES = {
+    "h100": Link("H100", ("cuda", 90), 132, 80e9, 450e9, 8, 50e9),
+    "h200": Link("H200", ("cuda", 90), 132, 141e9, 450e9, 8, 50e9),
+    "b200": Link("B200", ("cuda", 100), 148, 180e9, 900e9, 8, 50e9),
+    "a100": Link("A100", ("cuda", 80), 108, 80e9, 300e9, 8, 25e9),
+    "mi300x": Link("MI300X", ("hip", "gfx942"), 304, 192e9, 448e9, 8, 50e9),
+}
+"""Kinds of devices, by data sheets; the network is an adapter of 400 Gb/s per device (A100: 200)."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """The prediction for one stage of training.
+
+    Attributes:
+        name: of the stage.
+        parameters: number of trained parameters that a device holds.
+        memory: bytes per device by what takes them: weights, gradients, optimizer, activations.
+        wire: bytes that a device sends per step.
+        seconds: least seconds of a step by what takes them: matrix units, memory, wire. The first two are
+            those of operators that each bounds; ``wire`` may overlap with them.
+        step: least seconds of a step.
+        limit: what the step waits for, or "memory" if it does not fit.
+        epochs_per_hour: at that rate.
+    """
+
+    name: str
+    parameters: int
+    memory: dict[str, float]
+    wire: float
+    seconds: dict[str, float]
+    step: float
+    limit: str
+    epochs_per_hour: float
+
+    @property
+    def bytes(self) -> float:
+        """Bytes per device."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The predictions for the stages of a run on devices of one kind.
+
+    Attributes:
+        device_kind: of the devices.
+        devices: number of them.
+        capacity: bytes of memory per device.
+        stages: one prediction each.
+    """
+
+    device_kind: str
+    devices: int
+    capacity: float
+    stages: list[StageEstimate] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> float:
+        """The most bytes per device of any stage."""
+        return max(stage.bytes for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits in the devices' memory."""
+        return self.bytes <= self.capacity
+
+    @property
+    def limit(self) -> str:
+        """The first limit: memory where a stage does not fit, else that of the longest step."""
+        return max(self.stages, key=lambda stage: (stage.limit == "memory", stage.step)).limit
+
+
+def estimate(
+    sizes: Sequence[int],
+    *,
+    batch_size: int,
+    dtype: EstimateDtype = "float32",
+    devices: int = 1,
+    device_kind: str = "h100",
+    rows: int = 1_000_000,
+    sae: str | None = None,
+    shard: Sharding = "data",
+    tied: bool = True,
+) -> Estimate:
+    """Predict memory, traffic and the least time of training steps with Adam.
+
+    These are predictions: peaks of data sheets, operators that read each operand once and write each result
+    once (``fastae_kernels.tools.cost``), rings that send 2 (N - 1) / N of what they sum. A real step takes
+    longer; launches, caches and the host are not in it. Rows on the device are not counted.
+
+    Args:
+        sizes: widths of the input and of each code; of a dictionary the input's and the number of latents.
+        batch_size: rows of a global batch, which data-parallel devices share.
+        dtype: float32, or bfloat16 with float32 parameters.
+        devices: number of devices.
+        device_kind: h100, h200, b200, a100 or mi300x.
+        rows: rows per epoch.
+        sae: the activation of a sparse dictionary, as topk:32; ``None`` for a stack of autoencoders.
+        shard: of a dictionary: "data" copies it to every device and sums gradients; "latents" splits it by
+            latents, exchanges the largest entries and sums reconstructions.
+        tied: whether the layers of a stack share weights with their decoders.
+
+    Returns:
+        One prediction per layer of the stack and one of fine-tuning, or one of the dictionary.
+
+    Raises:
+        ValueError: an argument that does not fit, named.
+    """
+    sizes = list(sizes)
+    for name, value in (("batch_size:", batch_size), ("devices:", devices), ("rows:", rows)):
+        check_whole(name, value)
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"sizes: needs the input's width and at least one code's, got {sizes}")
+    if device_kind not in DEVICES:
+        raise ValueError(f"device_kind: {device_kind!r} is not one of {', '.join(DEVICES)}")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: {dtype!r} is not one of float32, bfloat16")
+    if shard not in ("data", "latents"):
+        raise ValueError(f"shard: {shard!r} is not one of data, latents")
+    setting = _Setting(DEVICES[device_kind], devices, batch_size, rows, getattr(torch, dtype), tied)
+    if sae is not None:
+        stages = [setting.dictionary(sizes, sae, shard)]
+    elif shard == "latents":
+        raise ValueError("shard: latents are those of a dictionary; give sae, as topk:32")
+    else:
+        stages = [setting.stack(f"layer {i + 1}", sizes[i : i + 2], sizes) for i in range(len(sizes) - 1)]
+        if len(sizes) > 2:
+            stages.append(setting.stack("fine-tuning", sizes, sizes))
+    return Estimate(device_kind, devices, setting.link.memory, stages)
+
+
+def stack_parameters(sizes: Sequence[int], tied: bool = True) -> int:
+    """Number of parameters of a stack: weights, once where tied, and the biases of both directions."""
+    return sum(D * H * (1 if tied else 2) + D + H for D, H in pairwise(sizes))
+
+
+def step_memory(sizes: Sequence[int], rows: int, dtype: torch.dtype, tied: bool = True) -> dict[str, float]:
+    """Bytes of a training step of a stack on ``rows`` rows: Adam's state, gradients and activations.
+
+    The forward pass keeps the input and all codes. The backward pass adds gradients of the two widest
+    neighbours, and of a stack as a whole those of the next two; bfloat16 needs copies of the weights.
+    """
+    parameters, e = stack_parameters(sizes, tied), dtype.itemsize
+    codes = [*sizes[1:], *sizes[-2:0:-1]]  # of the encoders and, unrolled, of the decoders
+    widest = max(a + b for a, b in pairwise(sizes)) * (1 if len(sizes) == 2 else 2)
+    copies = e * parameters if dtype != torch.float32 else 0
+    return {
+        "weights": 4 * parameters + copies,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "activations": rows
+        * (4 * sizes[0] + e * (sizes[0] * (dtype != torch.float32) + sum(codes) + widest)),
+    }
+
+
+def dictionary_memory(D: int, H: int, k: int, rows: int, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes of a training step of a dictionary of ``k`` entries per row; none of rows times latents."""
+    parameters, e = 2 * D * H + H + D, dtype.itemsize
+    copies = e * parameters if dtype != torch.float32 else 0
+    entries = rows * k * (4 + 8)  # values and latents; and once more, sorted by latent
+    return {
+        "weights": 4 * parameters + copies + 8 * H,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "activations": rows * D * (4 + 3 * e) + 3 * entries + _WORKSPACE,
+    }
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all stages share."""
+
+    link: Link
+    devices: int
+    batch: int
+    rows: int
+    dtype: torch.dtype
+    tied: bool
+
+    def stack(self, name: str, widths: Sequence[int], all_sizes: Sequence[int]) -> StageEstimate:
+        """A stack of autoencoders that trains as a whole; the others' weights stay on the device."""
+        from fastae_kernels.tools import cost
+
+        M, target, dtype = math.ceil(self.batch / self.devices), self._target(), self.dtype
+        costs = []
+        layers = list(pairwise(widths))
+        for D, H in layers:
+            costs.append(cost.of("encode", M, D, H, dtype, target))
+            costs.append(cost.of("decode_loss", M, D, H, dtype, target, tied=self.tied))
+            costs += [cost.of("code_grad", M, D, H, dtype, target, tied=self.tied)]
+            weight = cost.of("weight_grad", M, D, H, dtype, target, dual=self.tied)
+            costs += [weight] if self.tied else [weight] * 2
+        for D, H in layers[1:]:  # gradients also flow to the codes below, through encoder and decoder
+            costs += [cost.of("code_grad", M, H, D, dtype, target)] * 2
+        parameters = stack_parameters(widths, self.tied)
+        memory = step_memory(widths, M, dtype, self.tied)
+        memory["weights"] += 4 * (stack_parameters(all_sizes, self.tied) - parameters)
+        wire = 4 * parameters * self._ring
+        return self._stage(name, parameters, memory, wire, costs)
+
+    def dictionary(self, sizes: Sequence[int], sae: str, shard: Sharding) -> StageEstimate:
+        """A sparse dictionary, copied to every device or split by latents."""
+        from fastae_kernels.tools import sparse_cost
+
+        activation = parse_sparsity(sae)
+        if len(sizes) != 2:
+            raise ValueError(
+                f"sizes: a dictionary has the input's width and the number of latents, got {list(sizes)}"
+            )
+        if not isinstance(activation, TopK | BatchTopK):
+            raise ValueError(f"sae: only topk and batch_topk have a known number of entries, got {sae!r}")
+        D, H, k = sizes[0], sizes[1], math.ceil(activation.k)
+        split = self.devices if shard == "latents" else 1
+        if k > H // split:
+            raise ValueError(f"sae: {k} entries per row of {H // split} latents per device")
+        M = self.batch if shard == "latents" else math.ceil(self.batch / self.devices)
+        own, e = math.ceil(H / split), self.dtype.itemsize
+        memory = dictionary_memory(D, own, k, M, self.dtype)
+        parameters = 2 * D * own + own + D
+        if shard == "latents":
+            gathered = 8.0 * M * k * (self.devices - 1)  # keys of the local largest entries, from all others
+            wire = gathered + 4.0 * M * D * self._ring
+            memory["activations"] += 8.0 * M * k * self.devices
+        else:
+            wire = 4 * parameters * self._ring
+        costs = list(sparse_cost.step(M, D, own, e, k).values())
+        return self._stage(f"dictionary, {sae}", parameters, memory, wire, costs, projected=12 * 2 * D * own)
+
+    @property
+    def _ring(self) -> float:
+        """What a device sends of each byte that all devices sum."""
+        return 2 * (self.devices - 1) / self.devices
+
+    def _target(self) -> Any:
+        from fastae_kernels.launch import Target
+
+        return Target(*self.link.family, self.link.multiprocessors, self.link.card)
+
+    def _stage(
+        self,
+        name: str,
+        parameters: int,
+        memory: dict[str, float],
+        wire: float,
+        costs: list[Any],
+        projected: float = 0.0,
+    ) -> StageEstimate:
+        """A prediction from the operators' costs; Adam reads 4 numbers per parameter and writes 3."""
+        from fastae_kernels.plan.estimate import CARDS
+
+        card = CARDS[self.link.card]
+        flops = card.matrix32 if self.dtype == torch.float32 else card.matrix
+        seconds = {"matrix units": 0.0, "memory traffic": (7 * 4 * parameters + projected) / card.memory}
+        for one in costs:
+            compute, traffic = one.flops / flops, one.bytes / card.memory
+            seconds["matrix units" if compute > traffic else "memory traffic"] += max(compute, traffic)
+        speed = self.link.local if self.devices <= self.link.per_node else self.link.network
+        seconds["wire"] = wire / speed
+        busy = seconds["matrix units"] + seconds["memory traffic"]
+        step = max(busy, seconds["wire"])
+        limit = max(seconds, key=lambda part: seconds[part])
+        if sum(memory.values()) > self.link.memory:
+            limit = "memory"
+        per_hour = 3600 / (step * math.ceil(self.rows / self.batch))
+        return StageEstimate(name, parameters, memory, wire, seconds, step, limit, per_hour)

@@ -1,0 +1,109 @@
+"""Predictions against what small runs on the CPU take: bytes of a step, bytes that are exchanged."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fastae.nn import Autoencoder, SparseAutoencoder, StackedAutoencoder
+from fastae.train import TrainingStep, estimate
+from fastae.train.estimate import dictionary_memory, stack_parameters, step_memory
+
+pytest.importorskip("triton")
+
+
+def measured_bytes(model: nn.Module, rows: torch.Tensor) -> int:
+    """The most bytes of a step: weights, Adam's state, the batch, and what the allocator gives out."""
+    step = TrainingStep(model, torch.optim.Adam(model.parameters(), fused=True))
+    step(rows)
+    activity = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activity, profile_memory=True) as profiler:
+        step(rows)
+    results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    most = max(itertools.accumulate(event.nbytes() for event in events))
+    return 3 * sum(p.nbytes for p in model.parameters()) + rows.nbytes + most
+
+
+@pytest.mark.parametrize(
+    "sizes, rows", [((256, 512), 512), ((256, 512), 4096), ((512, 256), 64), ((128, 256, 64), 2048)]
+)
+def test_the_memory_of_a_step_is_what_it_takes(sizes, rows):
+    model = Autoencoder(*sizes) if len(sizes) == 2 else StackedAutoencoder(sizes)
+    predicted = sum(step_memory(sizes, rows, torch.float32).values())
+    assert predicted == pytest.approx(measured_bytes(model, torch.rand(rows, sizes[0])), rel=0.15)
+    assert stack_parameters(sizes) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("D, H, k, rows", [(64, 8192, 16, 512), (64, 32768, 16, 512), (128, 8192, 8, 2048)])
+def test_the_memory_of_a_dictionary_has_no_rows_times_latents(D, H, k, rows):
+    model = SparseAutoencoder(D, H, f"topk:{k}")
+    predicted = sum(dictionary_memory(D, H, k, rows, torch.float32).values())
+    assert predicted == pytest.approx(measured_bytes(model, torch.rand(rows, D)), rel=0.15)
+
+
+def test_the_bytes_exchanged_are_those_of_the_gradients(tmp_path):
+    """Two devices send one copy of the gradients each, by a ring: all that is summed."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("needs gloo")
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Autoencoder(64, 32))
+        summed = []
+
+        def count(state, bucket):
+            summed.append(bucket.buffer().nbytes)
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        model.register_comm_hook(None, count)
+        model(torch.rand(16, 64)).total.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    (stage,) = estimate((64, 32), batch_size=16, devices=2).stages
+    assert stage.wire == sum(summed)
+    (many,) = estimate((64, 32), batch_size=16, devices=1000).stages
+    assert many.wire == pytest.approx(2 * sum(summed), rel=0.01)
+
+
+def test_limits_are_named():
+    one = estimate((2048, 10**6), batch_size=8192, sae="topk:32", dtype="bfloat16")
+    assert one.fits and one.bytes > 70e9 and one.stages[0].wire == 0
+    wide = estimate((4096, 10**6), batch_size=8192, sae="topk:32")
+    assert not wide.fits and wide.limit == "memory"
+    copied = estimate((2048, 10**6), batch_size=8192, sae="topk:32", devices=64)
+    assert copied.limit == "wire"
+    options = {"batch_size": 8192, "sae": "topk:32", "shard": "latents"}
+    split = [estimate((4096, 10**6), devices=n, **options) for n in (8, 64)]
+    assert all(found.fits and found.limit != "wire" for found in split[:1])
+    assert split[1].bytes < split[0].bytes / 4 and split[1].stages[0].wire < copied.stages[0].wire / 10
+
+
+def test_more_devices_take_less_each():
+    found = [estimate((784, 1000, 500), batch_size=2**16, devices=n) for n in (1, 8, 64)]
+    assert [stage.name for stage in found[0].stages] == ["layer 1", "layer 2", "fine-tuning"]
+    assert found[0].bytes > found[1].bytes > found[2].bytes
+    rates = [estimated.stages[0].epochs_per_hour for estimated in found]
+    assert rates == sorted(rates) and rates[0] < rates[2]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sizes": (8,)}, "sizes: .*8"),
+        ({"device_kind": "tpu"}, "device_kind: 'tpu' .*h100"),
+        ({"devices": 0}, "devices: .*0"),
+        ({"dtype": "float8"}, "dtype: 'float8' .*bfloat16"),
+        ({"shard": "latents"}, "shard: .*sae"),
+        ({"sae": "relu"}, "sae: .*'relu'"),
+        ({"sae": "topk:9", "shard": "latents", "devices": 8}, "sae: 9 .*2 latents"),
+        ({"sizes": (8, 4, 2), "sae": "topk:2"}, "sizes: .*dictionary"),
+    ],
+)
+def test_estimate_refuses(changes, words):
+    options: dict[str, Any] = {"sizes": (32, 16), "batch_size": 8, **changes}
+    with pytest.raises(ValueError, match=f"^{words}"):
+        estimate(options.pop("sizes"), **options)
