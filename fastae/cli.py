@@ -70,8 +70,9 @@ def _failure(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
         return 1
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return _fail(f"{error.filename}: {error.strerror}", 2)
+    if isinstance(error, OSError) and error.strerror:
+        what = "output" if error.filename is None else error.filename
+        return _fail(f"{what}: {error.strerror}", 2)
     told = getattr(error, "elsewhere", False)
     if isinstance(error, ValueError | TypeError | OSError):
         return _fail("" if told else str(error), 2)

@@ -55,6 +55,15 @@ def test_a_reader_that_went_away_is_no_traceback(here, line):
     assert err == "" and process.returncode in (0, 1)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full device")
+def test_output_that_cannot_be_written_is_one_message(here):
+    with open("/dev/full", "w") as full:
+        process = fastae_process("info", here, stdout=full)
+        _, err = process.communicate(timeout=120)
+    assert err.splitlines()[0] == "fastae: output: No space left on device" and "Traceback" not in err
+    assert process.returncode
+
+
 def await_log(process: subprocess.Popen[str], run: Path) -> None:
     """Wait for the first epoch's row."""
     log, limit = run / "log.csv", time.monotonic() + 60
