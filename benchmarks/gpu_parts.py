@@ -1,0 +1,618 @@
+"""The parts of ``gpu_check.py``: what a GPU is asked, each in a process of its own.
+
+A part is a function of a :class:`Machine` that returns JSON and hands over what it has in between. Under the
+stub driver (``dry``) the same calls are compiled and launched, and no time or error is ever a number.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import importlib.util
+import itertools
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from fastae_kernels import launch, selection, sparse
+from fastae_kernels.launch import Target, compile_only, target_of
+from fastae_kernels.plan import config
+from fastae_kernels.plan.schedules import GemmConfig
+from fastae_kernels.tools.stub import DEVICES
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastae
+from fastae.bench import runs
+from fastae.bench.gate import TOLERANCES, error_of, largest_error
+from fastae.bench.groups import STEP
+from fastae.bench.measure import Clock, Task, summary
+from fastae.bench.operators import OPERATORS, Call, Tensors
+from fastae.bench.problems import CONTRACTIVE, MASKING, Problem, Shape
+from fastae.bench.providers import FLOOR, Floor, make_provider
+from fastae.bench.results import clocks, describe
+from fastae.bench.suite import Suite
+from fastae.train.step import TrainingStep
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = (Shape(8192, 4096, 16384), Shape(8192, 784, 1000), Shape(1024, 784, 2000), Shape(256, 784, 1000))
+SMALL = (Shape(96, 192, 128), Shape(67, 131, 93))
+SMALL_TILES = GemmConfig(64, 64, 32, 4, 3, subtiles=2, tma=True)
+TABLE = ("encode", "decode_loss", "code_grad", "weight_grad dual")
+TILES = 4
+"""The number of tiles per operator in the table, from the largest on."""
+
+Save = Callable[[Any], None]
+
+
+class _Dry(Clock):
+    """Runs everything once, and has no times."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def task(self, work: Any, mode: str) -> Task:
+        run = getattr(work, mode)
+        if mode == "backward":
+            work.forward()
+        run()
+        return Task(run)
+
+    def interleaved(self, tasks: dict[str, Task], seconds: float) -> dict[str, list[float]]:
+        return {name: [] for name in tasks}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a part runs, until when (by ``time.monotonic``), and data that was carried along."""
+
+    dry: bool
+    deadline: float
+    data: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.dry else "cuda")
+
+    @property
+    def target(self) -> Target:
+        return DEVICES["h100"] if self.dry else target_of(self.device)
+
+    @functools.cached_property
+    def clock(self) -> Clock:
+        return _Dry() if self.dry else Clock(self.device)
+
+    @property
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def measure(self, tasks: dict[str, Task], seconds: float) -> dict[str, dict[str, float] | None]:
+        times = self.clock.interleaved(tasks, max(0.0, min(seconds, self.left)))
+        return {name: summary(values) if values else None for name, values in times.items()}
+
+
+class Work:
+    """A function that is timed."""
+
+    capturable = True
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.forward = function
+
+
+# --- stage 1 ----------------------------------------------------------------------------------------------
+
+
+def machine(here: Machine, save: Save) -> dict[str, Any]:
+    """Versions, the compiler's files, and what a large copy and a large product reach."""
+    from triton.runtime.cache import triton_key
+
+    library = Path(triton.__file__).parent / "_C" / "libtriton.so"
+    found: dict[str, Any] = {
+        "head": describe(here.device),
+        "libtriton_sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
+        "triton_key": hashlib.sha256(triton_key().encode()).hexdigest(),
+        "cache": os.environ.get("TRITON_CACHE_DIR", "by default"),
+        "clocks": {} if here.dry else clocks("cuda"),
+    }
+    save(found)
+    return found | {"peaks": None if here.dry else Suite(here.device).machine_peaks("bfloat16")}
+
+
+def tiles(name: str, target: Target) -> tuple[GemmConfig, ...]:
+    return config.configurations(target, torch.bfloat16, operator=name)[:TILES]
+
+
+def meta_tensors(shape: Shape) -> Tensors:
+    """Arguments without data."""
+    m, d, h = shape
+    sizes = {"x": (m, d), "weight": (h, d), "bias": (h,), "decoder_bias": (d,), "code": (m, h), "dz": (m, h),
+             "grad": (m, d)}  # fmt: skip
+    sums = {"sq_norms": (h,), "u": (h,), "scale": (), "penalty_scale": ()}
+    with torch.device("meta"):
+        return Tensors(
+            **{name: torch.empty(size, dtype=torch.bfloat16) for name, size in sizes.items()},
+            **{name: torch.empty(size) for name, size in sums.items()},
+            seed=torch.empty(1, dtype=torch.int64),
+        )
+
+
+def _compile(task: tuple[Target, str, Shape, GemmConfig | None]) -> int:
+    target, name, shape, gemm = task
+    with config.using(strategy="split" if gemm is None else "fused", gemm=gemm), compile_only(target) as made:
+        Call(OPERATORS[name], meta_tensors(shape)).forward()
+    return len(made)
+
+
+def prebuild(here: Machine, save: Save) -> dict[str, Any]:
+    """Compile what the table launches, on all cores; nothing where the cache was carried along."""
+    if here.dry:
+        return {"note": "under the stub driver each part compiles for itself"}
+    own = {shape: [None, *tiles(name, here.target)] for shape in SHAPES for name in TABLE}
+    tasks = [
+        (here.target, name, shape, gemm) for shape in SHAPES for name in TABLE
+        for gemm in own[shape]
+    ]  # fmt: skip
+    began, count = time.monotonic(), 0
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        for made in pool.imap_unordered(_compile, tasks):
+            count += made
+            save({"kernels": count, "seconds": time.monotonic() - began})
+    return {"kernels": count, "seconds": time.monotonic() - began}
+
+
+def smoke(here: Machine, save: Save) -> dict[str, Any]:
+    """Errors of every operator, fused and split, of the sparse ones, against float64."""
+    found: dict[str, Any] = {"errors": {}, "problems": {}}
+    for dtype, shape in itertools.product(("bfloat16", "float32"), SMALL):
+        tensors = Tensors.of(Problem.make(shape, getattr(torch, dtype), here.device))
+        for strategy, (name, operator) in itertools.product(("fused", "split"), OPERATORS.items()):
+            with config.using(strategy=strategy, gemm=SMALL_TILES):
+                _check(here, found, f"{name} {strategy} {dtype} {shape}", dtype, Call(operator, tensors))
+        for name, call in _sparse_calls(tensors).items():
+            _check(here, found, f"{name} {dtype} {shape}", dtype, call)
+        save(found)
+    return found
+
+
+class _Compared(NamedTuple):
+    run: Callable[[], tuple[Tensor, ...]]
+    exact: Callable[[], tuple[Tensor, ...]]
+
+    def forward(self) -> Any:
+        return self.run()
+
+    def error(self) -> float:
+        return largest_error(zip(self.run(), self.exact(), strict=True))
+
+
+def _sparse_calls(t: Tensors) -> dict[str, _Compared]:
+    """Sums by segments and their gradient; the largest entries, whose values are compared."""
+    M, k = len(t.x), 8
+    index = torch.arange(M * k, device=t.x.device) % len(t.weight)
+    starts = torch.arange(0, M * k + 1, k, device=t.x.device)
+    values = t.code.flatten()[: M * k].float()
+    place = torch.arange(M * k, device=t.x.device)
+    segment = place // k
+
+    def exact_sums() -> tuple[Tensor, ...]:
+        rows = t.weight.double()[index]
+        sums = torch.zeros(t.x.shape, dtype=torch.float64, device=t.x.device)
+        sums.index_add_(0, segment, values.double()[:, None] * rows)
+        return sums, (rows * t.x.double()[segment]).sum(1)
+
+    def exact_top() -> tuple[Tensor, ...]:
+        z = t.x.double() @ t.weight.double().t() + t.bias.double()
+        return (z.topk(k, 1).values,)
+
+    return {
+        "segment_sums": _Compared(
+            lambda: sparse.segment_sums(t.weight, index, starts, values, t.x, place),  # pyright: ignore[reportArgumentType]
+            exact_sums,
+        ),
+        "top_entries": _Compared(
+            lambda: selection.top_entries(t.x, t.weight, t.bias, k)[:1], exact_top
+        ),
+    }  # fmt: skip
+
+
+def _check(here: Machine, found: dict[str, Any], name: str, dtype: str, call: Any) -> None:
+    try:
+        if here.dry:
+            call.forward()
+            found["errors"][name] = None
+            return
+        error = found["errors"][name] = call.error()
+        if not error <= TOLERANCES[dtype]:
+            found["problems"][name] = f"off by {error:.1e}"
+    except Exception as error:  # the others still count
+        found["problems"][name] = f"{type(error).__name__}: {error}"[:300]
+
+
+def captured(here: Machine, save: Save, steps: int = 20) -> dict[str, Any]:
+    """Twenty captured training steps beside plain ones, on the same noise."""
+    x = torch.rand(256, 784, device=here.device)
+    model = fastae.nn.Autoencoder(784, 1000, corruption=MASKING, contractive=CONTRACTIVE).to(here.device)
+    ends, found = [], {}
+    for graph in (False, not here.dry):
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(own.parameters(), fused=True)
+        step = TrainingStep(own, optimizer, autocast=torch.bfloat16, graph=graph)
+        torch.manual_seed(0)
+        for _ in range(steps):
+            step(x)
+        ends.append([p.detach().clone() for p in own.parameters()])
+        found = {"captured": step.captured, "reason": step.reason}
+    if here.dry:
+        return found
+    apart = max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True))
+    problems = {} if apart == 0.0 and found["captured"] else {"captured": f"off by {apart:.1e}"}
+    return found | {"difference": apart, "problems": problems}
+
+
+class _NoProducts(TorchDispatchMode):
+    """Leaves out the library's products, so that the pass after one is alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "fastae":
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+        if func is torch.ops.aten.mm.out:
+            return kwargs["out"]
+        return args[0] if func is torch.ops.aten.addmm_.default else func(*args, **kwargs)
+
+
+def _bare_products(name: str, t: Tensors) -> Callable[[], None]:
+    pairs = {
+        "encode": [(t.x, t.weight.t())],
+        "decode_loss": [(t.code, t.weight)],
+        "code_grad": [(t.grad, t.weight.t())],
+        "weight_grad dual": [(t.dz.t(), t.x), (t.code.t(), t.grad)],
+    }
+
+    def run() -> None:
+        for a, b in pairs[name]:
+            torch.mm(a, b)
+
+    return run
+
+
+def table(here: Machine, save: Save) -> dict[str, Any]:
+    """Per shape and operator: the library's products, split, its pass alone, fused with each tile.
+
+    Replays of graphs one after another with an empty second-level cache: medians and quartiles.
+    """
+    found: dict[str, Any] = {"times": {}, "errors": {}, "problems": {}, "left_out": []}
+    cases = list(itertools.product(SHAPES, TABLE))
+    for number, (shape, name) in enumerate(cases):
+        where, share = f"{name} {shape}", here.left / (len(cases) - number)
+        if here.left < 2.0:
+            found["left_out"].append(where)
+            continue
+        tensors = Tensors.of(Problem.make(shape, torch.bfloat16, here.device))
+        call, exact = Call(OPERATORS[name], tensors), None
+        if not here.dry:
+            exact = OPERATORS[name].exact(tensors.wide())
+        tasks = {"products": here.clock.task(Work(_bare_products(name, tensors)), "forward")}
+        planned: dict[str, dict[str, Any]] = {"split": {"strategy": "split"}, "pass": {"strategy": "split"}}
+        planned |= {str(g): {"strategy": "fused", "gemm": g} for g in tiles(name, here.target)}
+        for variant, overrides in planned.items():
+            try:
+                with config.using(**overrides), _NoProducts() if variant == "pass" else nullcontext():
+                    if exact is not None and variant != "pass":
+                        results = call.forward()
+                        results = (results,) if isinstance(results, Tensor) else results
+                        kept = [r for r in results if r.numel()]
+                        error = found["errors"][f"{where} {variant}"] = largest_error(
+                            zip(kept, exact, strict=True)
+                        )
+                        if not error <= TOLERANCES["bfloat16"]:
+                            found["problems"][f"{where} {variant}"] = f"off by {error:.1e}"
+                            continue
+                    tasks[variant] = here.clock.task(call, "forward")
+            except Exception as error:
+                found["problems"][f"{where} {variant}"] = f"{type(error).__name__}: {error}"[:300]
+        found["times"][where] = here.measure(tasks, 0.6 * share)
+        save(found)
+    return found
+
+
+def steps(here: Machine, save: Save) -> dict[str, Any]:
+    """A step over its bare products at four shapes: as planned, all fused, all split, as one graph, eager."""
+    return _providers(here, save, SHAPES, ("fastae", "fused", "split", "graph", "eager"))
+
+
+def _providers(
+    here: Machine, save: Save, shapes: tuple[Shape, ...], names: tuple[str, ...]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"times": {}, "called": {}, "errors": {}, "problems": {}, "left_out": []}
+    for number, shape in enumerate(shapes):
+        share = here.left / (len(shapes) - number)
+        problem = Problem.make(shape, torch.bfloat16, here.device)
+        ready: dict[str, Any] = {FLOOR: Floor(STEP, problem)}
+        tasks = {FLOOR: here.clock.task(ready[FLOOR], "full")}
+        for name in names:
+            where = f"{name} {shape}"
+            if here.left < 2.0:
+                found["left_out"].append(where)
+                continue
+            try:
+                own = "fastae" if here.dry and name == "graph" else name
+                provider = make_provider(own, STEP, problem)
+                if not here.dry:
+                    error = found["errors"][where] = error_of(provider, STEP, problem)
+                    if not error <= TOLERANCES["bfloat16"]:
+                        found["problems"][where] = f"off by {error:.1e}"
+                        continue
+                tasks[name], ready[name] = here.clock.task(provider, "full"), provider
+            except Exception as error:
+                found["problems"][where] = f"{type(error).__name__}: {error}"[:300]
+        found["times"][str(shape)] = times = here.measure(tasks, 0.5 * share)
+        if not here.dry:
+            floor = times[FLOOR]["median"]  # pyright: ignore[reportOptionalSubscript]
+            found.setdefault("over_floor", {})[str(shape)] = {
+                name: round(value["median"] / floor, 3) for name, value in times.items() if value
+            }
+            found["called"][str(shape)] = {name: here.clock.called(p.full) for name, p in ready.items()}
+        save(found)
+    return found
+
+
+# --- stage 2 ----------------------------------------------------------------------------------------------
+
+_KERNELS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernels/test_*.py"))
+_LATER = ("configurations", "addresses")
+_NOT_THERE = ("aot", "stub", "tables", "cost", "config")  # which need no GPU
+TESTS = {
+    "kernels": [f for f in _KERNELS if not f[:-3].endswith(_LATER + _NOT_THERE)],
+    "training": ["tests/train/test_graph.py", "tests/train/test_step.py"],
+    "configurations": [f for f in _KERNELS if f[:-3].endswith(_LATER)],
+}
+
+
+def run_tests(which: str, here: Machine, save: Save) -> dict[str, Any]:
+    """Counts of tests, and the names of those that fail."""
+    workers = max(1, (os.cpu_count() or 1) * 3 // 4)  # most of the time is compiling kernels
+    spread = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command += ["-m", "not slow", *([] if here.dry else spread), *TESTS[which]]
+        limit = max(5.0, here.left - 8.0)
+        code, output = call_for(limit, command + (["--collect-only"] if here.dry else []))
+        if here.dry:
+            problems = {} if code == 0 else {"collection": output[-500:]}
+            return {"collected": output.strip().splitlines()[-1:], "problems": problems}
+        if not report.exists():
+            return {"problems": {which: f"no report, exit code {code}"}, "output": output[-2000:]}
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+        assert suite is not None
+        counts = Counter({k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")})
+        problems = {} if code is not None else {which: "not finished in time"}
+        for case in suite.iter("testcase"):
+            for failure in [*case.iter("failure"), *case.iter("error")]:
+                name = f"{case.get('classname')}::{case.get('name')}"
+                problems[name] = (failure.get("message") or "failed")[:300]
+    return {**counts, "problems": problems}
+
+
+def call_for(seconds: float, command: list[str]) -> tuple[int | None, str]:
+    """(exit code, output) of a command; ``None`` where it took too long and was interrupted."""
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=said, stderr=subprocess.STDOUT
+    ) as process:  # fmt: skip
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end(process)
+            code = None
+        said.seek(0)
+        return code, said.read()
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Interrupt a process and all that it started, then end them."""
+    import signal
+    from contextlib import suppress
+
+    for number, seconds in ((signal.SIGINT, 6.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(seconds)
+
+
+def suite(here: Machine, save: Save) -> dict[str, Any]:
+    """``fastae bench`` of steps and operators: its own file of results is in the answer."""
+    from fastae.commands import bench
+    from fastae.console import Console
+
+    if here.dry:
+        made = Suite(here.device, clock=here.clock).cases(
+            ("step", "operators"), SHAPES, ("bfloat16",), bench.training_run("digits", "quick"),
+            compiled=False, all_compiled=False,
+        )  # fmt: skip
+        return {"cases": [case.key for case in made]}
+    import json
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.json"
+        problems = {}
+        try:
+            measured = bench.Config(
+                groups=("step", "operators"), dtype=("bfloat16",), device="cuda", compile=False,
+                seconds=max(5.0, here.left - 12.0), out=str(out),
+            )  # fmt: skip
+            bench.run(measured, Console())
+        except bench.MeasurementError as error:
+            problems["suite"] = str(error)
+        return {"results": json.loads(out.read_text()), "problems": problems}
+
+
+# --- stage 3 ----------------------------------------------------------------------------------------------
+
+
+def compilers(here: Machine, save: Save) -> dict[str, Any]:
+    """torch.compile and its reduce-overhead mode beside a captured step, at two shapes."""
+    names = ("eager", "fastae") if here.dry else ("fastae", "graph", "compile", "reduce-overhead")
+    return _providers(here, save, (Shape(256, 784, 1000), Shape(8192, 4096, 8192)), names)
+
+
+PROFILED = {"encode": 0, "decode_loss": 0, "decode_loss split": None}
+"""Launches for the profiler: an operator with its first tile, or its pass."""
+
+
+def launch_once(name: str, dry: bool) -> None:
+    """The launch that is profiled, after one that warms up."""
+    here = Machine(dry, time.monotonic() + 60.0)
+    operator, _, split = name.partition(" ")
+    gemm = None if split else tiles(operator, here.target)[0]
+    call = Call(
+        OPERATORS[operator], Tensors.of(Problem.make(SHAPES[0], torch.bfloat16, here.device))
+    )  # fmt: skip
+    with config.using(strategy="split" if split else "fused", gemm=gemm):
+        call.forward()
+        call.forward()
+    if not dry:
+        torch.cuda.synchronize()
+
+
+def profiler(here: Machine, save: Save) -> dict[str, Any]:
+    """Nsight Compute's basic counters of three launches; the card's clocks stay as they are."""
+    tool, found, problems = shutil.which("ncu"), {}, {}
+    for name in PROFILED:
+        kernel = "elementwise" if name.endswith("split") else "gemm"
+        own = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--launch", name]
+        if here.dry:
+            launch_once(name, True)
+            found[name] = None
+            continue
+        if tool is None:
+            return {"skipped": "ncu is not installed"}
+        options = ["--clock-control", "none", "--set", "basic", "-k", f"regex:{kernel}", "-s", "1", "-c", "1"]
+        code, output = call_for(max(5.0, min(40.0, here.left - 2.0)), [tool, *options, *own])
+        found[name] = output[-6000:]
+        if code != 0:
+            problems[name] = f"exit code {code}"
+        save({"output": found, "problems": problems})
+    return {"output": found, "problems": problems}
+
+
+def digits(here: Machine, save: Save) -> dict[str, Any]:
+    """A whole run on digits beside its bare products and a plain script."""
+    from fastae.commands.bench import training_run
+
+    run = training_run("digits", "quick")
+    if here.dry:
+        run = replace(run, dataset=runs.first_rows(run.dataset, 64), epochs=1)
+        return {"losses": len(runs.by_engine(run, "float32", torch.device("cpu")))}
+    found: dict[str, Any] = {}
+    for name, provider in runs.providers_of(run, "bfloat16", here.device).items():
+        provider()
+        began = time.monotonic()
+        losses = provider()
+        torch.cuda.synchronize()
+        found[name] = {"seconds": time.monotonic() - began, "losses": losses}
+        save(found)
+    return found
+
+
+def mnist(here: Machine, save: Save) -> dict[str, Any]:
+    """The classic stack, 784-1000-1000-1000-10, pretrained and fine-tuned: seconds and test error."""
+    from fastae.train import Stage, TrainConfig, load_dataset, train
+    from fastae.train.evaluation import evaluate
+
+    if here.data is None:
+        return {"skipped": "no data was carried: --data FOLDER of MNIST's files"}
+    dataset = load_dataset(str(here.data))
+    if here.dry:
+        return {"rows": len(dataset.train)}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainConfig(
+            sizes=(784, 1000, 1000, 1000), corruption=("masking:0.25",), classifier=True,
+            pretrain=Stage(epochs=15, batch_size=256), finetune=Stage(epochs=0),
+            supervised=Stage(epochs=50, batch_size=256, lr=1e-3, schedule="CosineAnnealingLR"),
+            precision="bfloat16", device="cuda", out=str(Path(folder) / "run"), tensorboard=False,
+        )  # fmt: skip
+        began = time.monotonic()
+        result = train(settings, dataset=dataset)
+        seconds = time.monotonic() - began
+        assert dataset.test is not None
+        figures = evaluate(result.stack, dataset.test, classifier=result.classifier)
+    error = figures["classifier_error"]
+    slow = {"mnist": f"{100 * error:.2f} % in {seconds:.0f} s"} if error > 0.013 or seconds > 60.0 else {}
+    return {"seconds": seconds, "test_error": error, "problems": slow}
+
+
+# --- all of them ------------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """What to run, and its limit in seconds; ``kernels``: whether a dry run needs the stub driver."""
+
+    run: Callable[[Machine, Save], dict[str, Any]]
+    seconds: float
+    kernels: bool = True
+
+
+STAGES: dict[int, tuple[float, dict[str, Part]]] = {
+    1: (
+        270.0,
+        {
+            "machine": Part(machine, 30.0),
+            "prebuild": Part(prebuild, 60.0, kernels=False),
+            "smoke": Part(smoke, 60.0),
+            "captured": Part(captured, 30.0),
+            "table": Part(table, 100.0),
+            "steps": Part(steps, 60.0),
+        },
+    ),
+    2: (
+        230.0,
+        {
+            "test kernels": Part(functools.partial(run_tests, "kernels"), 120.0, kernels=False),
+            "test training": Part(functools.partial(run_tests, "training"), 45.0, kernels=False),
+            "suite": Part(suite, 70.0, kernels=False),
+            "test configurations": Part(functools.partial(run_tests, "configurations"), 60.0, kernels=False),
+        },
+    ),
+    3: (
+        190.0,
+        {
+            "compilers": Part(compilers, 80.0),
+            "profiler": Part(profiler, 60.0),
+            "digits": Part(digits, 30.0, kernels=False),
+            "mnist": Part(mnist, 70.0, kernels=False),
+        },
+    ),
+}
+
+
+@contextmanager
+def under(dry: bool, part: Part) -> Iterator[None]:
+    """The stub driver around a dry part's kernels."""
+    from fastae_kernels.tools.stub import stub_driver
+
+    if dry and part.kernels:
+        os.environ["FASTAE_BACKEND"] = "triton"
+        with stub_driver(compute=False):
+            yield
+    else:
+        yield
+
+
+assert launch.INTERPRETED is False, "TRITON_INTERPRET is set"
