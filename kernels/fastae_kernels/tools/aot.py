@@ -1,6 +1,7 @@
 """Compile every kernel ahead of time, without a GPU, and report what the compiler made of it.
 
     python -m fastae_kernels.aot [--target cuda:90 ...] [--json FILE] [--operator NAME ...] [--dtype NAME ...]
+                                 [--table]
 
 The operators themselves run, on tensors without data, and their launches are compiled in place of being run:
 argument types, alignments and constants are those of real calls. One row per kernel, dtype and
@@ -66,6 +67,9 @@ class Row:
     stores: str  # the widest stores to it
     pipelined: bool  # loads run ahead of their use
     seconds: float
+    instructions: int = 0  # in the binary, with --table; then
+    barriers: int = 0
+    shuffles: int = 0
 
 
 # --- what is compiled -------------------------------------------------------------------------------------
@@ -265,11 +269,21 @@ def _hip_report(asm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _counts(asm: Any) -> dict[str, int]:
+    """Instructions of a cubin, disassembled by the tool that comes with Triton."""
+    names = re.findall(r"^\S+\t(?:@!?\S+ )?([A-Z][A-Z0-9.]*)", asm["sass"], re.MULTILINE)
+    return {
+        "instructions": sum(name != "NOP" for name in names),
+        "barriers": sum(name.startswith("BAR.") for name in names),
+        "shuffles": sum(name.startswith("SHFL") for name in names),
+    }
+
+
 _reports: dict[str, dict[str, Any]] = {}
 """By the kernel's hash: one that is compiled already has no log of its own."""
 
 
-def _report(compiled: Compiled, target: Target, logs: list[str]) -> dict[str, Any]:
+def _report(compiled: Compiled, target: Target, logs: list[str], counted: bool) -> dict[str, Any]:
     kernel = compiled.kernel
     if kernel.hash not in _reports:
         if target.backend == "hip":
@@ -278,12 +292,14 @@ def _report(compiled: Compiled, target: Target, logs: list[str]) -> dict[str, An
             report = _cuda_report(kernel.asm, next(log for log in logs if f"'{kernel.metadata.name}'" in log))
         shared, seconds = kernel.metadata.shared, round(compiled.seconds, 2)
         _reports[kernel.hash] = {**report, "shared": shared, "seconds": seconds}
+        if counted and target.backend == "cuda":
+            _reports[kernel.hash] |= _counts(kernel.asm)
     return _reports[kernel.hash]
 
 
-def _compile(task: tuple[str, str, str]) -> list[Row]:
+def _compile(task: tuple[str, str, str, bool]) -> list[Row]:
     """The rows of one operator and dtype on one target."""
-    name, operator, dtype_name = task
+    name, operator, dtype_name, counted = task
     target, dtype = TARGETS[name], DTYPES[dtype_name]
     case = next(case for case in _cases() if case.name == operator)
     rows: dict[tuple[str, str], Row] = {}
@@ -298,18 +314,25 @@ def _compile(task: tuple[str, str, str]) -> list[Row]:
             logs = re.split(r"(?=ptxas\S* info\s+: Compiling entry function)", log.getvalue())[1:]
             for compiled in kernels:
                 configuration = _describe(compiled, overrides)
-                report = _report(compiled, target, logs)
+                report = _report(compiled, target, logs, counted)
                 row = Row(name, operator, compiled.name, dtype_name, configuration, **report)
                 rows.setdefault((compiled.name, configuration), row)
     return list(rows.values())
 
 
 def compile_all(
-    targets: list[str], operators_: list[str] | None = None, dtypes: list[str] | None = None, jobs: int = 1
+    targets: list[str],
+    operators_: list[str] | None = None,
+    dtypes: list[str] | None = None,
+    jobs: int = 1,
+    counted: bool = False,
 ) -> Iterator[Row]:
-    """The rows of every case as they come; ``jobs`` processes share the work."""
+    """The rows of every case as they come; ``jobs`` processes share the work.
+
+    ``counted`` disassembles the kernels for CUDA, which takes a while, and counts their instructions.
+    """
     tasks = [
-        (target, case.name, dtype)
+        (target, case.name, dtype, counted)
         for target in targets
         for case in _cases()
         for dtype in dtypes or DTYPES
@@ -363,6 +386,17 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def table(rows: list[Row]) -> str:
+    """A table of the instructions, accesses and registers of every kernel for CUDA."""
+    heads = ("operator", "kernel", "configuration", "instructions", "barriers", "shuffles", "loads", "stores",
+             "registers", "spilled", "shared")  # fmt: skip
+    lines = ["| " + " | ".join(("target", "dtype", *heads)) + " |", "|---" * (len(heads) + 2) + "|"]
+    for row in (row for row in rows if row.instructions):
+        cells = (row.target, row.dtype, *(getattr(row, head) for head in heads))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     names = [case.name for case in _cases()]
     parser = argparse.ArgumentParser(
@@ -387,21 +421,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     parser.add_argument("--markdown", action="store_true", help="print a table of the 16-bit products last")
     parser.add_argument(
+        "--table", action="store_true", help="count instructions in the binaries, and print them last"
+    )
+    parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="number of processes; by default one per core"
     )
     given = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("TRITON_INTERPRET is set: the interpreter does not compile")
-    print(_line(Row.__dataclass_fields__))
+    shown = len(_WIDTHS)
+    print(_line(list(Row.__dataclass_fields__)[:shown]))
     rows = []
-    for row in compile_all(given.target, given.operator, given.dtype, max(1, given.jobs)):
+    for row in compile_all(given.target, given.operator, given.dtype, max(1, given.jobs), given.table):
         rows.append(row)
-        print(_line(asdict(row).values()), flush=True)
+        print(_line(list(asdict(row).values())[:shown]), flush=True)
     if given.json:
         versions = {"triton": triton.__version__, "torch": torch.__version__}
         choices.replace_json(Path(given.json), {**versions, "rows": [asdict(row) for row in rows]})
     if given.markdown:
         print(markdown(rows))
+    if given.table:
+        print(table(rows))
     found = problems(rows)
     for problem in found:
         print(problem, file=sys.stderr)
