@@ -31,6 +31,7 @@ _METAVARS = {
     "shape": "HxW",
     "shapes": "MxDxH",
     "test": "FILE",
+    "why": "MxDxH",
 }
 _BY_TYPE = {int: "N", float: "X", str: "NAME", bool: "True|False"}
 
