@@ -139,22 +139,15 @@ def load_dataset(
     one-hot columns named so, as ``label_cat``) gives them unless ``label`` or ``labels`` say otherwise.
     Training takes their numbers 0..K-1 among ``classes``. Continuous labels are kept, but are no classes.
 
-    Scalings, fitted on the train part only (sparse rows take only those that need no offset):
-
-    ================== ===================================================================================
-    ``auto``           uint8 divided by 255; sparse rows by their largest magnitude, per column where columns
-                       are unlike (one has less than a tenth of the whole range); what lies in [0, 1] left
-                       alone; tables of unlike columns as ``minmax``; the rest as ``unit``
-    ``none``           values as they are
-    ``unit``           [0, 1] by the smallest and largest value of all
-    ``minmax``         [0, 1] for each column; a constant one becomes 0
-    ``standard``       mean 0 and standard deviation 1 for each column; a constant one becomes 0
-    ================== ===================================================================================
-
     Args:
         data: a name, else a path (``./digits`` for a file of that name).
         test: path of the test part, where ``data`` has none.
-        scaling: one of the above, or a scaling that was fitted before.
+        scaling: fitted on the train part only, or one that was fitted before. ``none`` leaves values as they
+            are; ``unit`` takes the range of all values to [0, 1], ``minmax`` that of each column, and
+            ``standard`` gives each column mean 0 and deviation 1; a constant column becomes 0. ``auto``
+            divides uint8 by 255, leaves what lies in [0, 1] alone, and takes ``minmax`` for tables of unlike
+            columns (one has less than a tenth of the whole range), else ``unit``; sparse rows, which can
+            have no offset, are divided by their largest magnitude, per column where columns are unlike.
         label: the column (or the array of a file of named arrays) with the labels, or several one-hot
             columns; "none" for no labels. Columns without names are counted from 0.
         labels: path of a file with the labels of the train part, where ``data`` has none.
@@ -174,15 +167,8 @@ def load_dataset(
     wanted = (label,) if isinstance(label, str) else tuple(label or ())
     columns = Columns(wanted, tuple(drop), None if features is None else tuple(features))
     name, raw = _read_data(data, columns, cache_dir, download)
-    train, held_out = raw.train, raw.test
-    if test is not None:
-        held_out = _read_test(_absolute(test), name, raw, columns)
-    if not columns.wants_labels:
-        train = replace(train, labels=None)
-        held_out = None if held_out is None else replace(held_out, labels=None)
-    if labels is not None:
-        train = _with_labels(train, _absolute(labels))
-    dataset = _make_dataset(name, train, held_out, scaling, classes, test_fraction, seed)
+    raw = _add_parts(name, raw, columns, test, labels)
+    dataset = _make_dataset(name, raw.train, raw.test, scaling, classes, test_fraction, seed)
     given = {"data": None if data in NAMES else data, "test": test, "labels": labels}
     return replace(
         dataset, paths={key: str(_absolute(path)) for key, path in given.items() if path is not None}
@@ -277,6 +263,19 @@ def _read_data(data: str, columns: Columns, cache_dir: Path | None, download: bo
         raise DataError(f"{data}: no such data set or file; {hint}known data sets: {', '.join(NAMES)}")
     path = _absolute(data)
     return file_name(path), read_source(path, columns)
+
+
+def _add_parts(name: str, raw: RawData, columns: Columns, test: str | None, labels: str | None) -> RawData:
+    """The parts of a data set with a test part and labels from files of their own, or without any labels."""
+    train, held_out = raw.train, raw.test
+    if test is not None:
+        held_out = _read_test(_absolute(test), name, raw, columns)
+    if not columns.wants_labels:
+        train = replace(train, labels=None)
+        held_out = None if held_out is None else replace(held_out, labels=None)
+    if labels is not None:
+        train = _with_labels(train, _absolute(labels))
+    return RawData(train, held_out)
 
 
 def _absolute(path: str) -> Path:
