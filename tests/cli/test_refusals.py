@@ -53,7 +53,7 @@ def make_files() -> None:
 
 
 BAD_TRAINING = {  # arguments of train: what the message has to name
-    "unknown flag": ("--nonsense 3", "--nonsense --help-all"),
+    "unknown flag": ("--zzz 3", "--zzz --help-all"),
     "both forms of widths": ("--hidden 8 --sizes 64 8", "hidden [8] sizes [64, 8]"),
     "hidden layer of nothing": ("--hidden 8 0", "hidden [8, 0]"),
     "two data sets": ("digits --data digits", "--data twice"),
