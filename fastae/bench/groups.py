@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional, reference
-from .problems import CONTRACTIVE, MASKING, Problem
+from ..sparse import TopK
+from ..sparse import reference as sparse_reference
+from .problems import ACTIVE, CONTRACTIVE, MASKING, Problem
 
 Function = Callable[..., tuple[Tensor, ...]]
 Product = tuple[Tensor, Tensor]
@@ -217,7 +219,41 @@ INFERENCE = Group(
     forward=lambda p: [(p.x, p.weight.t()), (p.code, p.weight)],
 )
 
+# --- a step of a dictionary ------------------------------------------------------------------------------
+
+
+def _topk_step(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> tuple[Tensor]:
+    z = F.linear(x - decoder_bias, weight, bias)
+    values, latents = z.topk(ACTIVE, dim=1)
+    code = torch.zeros_like(z).scatter(1, latents, values.relu())
+    return ((code @ weight + decoder_bias - x).square().sum(1).mean(),)
+
+
+def _our_topk_step(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> tuple[Tensor]:
+    loss, _ = functional.sparse_autoencoder_loss(
+        x, weight, bias, weight, decoder_bias, activation=TopK(ACTIVE)
+    )
+    return (loss.total,)
+
+
+def _exact_topk_step(x: Tensor, p: Problem) -> tuple[Tensor]:
+    code = sparse_reference.topk(F.linear(x - p.decoder_bias, p.weight, p.bias), ACTIVE)
+    return ((code @ p.weight + p.decoder_bias - x).square().sum(1),)
+
+
+SPARSE = Group(
+    "sparse",
+    ("full",),
+    inputs=lambda p: (p.x, *p.parameters),
+    leaves=lambda p: p.parameters,
+    seeds=lambda p: (1.0,),
+    ours=_our_topk_step,
+    eager=_topk_step,
+    exact=_exact_topk_step,
+    forward=lambda p: [(p.x, p.weight.t())],  # the floor is the encoder's product alone
+)
+
 GROUPS: dict[str, Any] = {
-    group.name: group for group in (STEP, ENCODE, RECONSTRUCTION_LOSS, CORRUPTION, INFERENCE)
+    group.name: group for group in (STEP, ENCODE, RECONSTRUCTION_LOSS, CORRUPTION, INFERENCE, SPARSE)
 }
 """By name. Whole training runs are in :mod:`fastae.bench.runs`."""

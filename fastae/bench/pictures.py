@@ -16,7 +16,7 @@ from .operators import GROUP, OPERATORS
 from .providers import FLOOR
 from .report import Fit, points_of, provider_names, sweeps
 from .results import CaseResult, Results
-from .suite import STACK, SWEEP
+from .suite import SPARSE, STACK, SWEEP
 
 # one colour a family: what is fastae, PyTorch as written, compiled; one marker each
 _LOOKS = {
@@ -41,7 +41,7 @@ _COLUMNS = 2
 def draw(results: Results) -> dict[str, tuple[str, bytes]]:
     """(caption, PNG) by name, of every picture that there are figures for."""
     figures: dict[str, tuple[str, Figure]] = {}
-    panels = [panel for panel in results.groups if panel[0] != SWEEP and any(_shown(panel[2]))]
+    panels = [panel for panel in results.groups if panel[0] not in (SWEEP, SPARSE) and any(_shown(panel[2]))]
     if panels:
         figures["ratios"] = ("Times over those of the bare products", ratios(panels))
     for dtype, peaks in results.peaks.items():
@@ -57,6 +57,11 @@ def draw(results: Results) -> dict[str, tuple[str, bytes]]:
     for group, dtype, cases in results.groups:
         if group == SWEEP and next(sweeps(cases), None) is not None:
             figures[f"scaling-{dtype}"] = (f"How the step's cost grows, {dtype}", scaling(cases, dtype))
+        if group == SPARSE and any(_shown(cases)):
+            figures[f"sparse-{dtype}"] = (
+                f"A dictionary's step as its latents grow, {dtype}",
+                dictionaries(cases, dtype),
+            )
     return {name: (caption, render(figure)) for name, (caption, figure) in figures.items()}
 
 
@@ -286,6 +291,56 @@ def scaling(cases: Sequence[CaseResult], dtype: str) -> Figure:
             axes.set_ylabel("time of a step, ms")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
     return figure
+
+
+@styled
+def dictionaries(cases: Sequence[CaseResult], dtype: str) -> Figure:
+    """Medians over the number of latents, and where selecting becomes faster than dense products."""
+    names = [name for name in provider_names(cases) if name in _LOOKS]
+    lines = {name: sorted(_latents(cases, name)) for name in names}
+    peaks: dict[str, list[tuple[int, float]]] = {
+        name: sorted((int(c.shape.split("x")[2]), c.peak_bytes[name]) for c in cases if name in c.peak_bytes)
+        for name in names
+    }
+    panels = [("time of a step, ms", 1e3, lines)]
+    if any(peaks.values()):
+        panels.append(("peak memory, MiB", 2.0**-20, peaks))
+    figure = new_figure(f"A step of a dictionary as its latents grow, {dtype}", 4.0)
+    for number, (label, unit, series) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        for name, points in series.items():
+            if points:
+                sizes, values = zip(*points, strict=True)
+                colour, marker = _LOOKS[name]
+                shown = [unit * value for value in values]
+                axes.plot(sizes, shown, marker="o" if name == FLOOR else marker, color=colour, label=name)
+        if number == 1 and (place := crossover(lines.get("fastae", []), lines.get("eager", []))):
+            axes.axvline(place, color=INK, linewidth=1.0, linestyle=":")
+            axes.set_title(f"fastae is faster than eager from about {place:,.0f} latents")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set(xlabel="latents", ylabel=label)
+        axes.legend()
+    return figure
+
+
+def _latents(cases: Sequence[CaseResult], name: str) -> Iterator[tuple[int, float]]:
+    """(latents, median seconds) of a provider, where it was measured and is right."""
+    for case in cases:
+        if case.ratio("full", name) is not None:
+            yield int(case.shape.split("x")[2]), case.times["full"][name]["median"]
+
+
+def crossover(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]]) -> float | None:
+    """The size from which ``ours`` stays below, by logarithms between two measured ones; or ``None``."""
+    times = dict(theirs)
+    gaps = [(math.log(size), math.log(value / times[size])) for size, value in ours if size in times]
+    for (low, above), (high, below) in reversed(list(itertools.pairwise(gaps))):
+        if below >= 0.0:
+            return None
+        if above >= 0.0:
+            return math.exp(low + (high - low) * above / (above - below))
+    return None
 
 
 def _fixed(axis: str, case: CaseResult) -> str:

@@ -14,7 +14,7 @@ from . import operators
 from .problems import Shape
 from .providers import ABOUT, FLOOR
 from .results import CaseResult, Results, differences
-from .suite import STACK, SWEEP, sweep_shapes
+from .suite import SPARSE, STACK, SWEEP, sweep_shapes
 
 NONE = "-"
 _STEADY = 0.25
@@ -100,6 +100,7 @@ def sheets(results: Results) -> list[Sheet]:
 def _ratio_sheet(group: str, dtype: str, cases: Sequence[CaseResult]) -> Sheet:
     names = [name for name in provider_names(cases) if name != FLOOR]
     floor = "copy" if group == "corruption" else FLOOR
+    floor = "encoder's product" if group == SPARSE else floor
     title = f"{group}, {dtype}: time over that of the {floor}, median ± half the interquartile range"
     sheet = Sheet(title, ["MxDxH", "mode", f"{floor}, ms", *names], remarks=_remarks(cases))
     for case in cases:

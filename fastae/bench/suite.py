@@ -31,8 +31,11 @@ from .providers import (
 from .results import CaseResult, Results
 from .runs import Run
 
-SWEEP, STACK = "sweep", "stack"
-NAMES = ("step", STACK, operators.GROUP, "encode", "reconstruction_loss", "corruption", "inference", SWEEP)
+SWEEP, STACK, SPARSE = "sweep", "stack", "sparse"
+NAMES = (
+    *("step", STACK, operators.GROUP, "encode", "reconstruction_loss", "corruption", "inference"),
+    *(SPARSE, SWEEP),
+)
 """All groups, the most informative first."""
 
 SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
@@ -58,6 +61,11 @@ SHAPES: dict[str, dict[str, tuple[Shape, ...]]] = {
         ),
     },
 }
+SPARSE_SHAPES = {
+    "quick": tuple(Shape(256, 256, latents) for latents in (256, 1024, 4096, 16_384)),
+    "full": tuple(Shape(1024, 512, latents) for latents in (512, 2048, 8192, 32_768, 131_072)),
+}
+"""Of dictionaries, whose latents grow."""
 SWEEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SWEEP_PROVIDERS = (FLOOR, "fastae", "fused", "split", "eager")
 RUN_ROUNDS = 5
@@ -142,7 +150,7 @@ class Suite:
         found: list[Case] = []
         for dtype in dtypes:
             for number, shape in enumerate(shapes):
-                for name in (name for name in NAMES if name in groups and name in GROUPS):
+                for name in (n for n in NAMES if n in groups and n in GROUPS and n != SPARSE):
                     here = compiled and (all_compiled or number == 0 or name == "step")
                     providers = names_of(GROUPS[name], self.device, compiled=here)
                     if not all_compiled and (number or name != "step"):
@@ -158,6 +166,8 @@ class Suite:
                     found.append(Case(operators.GROUP, dtype, str(shape), tuple(OPERATORS)))
             if STACK in groups:
                 found.append(Case(STACK, dtype, str(run), (FLOOR, "fastae", "script"), weight=6.0))
+            if SPARSE in groups:
+                found += self._dictionaries(dtype, compiled=compiled and all_compiled, full=all_compiled)
             if SWEEP in groups:
                 found += self._sweep(shapes[0], dtype)
         first = str(shapes[0])
@@ -169,6 +179,12 @@ class Suite:
             return len(NAMES) + (others.index(case.group) if case.group in others else 2)
 
         return sorted(found, key=lambda case: 1 if case.group == STACK else worth(case))
+
+    def _dictionaries(self, dtype: str, *, compiled: bool, full: bool) -> Iterator[Case]:
+        providers = (FLOOR, "fastae", "eager", *(("compile",) if compiled else ()))
+        for shape in SPARSE_SHAPES["full" if full else "quick"]:
+            peaks = tuple(p for p in _PEAK_PROVIDERS if full and p in providers)
+            yield Case(SPARSE, dtype, str(shape), providers, peaks, weight=0.5)
 
     def _sweep(self, base: Shape, dtype: str) -> Iterator[Case]:
         names = names_of(GROUPS["step"], self.device, compiled=False)

@@ -21,7 +21,15 @@ from ..train.data import load_dataset
 from ..train.reporting import duration
 
 GroupName = Literal[
-    "step", "stack", "operators", "encode", "reconstruction_loss", "corruption", "inference", "sweep"
+    "step",
+    "stack",
+    "operators",
+    "encode",
+    "reconstruction_loss",
+    "corruption",
+    "inference",
+    "sparse",
+    "sweep",
 ]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 

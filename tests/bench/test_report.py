@@ -118,3 +118,11 @@ def test_the_scaling_picture_shows_the_fit(results):
         legend = [text.get_text() for text in axes.get_legend().get_texts()]
         assert legend == ["products, R² 1.0000", "fastae, R² 1.0000"]
         assert axes.get_title(loc="left").count("=") == 2
+
+
+def test_a_dictionary_crosses_over_where_times_are_equal():
+    eager = [(256, 1.0), (1024, 4.0), (4096, 16.0)]
+    ours = [(256, 2.0), (1024, 4.0), (4096, 8.0)]
+    assert pictures.crossover(ours, eager) == pytest.approx(1024.0)
+    assert pictures.crossover([(256, 4.0), (1024, 8.0), (4096, 8.0)], eager) == pytest.approx(2048.0)
+    assert pictures.crossover(eager, ours) is None and pictures.crossover(ours, []) is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastae.bench import runs
+from fastae.bench import suite as suite_module
 from fastae.bench.groups import ENCODE, GROUPS
 from fastae.bench.measure import Clock, Task, peak_bytes, summary
 from fastae.bench.problems import Shape
@@ -27,6 +28,11 @@ def run() -> Run:
 
 def empty() -> Results:
     return Results({"device_type": "cpu"}, peaks=dict(PEAKS))
+
+
+@pytest.fixture(autouse=True)
+def small_dictionaries(monkeypatch):
+    monkeypatch.setitem(suite_module.SPARSE_SHAPES, "quick", (Shape(8, 10, 40), Shape(8, 10, 80)))
 
 
 def cases(suite: Suite, run: Run, *groups: str, shapes=SHAPES) -> list[Case]:
