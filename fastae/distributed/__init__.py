@@ -2,6 +2,18 @@
 
 from .gradients import Sums
 from .joining import PeerError, is_launched, joined, leads
+from .latents import full_state_dict, shard_latents
 from .world import ALONE, World, silenced
 
-__all__ = ["ALONE", "PeerError", "Sums", "World", "is_launched", "joined", "leads", "silenced"]
+__all__ = [
+    "ALONE",
+    "PeerError",
+    "Sums",
+    "World",
+    "full_state_dict",
+    "is_launched",
+    "joined",
+    "leads",
+    "shard_latents",
+    "silenced",
+]

@@ -202,8 +202,9 @@ def prepare(
     skip: Tensor | None,
     target: Tensor | None,
     dead: Tensor | None,
+    total: int | None = None,
 ) -> Weights:
-    """The checked parameters, in autocast's dtype where that is on."""
+    """The checked parameters, in autocast's dtype where that is on, of all ``total`` latents or some."""
     check_linear("x", x, weight, bias)
     latents, features = weight.shape
     check_floating("decoder_weight", decoder_weight)
@@ -226,7 +227,7 @@ def prepare(
         raise ValueError("dead: expected the dead latents, bool [H], as auxk is given")
     if dead is not None and (dead.dtype != torch.bool or tuple(dead.shape) != (latents,)):
         raise ValueError(f"dead: expected bool [{latents}], got {dead.dtype} {list(dead.shape)}")
-    o.check_latents(latents)
+    o.check_latents(latents if total is None else total)
     vectors = _vectors(o.activation, latents, weight, bias, threshold, gate)
     weight, bias, decoder_weight, skip = autocast_like_linear(weight, bias, decoder_weight, skip)
     return Weights(weight, bias, decoder_weight, decoder_bias, skip, vectors)

@@ -19,6 +19,7 @@ from .deferred import DeferredGradients
 from .functional import Gate, prepare, sparse_decode
 from .objective import Weights, encode, evaluate
 from .options import SparseOptions
+from .shard import LatentShard
 from .specs import AuxK, BatchTopK, Gated, JumpReLU, Matryoshka, Sparsity
 from .streamed import Vectors
 
@@ -143,6 +144,7 @@ class SparseAutoencoder(nn.Module):
                 setattr(self, name, nn.Parameter(torch.zeros(code_features, **place)))
         self.register_buffer("rows_since_fired", torch.zeros(code_features, dtype=torch.int64, device=device))
         self.deferred_gradients: DeferredGradients | None = None  # of an optimizer that takes them so
+        self.shard: LatentShard | None = None  # where other processes hold the other latents
         self.reset_parameters()
 
     @torch.no_grad()
@@ -171,7 +173,7 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def code_features(self) -> int:
-        return self.encoder.weight.shape[0]
+        return self.encoder.weight.shape[0] if self.shard is None else self.shard.total
 
     @property
     def out_features(self) -> int:
@@ -211,7 +213,8 @@ class SparseAutoencoder(nn.Module):
             self.skip,
             target,
             dead,
-        )._replace(deferred=self.deferred_gradients)
+            self.code_features,
+        )._replace(deferred=self.deferred_gradients, shard=self.shard)
         rows = as_rows(normalised)
         outcome = evaluate(self.options, w, rows, rows if target is None else as_rows(target), dead, False)
         if self.training:
@@ -228,6 +231,8 @@ class SparseAutoencoder(nn.Module):
         return self._encode(self._normalise(x)[0])
 
     def _encode(self, normalised: Tensor) -> SparseCode:
+        if self.shard is not None:
+            raise ValueError("sae: expected a whole dictionary to encode with, got one that is sharded")
         check_linear("x", normalised, self.encoder.weight, self.encoder.bias)
         weight, bias = autocast_like_linear(self.encoder.weight, self.encoder.bias)
         vectors = Vectors(self._threshold(True), *(self._gate() or ()))
@@ -346,21 +351,31 @@ class SparseAutoencoder(nn.Module):
             return Gate(self.gate_bias, self.magnitude, self.magnitude_bias)  # pyright: ignore[reportArgumentType]
         return None
 
+    def _has_replicas(self) -> bool:
+        """Whether other processes train the same latents on other rows."""
+        if self.shard is not None:
+            return self.shard.replicas is not None
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+    @property
+    def _replicas(self) -> Any:
+        return None if self.shard is None else self.shard.replicas
+
     @torch.no_grad()
     def _count(self, rows: int, fired: Tensor) -> None:
         number: Tensor | int = rows
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self._has_replicas():
             number = torch.tensor(rows, device=fired.device)
-            torch.distributed.all_reduce(number)
+            torch.distributed.all_reduce(number, group=self._replicas)
             everywhere = fired.to(torch.uint8)
-            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX)
+            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX, group=self._replicas)
             fired = everywhere.bool()
         self.rows_since_fired.add_(number).masked_fill_(fired, 0)
 
     @torch.no_grad()
     def _follow(self, least: Tensor, momentum: float) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        if self._has_replicas():
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group=self._replicas)
         followed = torch.lerp(least, self.threshold, momentum)
         self.threshold.copy_(torch.where(self.threshold < 0, least, followed))
 

@@ -25,6 +25,7 @@ from .code import SparseAutoencoderLoss, SparseCode
 from .deferred import DeferredGradients
 from .gradients import AtLatents, Decode, Preactivations
 from .options import SparseObjective
+from .shard import LatentShard
 from .specs import AuxK, BatchTopK, Gated, JumpReLU, Sparsity, TopK
 from .streamed import Plan, Streamed, Vectors, activate
 
@@ -61,6 +62,7 @@ class Weights(NamedTuple):
     skip: Tensor | None  # [Do, D]
     vectors: Vectors
     deferred: DeferredGradients | None = None  # takes the weights' gradients in place of autograd
+    shard: LatentShard | None = None  # these are some latents of a dictionary
 
     @property
     def latents(self) -> int:
@@ -97,10 +99,14 @@ def select(rule: Sparsity, x: Tensor, w: Weights, most: int | None = None) -> tu
     """
     weight, bias, vectors = w.weight.detach(), w.bias, w.vectors
     if isinstance(rule, TopK):
-        z, latents = top_entries(x, weight, bias, rule.k)
+        z, latents = top_entries(x, weight, bias, min(rule.k, w.latents))
+        if w.shard is not None:
+            return w.shard.largest(z, latents, rule.k)
         return z.flatten(), latents.flatten(), fixed_offsets(len(x), rule.k, x.device)
     if isinstance(rule, BatchTopK) and vectors.threshold is None:
-        return batch_entries(x, weight, bias, int(rule.k * len(x)))
+        number = int(rule.k * len(x))
+        found = batch_entries(x, weight, bias, number)
+        return found if w.shard is None else w.shard.largest_of_all(*found, number)
     bound = torch.zeros((), dtype=sum_dtype(weight.dtype), device=x.device)
     if isinstance(rule, BatchTopK) and vectors.threshold is not None:
         bound = vectors.threshold.clamp_min(0.0)
@@ -118,7 +124,7 @@ def evaluate(
 
     That of topk without AuxK has shapes that do not depend on data, and can be part of a compiled graph.
     """
-    static = isinstance(o.activation, TopK) and o.auxk is None
+    static = isinstance(o.activation, TopK) and o.auxk is None and w.shard is None
     return (_evaluate if static else _opaque_evaluate)(o, w, x, target, dead, want_code)
 
 
@@ -127,22 +133,43 @@ def _evaluate(
 ) -> Outcome:
     center = w.decoder_bias if o.center else None
     centred = (x if center is None else x - center).detach().to(w.weight.dtype)
-    ends = (w.latents,) if o.matryoshka is None else o.matryoshka.widths
+    total = w.latents if w.shard is None else w.shard.total
+    ends = (total,) if o.matryoshka is None else o.matryoshka.widths
     norms = torch.linalg.vector_norm(w.decoder_weight, dim=1) if o.l1 else None
-    dead_latents = None
+    dead_latents, number = None, 0
     if o.auxk is not None and dead is not None:
         dead_latents = dead.nonzero().flatten()
+        number = len(dead_latents)
+    own, shard = x, w.shard
+    if shard is not None:
+        number = shard.count(number, x.device)
+        ends, own = shard.ends(ends), shard.shared(x)
+        center = None if center is None else shard.shared(center)
 
     with torch.no_grad():
         most = None if type(o.activation).selects else int(_SPARSE_BELOW * len(x) * w.latents)
         found = select(o.activation, centred, w, most)
     if found is None:
-        parts = _streamed_parts(o, w, x, center, centred, ends, norms, dead_latents)
+        parts = _streamed_parts(o, w, own, center, centred, ends, norms, dead_latents, number)
         if want_code:
             parts = parts._replace(code=encode(o.activation, w, x, center))
     else:
-        parts = _sparse_parts(o, w, x, center, centred, found, ends, norms, dead_latents)
-    return Outcome(_loss(o, w, x, target, parts, dead_latents), parts.code, parts.fired, parts.least)
+        parts = _sparse_parts(o, w, own, center, centred, found, ends, norms, dead_latents, number)
+    if shard is not None:
+        parts = _joined(parts, shard)
+    return Outcome(_loss(o, w, x, target, parts, number), parts.code, parts.fired, parts.least)
+
+
+def _joined(parts: Parts, shard: LatentShard) -> Parts:
+    """The parts by all processes' latents, but for what is by latent."""
+    partial = {
+        "prefixes": parts.prefixes,
+        "dead": parts.dead,
+        "gates": parts.gates,
+        "l1": parts.l1,
+        "l0": parts.l0,
+    }
+    return parts._replace(**{name: None if t is None else shard.sum(t) for name, t in partial.items()})
 
 
 _opaque_evaluate = opaque(_evaluate)
@@ -171,7 +198,7 @@ _opaque_encode = opaque(_encode)
 def _code(rule: Sparsity, values: Tensor, latents: Tensor, offsets: Tensor, dtype: torch.dtype) -> SparseCode:
     """A rule's code from entries in order of rows; entries of a threshold that are 0 are left out."""
     values = values.to(dtype)
-    if isinstance(rule, TopK):
+    if isinstance(rule, TopK) and len(values) == (len(offsets) - 1) * rule.k:
         shape = len(offsets) - 1, rule.k
         return SparseCode(values.view(shape), latents.view(shape))
     if not type(rule).selects:
@@ -193,6 +220,7 @@ def _sparse_parts(
     ends: tuple[int, ...],
     norms: Tensor | None,
     dead_latents: Tensor | None,
+    dead: int,
 ) -> Parts:
     z, latents, offsets = found
     rows, number = len(x), len(z)
@@ -200,7 +228,7 @@ def _sparse_parts(
     if len(ends) > 1:
         z, latents, offsets, by_row = _by_prefix(z, latents, offsets, ends)
     if dead_latents is not None and o.auxk is not None:
-        a_z, a_latents, a_offsets = _dead_entries(o, w, centred, dead_latents)
+        a_z, a_latents, a_offsets = _dead_entries(o, w, centred, dead_latents, dead)
         z, latents = torch.cat((z, a_z)), torch.cat((latents, a_latents))
         offsets = torch.cat((offsets, a_offsets[1:] + number))
     entries = entries_of(latents, offsets, w.latents)
@@ -230,6 +258,8 @@ def _sparse_parts(
         fired = torch.zeros(w.latents + 1, dtype=torch.bool, device=x.device)
         fired = fired.index_fill_(0, places, True)[: w.latents]
         least = h.code.detach().min() if number else h.code.new_zeros(())
+        if w.shard is not None and isinstance(o.activation, BatchTopK) and w.vectors.threshold is None:
+            least = w.shard.least(h.code.detach(), int(o.activation.k * rows))
     code = h.code if by_row is None else h.code[by_row]
     return Parts(
         levels[: len(ends)],
@@ -252,18 +282,19 @@ def _streamed_parts(
     ends: tuple[int, ...],
     norms: Tensor | None,
     dead_latents: Tensor | None,
+    dead: int,
 ) -> Parts:
     plan = Plan(o.activation, ends, norms is not None, o.l0 != 0.0)
     prefixes, gates, l1, l0, fired = Streamed.apply(
         x, center, centred, w.weight, w.bias, w.decoder_weight, norms, plan, *w.vectors
     )
-    dead = None
+    estimate = None
     if dead_latents is not None:
-        z, latents, offsets = _dead_entries(o, w, centred, dead_latents)
+        z, latents, offsets = _dead_entries(o, w, centred, dead_latents, dead)
         entries = entries_of(latents, offsets, w.latents)
         z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, w.deferred, *entries)
-        dead = Decode.apply(_dead_values(o, w, z, 0, entries), w.decoder_weight, w.deferred, *entries)
-    return Parts(prefixes, dead, gates, l1, l0, fired, None, prefixes.new_zeros(()))
+        estimate = Decode.apply(_dead_values(o, w, z, 0, entries), w.decoder_weight, w.deferred, *entries)
+    return Parts(prefixes, estimate, gates, l1, l0, fired, None, prefixes.new_zeros(()))
 
 
 def _by_prefix(
@@ -278,17 +309,21 @@ def _by_prefix(
 
 
 def _dead_entries(
-    o: SparseObjective, w: Weights, centred: Tensor, dead_latents: Tensor
+    o: SparseObjective, w: Weights, centred: Tensor, dead_latents: Tensor, dead: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pre-activations and latents of the largest dead entries per row, and their offsets."""
     assert o.auxk is not None
-    k = min(o.auxk.width(w.decoder_weight.shape[1]), len(dead_latents))
-    offsets = fixed_offsets(len(centred), k, centred.device)
-    if not k:
-        return centred.new_zeros(0, dtype=sum_dtype(centred.dtype)), dead_latents, offsets
+    k = min(o.auxk.width(w.decoder_weight.shape[1]), dead)
+    own = min(k, len(dead_latents))
+    offsets = fixed_offsets(len(centred), own, centred.device)
     with torch.no_grad():
         bias = w.bias if w.vectors.gate_bias is None else w.vectors.gate_bias
-        z, latents = top_entries(centred, w.weight.detach(), bias, k, dead_latents)
+        z = centred.new_zeros(len(centred), 0, dtype=sum_dtype(centred.dtype))
+        latents = offsets.new_zeros(len(centred), 0)
+        if own:
+            z, latents = top_entries(centred, w.weight.detach(), bias, own, dead_latents)
+        if w.shard is not None and k:
+            z, latents, offsets = w.shard.largest(z, latents, k)
         if w.vectors.gate_bias is not None:
             z = z - w.vectors.gate_bias[latents]
     return z.flatten(), latents.flatten(), offsets
@@ -304,7 +339,7 @@ def _dead_values(o: SparseObjective, w: Weights, z: Tensor, first: int, entries:
 
 
 def _loss(
-    o: SparseObjective, w: Weights, x: Tensor, target: Tensor, parts: Parts, dead_latents: Tensor | None
+    o: SparseObjective, w: Weights, x: Tensor, target: Tensor, parts: Parts, dead: int
 ) -> SparseAutoencoderLoss:
     wide = sum_dtype(parts.prefixes.dtype)
     t = target.to(wide)
@@ -320,9 +355,9 @@ def _loss(
     terms: dict[str, Tensor] = {}
     if o.matryoshka is not None:
         total = terms["matryoshka"] = each @ each.new_tensor(o.matryoshka.factors)
-    if o.auxk is not None and dead_latents is not None and parts.dead is not None:
+    if o.auxk is not None and parts.dead is not None:
         residual = -errors[-1].detach()
-        terms["auxk"] = _auxk(o.auxk, parts.dead.to(wide), residual, t, len(dead_latents))
+        terms["auxk"] = _auxk(o.auxk, parts.dead.to(wide), residual, t, dead)
         total = total + o.auxk.weight * terms["auxk"]
     if parts.l1 is not None:
         terms["l1"] = parts.l1.mean()

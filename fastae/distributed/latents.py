@@ -1,0 +1,76 @@
+"""Dictionaries whose latents are spread over processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ..sparse.module import SparseAutoencoder
+from ..sparse.shard import LatentShard
+
+
+def shard_latents(sae: SparseAutoencoder, group: Any = None) -> SparseAutoencoder:
+    """Keep this process's part of a dictionary's latents; returns the module, changed in place.
+
+    Process r of W keeps latents r H / W to (r + 1) H / W: their rows of both weights, biases, thresholds and
+    counts. All processes of the group then call the module with the same rows; losses are those of the whole
+    dictionary, with exact selections over all of its latents. Make the optimizer afterwards: its state is of
+    this part, too, and needs no communication. Start from the same module everywhere, as from a common seed.
+
+        sae = shard_latents(SparseAutoencoder(512, 2**20, "topk:32").initialize_(rows))
+        step = TrainingStep(sae, DictionaryAdam(sae, lr=1e-4))
+
+    Processes outside of the group that hold the same part (data parallelism over other groups) share its
+    counts; sum their gradients as usual. Encoding needs the whole dictionary: see :func:`full_state_dict`.
+
+    Args:
+        sae: the whole module, the same in every process.
+        group: a process group; all processes by default. All processes have to call this function.
+
+    Raises:
+        ValueError: the latents do not divide, or the module is sharded already.
+    """
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    if sae.shard is not None:
+        raise ValueError("sae: expected a whole dictionary, got one that is sharded")
+    total = sae.code_features
+    if total % size:
+        raise ValueError(f"code_features: expected a multiple of {size} processes, got {total}")
+    number = total // size
+    part = slice(rank * number, (rank + 1) * number)
+    for tensor in _by_latent(sae).values():
+        tensor.data = tensor.data[part].clone()
+        tensor.grad = None
+    sae.shard = LatentShard(group, part.start, number, total, _replicas(group, size, rank))
+    return sae
+
+
+def full_state_dict(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """The state of the whole dictionary, in every process of its group; all of them have to call this."""
+    state = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
+    if sae.shard is not None:
+        for name in _by_latent(sae):
+            state[name] = sae.shard.gather(state[name])
+    return state
+
+
+def _by_latent(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """The parameters and buffers with one row or entry per latent."""
+    named = {**dict(sae.named_parameters()), **dict(sae.named_buffers())}
+    whole = {"decoder.bias", "skip"}
+    return {name: t for name, t in named.items() if name not in whole and t.dim()}
+
+
+def _replicas(group: Any, size: int, rank: int) -> Any:
+    """The processes with this rank in groups like this one; ``None`` where there is one group."""
+    if size == dist.get_world_size():
+        return None
+    groups: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(groups, tuple(dist.get_process_group_ranks(group)))
+    own = None
+    for place in range(size):
+        made = dist.new_group(sorted({ranks[place] for ranks in groups}))
+        own = made if place == rank else own
+    return own
