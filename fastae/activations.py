@@ -173,7 +173,11 @@ _TABLE = (
         "relu", torch.relu, lambda h, z: _step(h, 0.0), None, inplace=torch.relu_, bounds=(0.0, math.inf)
     ),
     Activation(
-        "leaky_relu", lambda z: F.leaky_relu(z, _LEAKY_SLOPE), lambda h, z: _step(h, _LEAKY_SLOPE), None
+        "leaky_relu",
+        lambda z: F.leaky_relu(z, _LEAKY_SLOPE),
+        lambda h, z: _step(h, _LEAKY_SLOPE),
+        None,
+        inplace=lambda z: F.leaky_relu(z, _LEAKY_SLOPE, True),
     ),
     Activation(
         "softplus",
@@ -190,6 +194,7 @@ _TABLE = (
         lambda h, z: torch.exp(_left(z)),
         lambda h, s, z: torch.where(z < 0, s, 0.0),
         needs_preactivation=True,
+        inplace=lambda z: F.elu(z, inplace=True),
         inverse=lambda h: torch.where(h < 0, torch.log1p(h), h),
         bounds=(-1.0, math.inf),
     ),
@@ -199,6 +204,7 @@ _TABLE = (
         lambda h, z: torch.where(z > 0, _SELU_SCALE, torch.exp(_left(z)) * (_SELU_SCALE * _SELU_ALPHA)),
         lambda h, s, z: torch.where(z < 0, s, 0.0),
         needs_preactivation=True,
+        inplace=torch.selu_,
         inverse=lambda h: torch.where(h < 0, torch.log1p(h / (_SELU_SCALE * _SELU_ALPHA)), h / _SELU_SCALE),
         bounds=(-_SELU_SCALE * _SELU_ALPHA, math.inf),
     ),
@@ -216,7 +222,14 @@ _TABLE = (
         _gelu_tanh_second,
         needs_preactivation=True,
     ),
-    Activation("silu", F.silu, _silu_derivative, _silu_second, needs_preactivation=True),
+    Activation(
+        "silu",
+        F.silu,
+        _silu_derivative,
+        _silu_second,
+        needs_preactivation=True,
+        inplace=lambda z: F.silu(z, True),
+    ),
     Activation(
         "softsign",
         F.softsign,
@@ -228,10 +241,11 @@ _TABLE = (
     ),
     Activation(
         "mish",
-        lambda z: z * torch.tanh(softplus(z)),
+        F.mish,
         _mish_derivative,
         _mish_second,
         needs_preactivation=True,
+        inplace=lambda z: F.mish(z, True),
     ),
     Activation("hardtanh", F.hardtanh, _inside(-1.0, 1.0), None, inplace=F.hardtanh_, bounds=(-1.0, 1.0)),
     Activation(

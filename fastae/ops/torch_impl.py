@@ -254,7 +254,7 @@ def encode(
     code = torch.empty_like(z) if f.needs_preactivation else z
     for block in row_blocks(rows, units):
         z_wide = _wide(z[block])
-        h = (f.inplace or f.function)(z_wide)
+        h = f.function(z_wide) if f.needs_preactivation else f.in_place(z_wide)
         _store(code[block], h)
         if sq_norms is not None:
             s = f.derivative(h, z_wide)
