@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,9 @@ def collect(
     with ExitStack() as held:
         writers: dict[str, ShardWriter] = {}
         for name in named if out is not None else ():
-            folder = Path(out or "") / (name or type(model).__name__)
+            options: Any = {"rows_per_shard": rows_per_shard, "dtype": dtype}
             notes = {**(metadata or {}), "module": name}
-            writer = ShardWriter(folder, rows_per_shard=rows_per_shard, dtype=dtype, metadata=notes)
+            writer = ShardWriter(Path(out or "") / (name or type(model).__name__), metadata=notes, **options)
             writers[name] = held.enter_context(writer)
 
         def receive(name: str, output: Any) -> None:
@@ -90,16 +90,18 @@ def collect(
                 batch = _on_device(batch, device)
                 keep = None if mask is None else batch[mask] if isinstance(mask, str) else mask(batch)
                 called.clear()
-                try:
-                    if isinstance(batch, Mapping):
-                        model(**batch)
-                    else:
-                        model(*batch) if isinstance(batch, tuple | list) else model(batch)
-                except _Stop:
-                    pass
+                with suppress(_Stop):
+                    _call(model, batch)
     if out is not None:
         return {name: Shards(writer.folder) for name, writer in writers.items()}
     return {name: torch.cat(rows) if rows else torch.empty(0, 0) for name, rows in parts.items()}
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    else:
+        model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
 def _find(model: nn.Module, wanted: Sequence[str | nn.Module]) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastae.train import ShardWriter, Stage, TrainConfig, train
+from fastae.train import ShardWriter, Stage, TrainConfig, dictionary, train
 
 ROWS = 600
 
@@ -66,3 +66,19 @@ def test_the_window_is_kept_by_the_run(config):
     assert kept is not None and kept.window_mib == pytest.approx(102.4)
     with pytest.raises(ValueError, match=r"^window_mib: .*memory_gib 0\.1$"):
         config("run", window_mib=100.0, memory_gib=0.1)
+
+
+def test_a_dictionary_takes_its_rows_from_the_same_windows(config, tmp_path):
+    """Streamed with memory for two windows as with memory for all rows."""
+    runs = []
+    for name, memory_gib in (("streamed", 1e-5), ("resident", 1.0)):
+        settings = {"latents": 16, "activation": "topk:2", "epochs": 2, "batch_size": 40, "device": "cpu"}
+        run = dictionary.SparseTrainConfig(
+            data=config(name).data,
+            out=str(tmp_path / name),
+            memory_gib=memory_gib,
+            window_mib=0.001,
+            **settings,
+        )
+        runs.append(dictionary.train(run).sae.state_dict())
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())

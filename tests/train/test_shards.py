@@ -291,6 +291,24 @@ def test_a_changed_shard_is_named(make, tmp_path, table):
     assert not changed.matches(kept) and changed.difference(kept) == f"{file.name} has changed"
 
 
+def test_large_shards_are_told_apart_by_samples(tmp_path, table, monkeypatch):
+    monkeypatch.setattr("fastae.train.data.sources.shards.folder._WHOLE_BYTES", 10)
+    rows = load_dataset(str(written(tmp_path / "rows", table)), scaling="none").train
+    kept = rows.fingerprint()
+    assert rows.matches(kept)
+    (tmp_path / "rows" / "shard-00002.safetensors").touch()
+    assert rows.difference(kept) == "shard-00002.safetensors has changed"
+
+
+def test_images_beside_an_array_are_images(tmp_path, table):
+    image = pytest.importorskip("PIL.Image")
+    np.save(tmp_path / "labels.npy", table)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        image.fromarray(np.eye(5, dtype=np.uint8)).save(tmp_path / name / "0.png")
+    assert load_dataset(str(tmp_path)).width == 25
+
+
 def test_a_split_of_many_rows_keeps_spans(tmp_path, table, monkeypatch):
     monkeypatch.setattr("fastae.train.data.rows._MOST_SPANS", 4)
     rows = load_dataset(str(written(tmp_path / "rows", table)), scaling="none").train

@@ -16,7 +16,7 @@ from .files import reading
 from .hdf5 import read_hdf5
 from .idx import IDX_NAME, is_idx_folder, read_idx, read_idx_file, read_idx_folder
 from .images import is_image_folder, read_image_folder
-from .shards import is_shard_folder, read_shard_folder
+from .shards import is_listed_folder, is_shard_folder, read_shard_folder
 from .text import read_label_text, read_text
 
 _READERS: dict[str, Callable[[Path, Columns], RawData]] = {
@@ -109,9 +109,10 @@ def _check_options(name: str, reader: object, columns: Columns) -> None:
 def _read_folder(path: Path, name: str, columns: Columns) -> RawData:
     reader = read_idx_folder
     if not is_idx_folder(path):
-        if is_shard_folder(path):
+        is_images = not is_listed_folder(path) and is_image_folder(path)
+        if not is_images and (is_listed_folder(path) or is_shard_folder(path)):
             return read_shard_folder(path, name, columns)
-        if is_image_folder(path):
+        if is_images:
             reader = read_image_folder
         elif not any(path.iterdir()):
             raise DataError(

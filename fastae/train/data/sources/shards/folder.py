@@ -32,7 +32,7 @@ _FORMATS: dict[str, Callable[[Path, Columns], Piece]] = {
 _SAVED_DATASET, _SAVED_PARTS = "state.json", "dataset_dict.json"  # of Hugging Face datasets
 _MOST_OPEN = 128  # files; a map holds a descriptor
 _WHOLE_BYTES = 1 << 30  # of all shards, up to which their content is hashed
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+_SAMPLES, _SAMPLE_BYTES = 1024, 1 << 16  # blocks of all shards that are hashed instead
 
 
 class Shards:
@@ -174,9 +174,10 @@ class Shards:
         and time of modification are taken instead of the rest.
         """
         sizes = [file.stat().st_size for file in self.files]
-        whole = sum(sizes) <= _WHOLE_BYTES
+        samples = 0 if sum(sizes) <= _WHOLE_BYTES else max(2, _SAMPLES // len(sizes))
         parts = [
-            f"{file.name}={_digest(file, size, whole)}" for file, size in zip(self.files, sizes, strict=True)
+            f"{file.name}={_digest(file, size, samples)}"
+            for file, size in zip(self.files, sizes, strict=True)
         ]
         return f"{len(self)} x {self.shape[1]} {self.kind}/{'/'.join(parts)}"
 
@@ -205,12 +206,15 @@ class Shards:
             self._handles.clear()
 
 
-def is_shard_folder(folder: Path) -> bool:
-    """Whether a folder holds shards."""
+def is_listed_folder(folder: Path) -> bool:
+    """Whether a folder says that it holds shards."""
     if any((folder / name).is_file() for name in (_SAVED_DATASET, _SAVED_PARTS)):
         return True
-    if (folder / METADATA).is_file() and _metadata(folder / METADATA) is not None:
-        return True
+    return _metadata(folder / METADATA) is not None
+
+
+def is_shard_folder(folder: Path) -> bool:
+    """Whether a folder has files that may be shards."""
     return any(file.suffix.lower() in _FORMATS and file.is_file() for file in folder.iterdir())
 
 
@@ -347,14 +351,15 @@ def _digests(fingerprint: str) -> dict[str, str]:
     return {name: digest for name, _, digest in parts}
 
 
-def _digest(file: Path, size: int, whole: bool) -> str:
+def _digest(file: Path, size: int, samples: int) -> str:
+    """A digest of a file, or of ``samples`` blocks, its size and time of modification."""
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as opened:
-        if whole:
+        if not samples:
             while block := opened.read(1 << 22):
                 digest.update(block)
         else:
-            for place in np.linspace(0, max(0, size - _SAMPLE_BYTES), _SAMPLES).astype(np.int64):
+            for place in np.linspace(0, max(0, size - _SAMPLE_BYTES), samples).astype(np.int64):
                 opened.seek(int(place))
                 digest.update(opened.read(_SAMPLE_BYTES))
             digest.update(str(file.stat().st_mtime_ns).encode())
