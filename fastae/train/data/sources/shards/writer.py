@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....._version import __version__
 from .....errors import DataError
-from .....files import check_writable, write_whole
+from .....files import check_writable, remove_leftovers, write_whole
 from ...parts import LARGEST
 from .files import ROWS
 from .folder import METADATA, _metadata
@@ -72,6 +72,7 @@ class ShardWriter:
         self._open: list[tuple[Tensor, Tensor | None]] = []
         self._width: int | None = None
         check_writable(self.folder)
+        remove_leftovers(self.folder)
         if append:
             self._resume()
         elif any(self.folder.glob("shard-*")) or (self.folder / METADATA).exists():
