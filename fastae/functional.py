@@ -36,7 +36,7 @@ from .philox import MOST_DRAWS, draw_seed
 from .reference import kl_divergence, l1_penalty
 from .share import batch_mean
 from .sparse.functional import sparse_autoencoder_loss, sparse_decode, topk_encode
-from .tensors import as_rows, autocast_like_linear, reduce_rows, sum_dtype
+from .tensors import as_rows, autocast_dtype, autocast_like_linear, reduce_rows, sum_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -108,9 +108,13 @@ def contractive_encode(
     get_activation(activation)
     check_name("reduction", reduction, REDUCTIONS)
     x, weight, bias = autocast_like_linear(x, weight, bias)
-    encode_rows = plain.encode_and_penalty if plain.is_wanted(x.device) else _encode_and_penalty
-    code, penalty = encode_rows(as_rows(x), weight, bias, activation)
-    return code.view(*x.shape[:-1], code.shape[-1]), reduce_rows(penalty, reduction, x.shape[:-1])
+    if plain.is_wanted(x.device):
+        code, rows = plain.encode_and_penalty(as_rows(x), weight, bias, activation)
+        penalty = reduce_rows(rows, reduction, x.shape[:-1])
+    else:
+        code, penalty = Encode.apply(as_rows(x), weight, bias, activation, reduction)  # pyright: ignore[reportGeneralTypeIssues]
+        penalty = penalty.view(x.shape[:-1]) if reduction == "none" else penalty
+    return code.view(*x.shape[:-1], code.shape[-1]), penalty
 
 
 def reconstruction_loss(
@@ -243,15 +247,17 @@ def objective_loss(
     else:
         check_target(target, x.shape, x)
     seed = draw_seed(x.device, generator) if objective.random else None
-    cast, weight, bias, decoder_weight, decoder_bias = autocast_like_linear(
-        x, weight, bias, decoder_weight, decoder_bias
-    )
-    rows, layers = (as_rows(cast), as_rows(target)), (weight, bias, decoder_weight, decoder_bias)
+    layers = weight, bias, decoder_weight, decoder_bias
     if plain.is_wanted(x.device):
-        parts = plain.parts_of(*layers, objective.activation)
-        *terms, divergence = plain.objective(*rows, parts, seed, objective, reduction)
+        cast, *cast_layers = autocast_like_linear(x, *layers)
+        parts = plain.parts_of(*cast_layers, objective.activation)  # pyright: ignore[reportCallIssue]
+        *terms, divergence = plain.objective(
+            as_rows(cast), as_rows(target), parts, seed, objective, reduction
+        )
     else:
-        *terms, divergence = AutoencoderObjective.apply(*rows, *layers, seed, objective, reduction)
+        *terms, divergence = AutoencoderObjective.apply(
+            as_rows(x), as_rows(target), *layers, seed, objective, reduction, autocast_dtype(x)
+        )
     if reduction == "none" and x.dim() != 2:
         terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
     return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -423,14 +429,8 @@ def _encode(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> 
         z = F.linear(x, weight, bias)
         return get_activation(activation).in_place(z)
     x, weight, bias = autocast_like_linear(x, weight, bias)
-    code, _ = Encode.apply(as_rows(x), weight, bias, activation, False)  # pyright: ignore[reportGeneralTypeIssues]
+    code, _ = Encode.apply(as_rows(x), weight, bias, activation)  # pyright: ignore[reportGeneralTypeIssues]
     return code if x.dim() == 2 else code.view(*x.shape[:-1], code.shape[-1])
-
-
-def _encode_and_penalty(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
-) -> tuple[Tensor, Tensor]:
-    return Encode.apply(x, weight, bias, activation, True)  # pyright: ignore[reportReturnType]
 
 
 def _reconstruction(

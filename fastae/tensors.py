@@ -41,6 +41,14 @@ def autocast_enabled(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of a linear layer's product of ``x`` under autocast; ``None`` where that leaves it alone."""
+    device = x.device.type
+    if not autocast_enabled(device) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def autocast_like_linear(x: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
     """The tensors as ``nn.Linear`` would see them under autocast: in its dtype, float64 unchanged."""
     device = x.device.type

@@ -31,6 +31,7 @@ TRANSPOSED = rand(D, H).t()  # a weight as a view of its transpose
 
 
 def code_grad(grad=X, weight: Tensor | None = V, activation="tanh", preact=NONE, **options):
+    options = {"sums": torch.float32, **options}
     return arguments("code_grad", grad, weight, CODE, preact, activation, **options)
 
 
@@ -45,6 +46,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (rand(M, 2 * D)[:, :D], SEED, "masking", [0.0], 0),
         (X.bfloat16(), SEED, "gaussian", [0.3], 0),
         (X[:0], SEED, "swap", [0.3], 0),
+        *((X, SEED, "masking", [p], 0, torch.bfloat16) for p in (0.0, 0.3)),
     ],
     "corrupt_backward": [
         *((X, SEED, kind, [0.3], 0) for kind in ("masking", "gaussian", "swap")),
@@ -59,6 +61,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         for dropout in (0.0, 0.4)
     ],
     "squared_norms": [(W,), (TRANSPOSED,), (W.bfloat16(),)],
+    "cast_weight": [(W, torch.float16), (TRANSPOSED, torch.float16), (W.half(), torch.float32)],
     "encode": [
         arguments("encode", X, W, None, "sigmoid"),
         arguments(
@@ -68,7 +71,9 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         arguments("encode", X, W, B, "gelu", SQ_NORMS, l1=True, seed=SEED, dropout=0.3),
         arguments("encode", X.bfloat16(), W.bfloat16(), B.bfloat16(), "silu", **SUMS),
         arguments("encode", X[:0], W, B, "tanh", **SUMS),
+        arguments("encode", X, W, B, "tanh", **SUMS, reduction="mean"),
         arguments("encode", X, W, B, "tanh", SQ_NORMS, CODE, NONE),
+        arguments("encode", X, W, B, "tanh", SQ_NORMS, CODE, NONE, reduction="sum"),
         arguments("encode", X, W, B, "silu", SQ_NORMS, CODE, CODE / 2),
     ],
     "decode_loss": [
@@ -78,6 +83,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         arguments(
             "decode_loss", CODE.bfloat16(), V.bfloat16(), C.bfloat16(), X, "bce", **HIT, column_sums=True
         ),
+        arguments("decode_loss", CODE, V, C, X, "bce", column_sums=True, reduction="mean"),
         arguments("decode_loss", CODE[:0], V, C, X[:0], "bce", column_sums=True),
     ],
     "code_grad": [
@@ -88,7 +94,9 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         code_grad(activation="gelu", preact=CODE, scale=SCALAR, l1_scale=ROWS, **PENALTY),
         code_grad(weight=W.t(), activation="relu", penalty_scale=ROWS, sq_norms=SQ_NORMS, l1_scale=SCALAR),
         code_grad(column_grad=SQ_NORMS, extra=CODE, seed=SEED, dropout=0.3, scale=ROWS, **PENALTY),
-        code_grad(CODE, None, seed=SEED, dropout=0.3),
+        code_grad(CODE, None, seed=SEED, dropout=0.3, sums=None),
+        code_grad(scale=SCALAR, l1_scale=SCALAR, l1=0.5, penalty=0.5, mean=True, column_sums=C, **PENALTY),
+        code_grad(scale=SCALAR, column_sums=C, sums=torch.bfloat16),
     ],
     "weight_grad": [
         arguments("weight_grad", CODE, X, **options)
@@ -99,6 +107,8 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
             {"weight": TRANSPOSED, "u": SQ_NORMS},
             {"a2": CODE, "b2": X, "scale2": ROWS},
             {"weight": W, "u": SQ_NORMS, "a2": CODE, "b2": X, "scale2": SCALAR},
+            {"scale": ROWS, "weight": W, "u": SQ_NORMS, "u_scale": SCALAR, "u_factor": 0.5, "mean": True},
+            {"a2": CODE, "b2": X, "scale2": SCALAR, "mean": True, "dtype": torch.float64},
         )
     ],
     "slope_difference_grad": [
@@ -120,7 +130,7 @@ CASES["segment_sums"] = [
     arguments("segment_sums", X, INDEX, STARTS, rand(5), rand(3, D), torch.tensor([3, 0, 1, 4, 2])),
     arguments("segment_sums", X, INDEX[:0], STARTS[:1], rand(0)),
 ]
-CASES["decode_loss_target_grad"] = [case[:-1] for case in CASES["decode_loss"]]
+CASES["decode_loss_target_grad"] = [case[:-2] for case in CASES["decode_loss"]]
 
 
 def test_every_operator_has_a_case():

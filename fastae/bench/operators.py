@@ -104,14 +104,15 @@ class Operator:
 
 def _exact_encode(t: Tensors) -> tuple[Tensor, ...]:
     code = reference.encode(t.x, t.weight, t.bias, "sigmoid")
-    return code, get_activation("sigmoid").derivative(code, code).square() @ t.sq_norms
+    squares = get_activation("sigmoid").derivative(code, code).square()
+    return code, (squares @ t.sq_norms).mean(), squares.sum(0)
 
 
 def _exact_decode_loss(t: Tensors) -> tuple[Tensor, ...]:
     a = F.linear(t.code, t.weight.t(), t.decoder_bias).requires_grad_()
     rows = reference.reconstruction_entries(a, t.x, "bce").sum(1)
     (grad,) = torch.autograd.grad(rows.sum(), a)
-    return rows.detach(), grad, grad.sum(0)
+    return rows.detach().mean(), grad, grad.sum(0)
 
 
 def _exact_code_grad(t: Tensors) -> tuple[Tensor, ...]:
@@ -121,7 +122,7 @@ def _exact_code_grad(t: Tensors) -> tuple[Tensor, ...]:
     objective = t.scale * (h * (t.grad @ t.weight.t())).sum() + (squares @ t.sq_norms).sum()
     (dh,) = torch.autograd.grad(objective, h)
     dz = dh * s.detach()
-    return dz, dz.sum(0), 2.0 * squares.detach().sum(0)
+    return dz, dz.sum(0), t.scale * t.grad.sum(0)
 
 
 def _exact_weight_grad(t: Tensors) -> tuple[Tensor, ...]:
@@ -155,6 +156,7 @@ OPERATORS = {
             "bias": t.bias,
             "activation": "sigmoid",
             "sq_norms": t.sq_norms,
+            "reduction": "mean",
         },
         _exact_encode,
         {"contractive": True},
@@ -168,6 +170,7 @@ OPERATORS = {
             "target": t.x,
             "loss": "bce",
             "column_sums": True,
+            "reduction": "mean",
         },
         _exact_decode_loss,
     ),
@@ -182,9 +185,11 @@ OPERATORS = {
             "scale": t.scale,
             "penalty_scale": t.penalty_scale,
             "sq_norms": t.sq_norms,
+            "sums": sum_dtype(t.x.dtype),
+            "column_sums": t.grad.sum(0, dtype=sum_dtype(t.x.dtype)),
         },
         _exact_code_grad,
-        {"contractive": True},
+        {"contractive": True, "column_sums": True},
     ),
     "weight_grad": Operator(
         "weight_grad",

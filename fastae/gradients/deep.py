@@ -101,12 +101,18 @@ class DeepEncode(Function):
             extra = _penalty_gradient(saved, activations, scale, ctx.probes, d_weights)
         dh = torch.zeros_like(saved.codes[-1]) if grad_code is None else grad_code
         for l in reversed(range(depth)):
-            dz, db, _ = ops.code_grad(
-                dh, None, saved.codes[l], saved.preacts[l], activations[l], extra=extra[l]
+            bias = saved.biases[l]
+            dz, db, _, _ = ops.code_grad(
+                dh,
+                None,
+                saved.codes[l],
+                saved.preacts[l],
+                activations[l],
+                extra=extra[l],
+                sums=None if bias is None else bias.dtype,
             )
             d_weights[l].addmm_(dz.t(), saved.codes[l - 1] if l else saved.x)
-            bias = saved.biases[l]
-            d_biases[l] = None if bias is None else db.to(bias.dtype)
+            d_biases[l] = None if bias is None else db
             if l or ctx.needs_input_grad[0]:
                 dh = torch.mm(dz, saved.weights[l])
         d_x = dh if ctx.needs_input_grad[0] else None

@@ -10,45 +10,60 @@ from torch.autograd.function import Function
 
 from .. import ops
 from ..objective import Objective
-from ..tensors import reduce_rows
 from .kept import keep, kept
 from .once import Context, first_order
 
 
 class Encode(Function):
-    """(code [M, H], penalty [M] or ``None``)."""
+    """(code [M, H], contractive penalty, reduced over rows). ``None`` for a reduction: no penalty."""
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, contractive: bool
+        ctx: Context,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        reduction: str | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        sq_norms = ops.squared_norms(weight) if contractive else None
-        encoded = ops.encode(x, weight, bias, activation, sq_norms=sq_norms)
+        sq_norms = None if reduction is None else ops.squared_norms(weight)
+        encoded = ops.encode(x, weight, bias, activation, sq_norms=sq_norms, reduction=reduction or "none")
         z_or_code = keep(ctx, encoded.code, encoded.preact, activation)
-        ctx.save_for_backward(x, weight, bias, z_or_code, sq_norms)
-        ctx.activation, ctx.shape = activation, encoded.code.shape
+        ctx.save_for_backward(x, weight, bias, z_or_code, sq_norms, encoded.slope_sums)
+        ctx.activation, ctx.reduction, ctx.shape = activation, reduction, encoded.code.shape
         ctx.set_materialize_grads(False)
-        return encoded.code, encoded.penalty if contractive else None
+        return encoded.code, None if reduction is None else encoded.penalty
 
     @staticmethod
     @first_order
     def backward(
         ctx: Context, grad_code: Tensor | None, grad_penalty: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight, bias, z_or_code, sq_norms = ctx.saved_tensors
+        x, weight, bias, z_or_code, sq_norms, slope_sums = ctx.saved_tensors
         if grad_code is None and grad_penalty is None:
             return None, None, None, None, None
         grad = x.new_zeros(ctx.shape) if grad_code is None else grad_code
         code = kept(ctx, z_or_code, grad, lambda: ops.encode(x, weight, bias, ctx.activation).code)
-        dz, db, u = ops.code_grad(
-            grad, None, code, code, ctx.activation, penalty_scale=grad_penalty, sq_norms=sq_norms
-        )
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        mean = ctx.reduction == "mean"
+        dz, db, u, _ = ops.code_grad(
+            grad,
+            None,
+            code,
+            code,
+            ctx.activation,
+            penalty_scale=grad_penalty,
+            sq_norms=sq_norms,
+            mean=mean,
+            sums=bias.dtype if need_bias else None,
+        )
         own = {} if grad_penalty is None else {"weight": weight, "u": u}
+        if grad_penalty is not None and not grad_penalty.dim():
+            own.update(u=slope_sums, u_scale=grad_penalty, u_factor=2.0)
         return (
             torch.mm(dz, weight) if need_x else None,
-            ops.weight_grad(dz, x, **own) if need_weight else None,
-            db.to(bias.dtype) if need_bias else None,
+            ops.weight_grad(dz, x, **own, mean=mean) if need_weight else None,
+            db if need_bias else None,
             None,
             None,
         )
@@ -96,25 +111,36 @@ class ReconstructionLoss(Function):
         reduction: str,
     ) -> Tensor:
         ctx.decoding, ctx.reduction = decoding, reduction
-        rows, grad, column_sums = ops.decode_loss(
-            code, weight, bias, target, **decoding._asdict(), column_sums=bias is not None
+        loss, grad, column_sums = ops.decode_loss(
+            code,
+            weight,
+            bias,
+            target,
+            **decoding._asdict(),
+            column_sums=bias is not None and reduction != "none",
+            reduction=reduction,
         )
         ctx.save_for_backward(code, weight, bias, target if target.requires_grad else None, grad, column_sums)
-        return reduce_rows(rows, reduction, rows.shape)
+        return loss
 
     @staticmethod
     @first_order
     def backward(ctx: Context, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         code, weight, bias, target, grad, column_sums = ctx.saved_tensors
         need_code, need_weight, need_bias, need_target = ctx.needs_input_grad[:4]
-        scale = grad_loss / max(code.shape[0], 1) if ctx.reduction == "mean" else grad_loss
-        d_code = None
+        mean = ctx.reduction == "mean"
+        scale = grad_loss / max(code.shape[0], 1) if mean and (need_bias or need_target) else grad_loss
+        d_code = d_bias = None
         if need_code:
-            d_code = ops.code_grad(grad, weight, code, code.new_empty(0), "linear", scale=scale).dz
+            none = code.new_empty(0)
+            d_code = ops.code_grad(grad, weight, code, none, "linear", scale=grad_loss, mean=mean).dz
+        if need_bias:
+            d_bias = scale @ grad.to(scale.dtype) if scale.dim() else column_sums * scale
+            d_bias = d_bias.to(bias.dtype)
         return (
             d_code,
-            ops.weight_grad(grad, code, scale) if need_weight else None,
-            scaled_column_sums(grad, scale, column_sums).to(bias.dtype) if need_bias else None,
+            ops.weight_grad(grad, code, grad_loss, mean=mean) if need_weight else None,
+            d_bias,
             target_gradient(code, weight, bias, target, ctx.decoding, scale) if need_target else None,
             None,
             None,
@@ -127,8 +153,3 @@ def target_gradient(
     """d L / d target, [M, D], for the scale of each row's loss."""
     grad = ops.decode_loss_target_grad(code, weight, bias, target, **decoding._asdict())
     return (grad * (scale if scale.dim() == 0 else scale[:, None])).to(grad.dtype)
-
-
-def scaled_column_sums(grad: Tensor, scale: Tensor, column_sums: Tensor) -> Tensor:
-    """sum_n scale_n grad_n, [D], from the sums without a scale where it is one for all rows."""
-    return column_sums * scale if scale.dim() == 0 else scale @ grad.to(scale.dtype)

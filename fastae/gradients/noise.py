@@ -12,15 +12,20 @@ from ..share import current_share
 from .once import Context, first_order
 
 
-def draw(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    """A draw x~ [M, D] of a corruption of x [M, D]; rows of a shared batch swap entries with all its rows."""
+def draw(
+    x: Tensor, seed: Tensor, corruption: Corruption, stream: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A draw x~ [M, D] of a corruption of x [M, D], in ``dtype`` or that of x.
+
+    Rows of a shared batch swap entries with all its rows.
+    """
     share = current_share()
     if share is None or corruption.kind != "swap":
-        return ops.corrupt(x, seed, corruption.kind, corruption.params, stream)
+        return ops.corrupt(x, seed, corruption.kind, corruption.params, stream, dtype)
     if x.requires_grad:
         raise ValueError("x: expected no gradient to rows that are swapped with those of other processes")
     whole = ops.corrupt(
-        share.gather(x), seed[:1].view(torch.int64), corruption.kind, corruption.params, stream
+        share.gather(x), seed[:1].view(torch.int64), corruption.kind, corruption.params, stream, dtype
     )
     return whole[share.first : share.first + len(x)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from ..objective import Objective, kl_count
 from ..ops import Encoded
 from ..philox import STREAM_CONTRACTION, STREAM_CORRUPTION
 from ..share import batch_mean
-from ..tensors import reduce_rows
-from .layers import decoding_of, scaled_column_sums, target_gradient
+from ..tensors import sum_dtype
+from .layers import decoding_of, target_gradient
 from .noise import draw
 from .once import Context, first_order
 
@@ -36,7 +36,11 @@ class _Saved(NamedTuple):
     grad: Tensor  # [M, D], of each row's loss with respect to the decoder's product
     column_sums: Tensor  # [D], of grad
     sq_norms: Tensor | None  # [H]
+    slope_sums: Tensor  # [H], with one penalty for all rows
     column_grad: Tensor | None  # [H], of the divergence with respect to the mean activations
+    given_x: Tensor | None  # before corruption and casts: what second derivatives would be with respect to
+    given_weight: Tensor | None
+    given_decoder_weight: Tensor | None
 
     @property
     def decoder(self) -> Tensor:
@@ -46,7 +50,8 @@ class _Saved(NamedTuple):
 class AutoencoderObjective(Function):
     """(total, reconstruction, contractive, higher order, l1, kl) of an objective.
 
-    ``x`` is the input before corruption, in the products' dtype; ``target`` is clean.
+    ``x`` is the input before corruption; ``target`` is clean. Products run in ``dtype``, or in that of the
+    tensors; gradients come in the dtypes of the tensors.
     """
 
     @staticmethod
@@ -61,13 +66,20 @@ class AutoencoderObjective(Function):
         seed: Tensor | None,
         objective: Objective,
         reduction: str,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor | None, ...]:
         o = objective
+        ctx.dtypes = x.dtype, weight.dtype
+        given = [t if t is not None and t.requires_grad else None for t in (x, weight, decoder_weight)]
         x_in = x
         if o.corruption is not None:
             assert seed is not None
-            x_in = draw(x, seed, o.corruption, STREAM_CORRUPTION)
-        sq_norms = ops.squared_norms(weight) if o.contractive or o.higher_order else None
+            x_in = draw(x, seed, o.corruption, STREAM_CORRUPTION, dtype)
+        elif dtype is not None:
+            x_in = x.to(dtype)
+        weight, sq_norms = _cast_and_norms(weight, dtype, o.contractive != 0.0 or o.higher_order != 0.0)
+        if decoder_weight is not None and dtype is not None:
+            decoder_weight = decoder_weight.to(dtype)
         encoded = ops.encode(
             x_in,
             weight,
@@ -76,6 +88,7 @@ class AutoencoderObjective(Function):
             sq_norms=sq_norms if o.contractive else None,
             l1=o.l1 != 0.0,
             code_sum=o.kl != 0.0,
+            reduction=reduction,
             seed=seed,
             noise=o.code_noise,
             noise_std=o.code_noise_std,
@@ -89,18 +102,18 @@ class AutoencoderObjective(Function):
             target,
             **decoding_of(o, seed)._asdict(),
             column_sums=decoder_bias is not None,
+            reduction=reduction,
         )
         higher_order, copies = None, []
         if o.higher_order:
             assert seed is not None and sq_norms is not None
-            higher_order, copies = _curvature(x_in, weight, bias, encoded, sq_norms, seed, o)
-        rows = (
+            higher_order, copies = _curvature(x_in, weight, bias, encoded, sq_norms, seed, o, reduction)
+        terms = [
             reconstruction,
             encoded.penalty if o.contractive else None,
             higher_order,
             encoded.l1 if o.l1 else None,
-        )
-        terms = [None if row is None else reduce_rows(row, reduction, row.shape) for row in rows]
+        ]
         kl = column_grad = None
         if o.kl:
             mean = batch_mean(encoded.code_sum / encoded.code.shape[0])
@@ -123,7 +136,9 @@ class AutoencoderObjective(Function):
             grad,
             column_sums,
             sq_norms,
+            encoded.slope_sums,
             column_grad,
+            *given,
         )
         ctx.save_for_backward(*saved, *(t for copy in copies for t in (copy.code, copy.preact)))
         return (weighted_total(terms, kl, o, kl_count(reduction, x.shape[0])), *terms, kl)
@@ -138,18 +153,21 @@ class AutoencoderObjective(Function):
         g_total, g_reconstruction, g_contractive, g_higher, g_l1, g_kl = grads
         rows = saved.code.shape[0]
 
-        def scale(weight: float, own: Tensor | None) -> Tensor | None:
-            return _row_scale(weight, g_total, own, rows if ctx.reduction == "mean" else 1)
-
-        loss_scale = scale(1.0, g_reconstruction)
+        mean, (x_dtype, dtype) = ctx.reduction == "mean", ctx.dtypes
+        loss_scale, _ = _scale(1.0, g_total, g_reconstruction)
         if loss_scale is None:
             loss_scale = torch.zeros((), dtype=torch.float32, device=saved.code.device)
-        penalty_scale = scale(o.contractive, g_contractive)
+        penalty_scale, penalty = _scale(o.contractive, g_total, g_contractive)
+        l1_scale, l1 = _scale(o.l1, g_total, g_l1)
+        higher_scale, higher = _scale(o.higher_order, g_total, g_higher)
+        if higher_scale is not None:
+            higher_scale = higher_scale * (higher / (max(rows, 1) if mean else 1))
         column_grad = saved.column_grad
         if column_grad is not None:
             column_grad = column_grad * _kl_scale(o, ctx.reduction, g_total, g_kl, rows)
-        extra, u2, noisy_dz = _curvature_gradient(saved, copies, scale(o.higher_order, g_higher), o)
-        dz, db, u = ops.code_grad(
+        extra, u2, noisy_dz = _curvature_gradient(saved, copies, higher_scale, o)
+        one_loss_scale = loss_scale.dim() == 0
+        dz, db, u, d_decoder_bias = ops.code_grad(
             saved.grad,
             saved.decoder,
             saved.code,
@@ -157,22 +175,32 @@ class AutoencoderObjective(Function):
             o.activation,
             scale=loss_scale,
             penalty_scale=penalty_scale,
+            penalty=penalty,
             sq_norms=saved.sq_norms,
-            l1_scale=scale(o.l1, g_l1),
+            l1_scale=l1_scale,
+            l1=l1,
+            mean=mean,
             column_grad=column_grad,
             extra=extra,
             seed=saved.seed,
             dropout=o.dropout,
+            sums=_dtype_of_sums(saved, bool(noisy_dz)) if need["bias"] or need["decoder_bias"] else None,
+            column_sums=saved.column_sums if need["decoder_bias"] and one_loss_scale else None,
         )
-        u = _sum(u if penalty_scale is not None else None, u2)
 
         d_x = torch.mm(dz, saved.weight) if need["x"] else None
-        d_weight = _weight_gradient(saved, dz, u, loss_scale) if need["weight"] else None
-        d_decoder = None
+        d_weight = d_decoder = None
+        if need["weight"]:
+            own = _diagonal(saved, u, u2, penalty_scale, penalty, mean)
+            if saved.decoder_weight is None:
+                own.update(a2=saved.decoder_input, b2=saved.grad, scale2=loss_scale)
+            own["dtype"] = None if noisy_dz else dtype
+            d_weight = ops.weight_grad(dz, saved.x_in, **own, mean=mean)
         if need["decoder_weight"] and saved.decoder_weight is not None:
-            d_decoder = ops.weight_grad(saved.grad, saved.decoder_input, loss_scale)
+            d_decoder = ops.weight_grad(saved.grad, saved.decoder_input, loss_scale, mean=mean, dtype=dtype)
         for k, dz_k in enumerate(noisy_dz):
-            db += dz_k.sum(0, dtype=db.dtype)
+            if need["bias"]:
+                db += dz_k.sum(0, dtype=db.dtype)
             if d_weight is not None:
                 d_weight.addmm_(dz_k.t(), _noisy_copy(saved.x_in, saved.seed, k, o))
             if d_x is not None:
@@ -181,7 +209,9 @@ class AutoencoderObjective(Function):
             assert saved.seed is not None
             kind, params = o.corruption.kind, o.corruption.params
             d_x = ops.corrupt_backward(d_x, saved.seed, kind, params, STREAM_CORRUPTION)
-        d_target = d_decoder_bias = None
+        d_x = None if d_x is None else d_x.to(x_dtype)
+        d_weight = None if d_weight is None else d_weight.to(dtype)
+        d_target = None
         if need["target"] and saved.target is not None:
             d_target = target_gradient(
                 saved.decoder_input,
@@ -189,13 +219,14 @@ class AutoencoderObjective(Function):
                 saved.decoder_bias,
                 saved.target,
                 decoding_of(o, saved.seed),
-                loss_scale,
+                loss_scale / max(rows, 1) if mean else loss_scale,
             )
-        if need["decoder_bias"] and saved.decoder_bias is not None:
-            d_decoder_bias = scaled_column_sums(saved.grad, loss_scale, saved.column_sums)
-            d_decoder_bias = d_decoder_bias.to(saved.decoder_bias.dtype)
+        if not one_loss_scale and need["decoder_bias"]:
+            d_decoder_bias = loss_scale @ saved.grad.to(loss_scale.dtype)
         d_bias = db.to(saved.bias.dtype) if need["bias"] and saved.bias is not None else None
-        return d_x, d_target, d_weight, d_bias, d_decoder, d_decoder_bias, None, None, None
+        wanted = need["decoder_bias"] and saved.decoder_bias is not None
+        d_decoder_bias = d_decoder_bias.to(saved.decoder_bias.dtype) if wanted else None  # pyright: ignore[reportOptionalMemberAccess]
+        return d_x, d_target, d_weight, d_bias, d_decoder, d_decoder_bias, None, None, None, None
 
 
 _INPUTS = ("x", "target", "weight", "bias", "decoder_weight", "decoder_bias")
@@ -206,12 +237,39 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else (a if b is None else a.add_(b))
 
 
-def _row_scale(weight: float, g_total: Tensor | None, own: Tensor | None, divisor: int) -> Tensor | None:
-    """The gradient that reaches a term's value per row: a scalar, or [M]."""
-    value = g_total * weight if g_total is not None and weight else None
-    if own is not None:
-        value = own if value is None else value + own
-    return value if value is None or divisor == 1 else value / max(divisor, 1)
+def _scale(weight: float, g_total: Tensor | None, own: Tensor | None) -> tuple[Tensor | None, float]:
+    """The gradient that reaches a reduced term, a scalar or [M], and a factor for it."""
+    if g_total is None or not weight:
+        return own, 1.0
+    return (g_total, weight) if own is None else (torch.add(own, g_total, alpha=weight), 1.0)
+
+
+def _dtype_of_sums(saved: _Saved, added_to: bool) -> torch.dtype | None:
+    """The dtype of the biases' gradients; a wide one where they are ``added_to``."""
+    bias = saved.decoder_bias if saved.bias is None else saved.bias
+    if bias is None:
+        return None
+    return sum_dtype(bias.dtype) if added_to else bias.dtype
+
+
+def _diagonal(
+    saved: _Saved,
+    u: Tensor,
+    u2: Tensor | None,
+    penalty_scale: Tensor | None,
+    penalty: float,
+    mean: bool,
+) -> dict[str, Any]:
+    """The arguments of ``weight_grad`` for diag(u) W, of both penalties."""
+    if penalty_scale is None:
+        return {} if u2 is None else {"weight": saved.weight, "u": u2}
+    if penalty_scale.dim():
+        return {"weight": saved.weight, "u": _sum(u, u2)}
+    if u2 is None:
+        own = {"u": saved.slope_sums, "u_scale": penalty_scale, "u_factor": 2.0 * penalty}
+        return {"weight": saved.weight, **own}
+    factor = 2.0 * penalty / (max(saved.code.shape[0], 1) if mean else 1)
+    return {"weight": saved.weight, "u": u2.add_(saved.slope_sums * (penalty_scale * factor))}
 
 
 def weighted_total(terms: list[Tensor | None], kl: Tensor | None, o: Objective, count: int) -> Tensor:
@@ -227,11 +285,11 @@ def weighted_total(terms: list[Tensor | None], kl: Tensor | None, o: Objective, 
     return total.clone() if total is reconstruction else total
 
 
-def _weight_gradient(saved: _Saved, dz: Tensor, u: Tensor | None, loss_scale: Tensor) -> Tensor:
-    own = {} if u is None else {"weight": saved.weight, "u": u}
-    if saved.decoder_weight is None:
-        own.update(a2=saved.decoder_input, b2=saved.grad, scale2=loss_scale)
-    return ops.weight_grad(dz, saved.x_in, **own)
+def _cast_and_norms(weight: Tensor, dtype: torch.dtype | None, norms: bool) -> tuple[Tensor, Tensor | None]:
+    """The weight in the products' dtype, and its squared norms if they are wanted."""
+    if dtype is None or weight.dtype == dtype:
+        return weight, ops.squared_norms(weight) if norms else None
+    return ops.cast_weight(weight, dtype) if norms else (weight.to(dtype), None)
 
 
 # --- higher-order contraction -----------------------------------------------------------------------------
@@ -251,8 +309,9 @@ def _curvature(
     sq_norms: Tensor,
     seed: Tensor,
     o: Objective,
+    reduction: str,
 ) -> tuple[Tensor, list[Encoded]]:
-    """The higher-order penalty per row, [M], and what was encoded of each noisy copy."""
+    """The higher-order penalty, reduced, and what was encoded of each noisy copy."""
     copies = [
         ops.encode(
             _noisy_copy(x_in, seed, k, o),
@@ -262,6 +321,7 @@ def _curvature(
             sq_norms=sq_norms,
             base_code=encoded.code,
             base_preact=encoded.preact,
+            reduction=reduction,
         )
         for k in range(o.higher_order_samples)
     ]

@@ -3,7 +3,8 @@
 Every matrix here is two-dimensional with unit last stride (weights may be transposed views), rows are
 samples, and no input is written to. The operators are opaque to torch.compile and have no autograd formula;
 :mod:`fastae.gradients` wraps their hand-derived gradients around them. Sums over features, units and rows are
-kept in at least float32. A ``scale`` is a scalar tensor or one value per row. A ``seed`` is what
+kept in at least float32. A ``scale`` is a scalar tensor or one value per row; ``mean`` divides scales by the
+number of rows. A ``reduction`` over rows is "mean", "sum" or "none". A ``seed`` is what
 :func:`fastae.philox.draw_seed` gives: int64 [1], or uint64 [2] with the place of the first row in its batch.
 
 Results that were not asked for are tensors without elements, since operators cannot return ``None``.
@@ -43,8 +44,16 @@ def _none(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
-def _sums(like: Tensor, size: int, wanted: bool = True) -> Tensor:
-    return like.new_empty(size if wanted else 0, dtype=sum_dtype(like.dtype))
+def _sums(like: Tensor, size: int, wanted: bool = True, reduction: str = "none") -> Tensor:
+    shape = () if wanted and reduction != "none" else (size if wanted else 0,)
+    return like.new_empty(shape, dtype=sum_dtype(like.dtype))
+
+
+class CastWeight(NamedTuple):
+    """Results of :func:`cast_weight`."""
+
+    weight: Tensor  # [H, D]
+    sq_norms: Tensor  # [H], of the rounded weight
 
 
 class Encoded(NamedTuple):
@@ -53,16 +62,17 @@ class Encoded(NamedTuple):
     code: Tensor  # [M, H]
     noisy: Tensor  # [M, H], as the decoder sees the code, where noise or dropout was asked for
     preact: Tensor  # [M, H], where the activation's derivatives need it
-    penalty: Tensor  # [M], with sq_norms
-    l1: Tensor  # [M], the sum of the code's magnitudes
+    penalty: Tensor  # [M] or reduced, with sq_norms
+    l1: Tensor  # [M] or reduced, the sum of the code's magnitudes
     code_sum: Tensor  # [H], the sum of the code over rows
+    slope_sums: Tensor  # [H], the sum of s^2 over rows, with a reduced penalty
 
 
 class DecodedLoss(NamedTuple):
     """Results of :func:`decode_loss`."""
 
-    rows: Tensor  # [M], the loss per row
-    grad: Tensor  # [M, D], its gradient with respect to the pre-activation a
+    loss: Tensor  # [M] or reduced
+    grad: Tensor  # [M, D], the gradient of each row's loss with respect to the pre-activation a
     column_sums: Tensor  # [D], of grad
 
 
@@ -70,8 +80,9 @@ class CodeGradient(NamedTuple):
     """Results of :func:`code_grad`."""
 
     dz: Tensor  # [M, H]
-    db: Tensor  # [H], the column sums of dz
-    u: Tensor  # [H], the factor of the weight's own rows in its gradient, with penalty_scale
+    db: Tensor  # [H], the column sums of dz, with sums
+    u: Tensor  # [H], the factor of the weight's own rows in its gradient, with a penalty_scale per row
+    scaled_sums: Tensor  # [D], scale times column_sums
 
 
 class SlopeDifferenceGradient(NamedTuple):
@@ -100,9 +111,16 @@ _operator = operator(_implementation)
 
 
 @_operator
-def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
-    """A draw x~ [M, D] of a corruption, given by its kind and numbers, of x [M, D]."""
-    return x.new_empty(x.shape)
+def corrupt(
+    x: Tensor,
+    seed: Tensor,
+    kind: str,
+    params: list[float],
+    stream: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A draw x~ [M, D] of a corruption, given by its kind and numbers, of x [M, D]; in ``dtype`` or x's."""
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @_operator
@@ -130,6 +148,13 @@ def squared_norms(weight: Tensor) -> Tensor:
 
 
 @_operator
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> CastWeight:
+    """A weight [H, D] in another dtype, and its squared norms."""
+    copy = weight.new_empty(weight.shape, dtype=dtype)
+    return CastWeight(copy, _sums(copy, weight.shape[0]))
+
+
+@_operator
 def encode(
     x: Tensor,
     weight: Tensor,
@@ -144,11 +169,13 @@ def encode(
     noise: str = "none",
     noise_std: float = 0.0,
     dropout: float = 0.0,
+    reduction: str = "none",
 ) -> Encoded:
     """h = f(x W^T + b) for x [M, D] and W [H, D], and the sums over it that are asked for.
 
     With ``sq_norms`` q [H] the penalty per row, sum_j s_j^2 q_j, of the slopes s = f'; or, with a base code
     (and pre-activation) [M, H] of another input, of the difference between the slopes there and here.
+    ``reduction`` is that of the penalty and of ``l1``.
     """
     rows, units = x.shape[0], weight.shape[0]
     code = x.new_empty(rows, units)
@@ -156,9 +183,10 @@ def encode(
         code,
         torch.empty_like(code) if noise != "none" or dropout else _none(x),
         torch.empty_like(code) if get_activation(activation).needs_preactivation else _none(x),
-        _sums(x, rows, sq_norms is not None),
-        _sums(x, rows, l1),
+        _sums(x, rows, sq_norms is not None, reduction),
+        _sums(x, rows, l1, reduction),
         _sums(x, units, code_sum),
+        _sums(x, units, sq_norms is not None and reduction != "none"),
     )
 
 
@@ -176,14 +204,15 @@ def decode_loss(
     corrupted: float = 1.0,
     clean: float = 1.0,
     column_sums: bool = False,
+    reduction: str = "none",
 ) -> DecodedLoss:
-    """The reconstruction loss per row for a code [M, H], weight [D, H] and target [M, D], and its gradient.
+    """The reconstruction loss for a code [M, H], weight [D, H] and target [M, D], and its gradient.
 
     With a seed, entries count ``corrupted`` times where the corruption (``kind``, ``params``) drawn from that
     seed hits them, and ``clean`` times elsewhere.
     """
     return DecodedLoss(
-        _sums(code, code.shape[0]),
+        _sums(code, code.shape[0], True, reduction),
         code.new_empty(target.shape),
         _sums(code, target.shape[1], column_sums),
     )
@@ -216,23 +245,35 @@ def code_grad(
     activation: str,
     scale: Tensor | None = None,
     penalty_scale: Tensor | None = None,
+    penalty: float = 1.0,
     sq_norms: Tensor | None = None,
     l1_scale: Tensor | None = None,
+    l1: float = 1.0,
+    mean: bool = False,
     column_grad: Tensor | None = None,
     extra: Tensor | None = None,
     seed: Tensor | None = None,
     dropout: float = 0.0,
+    sums: torch.dtype | None = None,
+    column_sums: Tensor | None = None,
 ) -> CodeGradient:
     """The gradient dz [M, H] with respect to the encoder's pre-activation, and its column sums.
 
     The upstream gradient with respect to the code is ``scale`` times grad [M, D] times weight [D, H], or
-    without a weight ``scale`` times grad [M, H] itself. ``l1_scale``, ``column_grad`` [H] and
-    ``penalty_scale`` (with ``sq_norms`` [H]) add the gradients of the penalties, ``extra`` [M, H] is added to
-    dz. ``preact`` is read where the activation needs it.
+    without a weight ``scale`` times grad [M, H] itself. ``l1`` times ``l1_scale``, ``column_grad`` [H] and
+    ``penalty`` times ``penalty_scale`` (with ``sq_norms`` [H]) add the gradients of the penalties, ``extra``
+    [M, H] is added to dz. ``preact`` is read where the activation needs it. ``sums`` is the dtype of db and
+    of the scaled ``column_sums`` [D], for which ``scale`` is a scalar.
     """
     units = code.shape[1]
+    per_row = penalty_scale is not None and penalty_scale.dim() == 1
     return CodeGradient(
-        code.new_empty(code.shape), _sums(code, units), _sums(code, units, penalty_scale is not None)
+        code.new_empty(code.shape),
+        _sums(code, 0) if sums is None else code.new_empty(units, dtype=sums),
+        _sums(code, units, per_row),
+        _sums(code, 0)
+        if sums is None or column_sums is None
+        else column_sums.new_empty(column_sums.shape, dtype=sums),
     )
 
 
@@ -246,9 +287,17 @@ def weight_grad(
     a2: Tensor | None = None,
     b2: Tensor | None = None,
     scale2: Tensor | None = None,
+    u_scale: Tensor | None = None,
+    u_factor: float = 1.0,
+    mean: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, for matrices with one row per sample."""
-    return a.new_empty(a.shape[1], b.shape[1])
+    """a^T diag(scale) b + diag(u_factor u_scale u) W + a2^T diag(scale2) b2.
+
+    The matrices a, b, a2 and b2 have one row per sample, ``u_scale`` is a scalar. The result is in ``dtype``,
+    or in that of the matrices.
+    """
+    return a.new_empty(a.shape[1], b.shape[1], dtype=dtype)
 
 
 @_operator

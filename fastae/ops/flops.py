@@ -40,7 +40,7 @@ def _weight_grad(
     u: Shape | None = None,
     a2: Shape | None = None,
     b2: Shape | None = None,
-    scale2: Shape | None = None,
+    *args: Any,
     **options: Any,
 ) -> int:
     second = 0 if a2 is None or b2 is None else 2 * a2[0] * a2[1] * b2[1]

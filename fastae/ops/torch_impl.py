@@ -20,7 +20,7 @@ from ..activations import Activation, get_activation
 from ..corruption import Corruption, Event, Gaussian, SaltAndPepper, make_corruption
 from ..losses import get_loss
 from ..philox import row_blocks
-from ..tensors import outside_autocast, sum_dtype
+from ..tensors import outside_autocast, reduce_rows, sum_dtype
 from .segments import segment_sums as segment_sums
 from .selection import top_entries as top_entries
 
@@ -40,7 +40,7 @@ def _store(block: Tensor, value: Tensor) -> None:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias.to(x.dtype), x, weight.t())
 
 
 def _rows_of(scale: Tensor, block: slice) -> Tensor:
@@ -175,10 +175,17 @@ PROCESSES = {
 
 
 @outside_autocast
-def corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+def corrupt(
+    x: Tensor,
+    seed: Tensor,
+    kind: str,
+    params: list[float],
+    stream: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     corruption = make_corruption(kind, params)
     function = _unchanged if corruption.is_identity else PROCESSES[kind].draw
-    return function(x, seed, corruption, stream)
+    return function(x if dtype is None else x.to(dtype), seed, corruption, stream)
 
 
 @outside_autocast
@@ -229,6 +236,12 @@ def squared_norms(weight: Tensor) -> Tensor:
 
 
 @outside_autocast
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    copy = weight.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return copy, squared_norms(copy)
+
+
+@outside_autocast
 def encode(
     x: Tensor,
     weight: Tensor,
@@ -243,12 +256,15 @@ def encode(
     noise: str = "none",
     noise_std: float = 0.0,
     dropout: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    reduction: str = "none",
+) -> tuple[Tensor, ...]:
     f = get_activation(activation)
     z = _linear(x, weight, bias)
     rows, units = z.shape
     sums = functools.partial(z.new_zeros, dtype=sum_dtype(z.dtype))
-    penalty = sums(rows if sq_norms is not None else 0)
+    reduced = sq_norms is not None and reduction != "none"
+    penalty = sums(rows if sq_norms is not None and not reduced else 0)
+    slope_sums = sums(units if reduced else 0)
     l1_rows = sums(rows if l1 else 0)
     column_sums = sums(units if code_sum else 0)
     code = torch.empty_like(z) if f.needs_preactivation else z
@@ -260,7 +276,10 @@ def encode(
             s = f.derivative(h, z_wide)
             if base_code is not None:
                 s = s - _slopes(f, base_code, base_preact, block)
-            penalty[block] = s.square_() @ sq_norms
+            if reduced:
+                slope_sums += s.square_().sum(0)
+            else:
+                penalty[block] = s.square_() @ sq_norms
         if l1:
             torch.linalg.vector_norm(h, 1, dim=1, out=l1_rows[block])
         if code_sum:
@@ -268,12 +287,24 @@ def encode(
     noisy = _none(z)
     if seed is not None and (noise != "none" or dropout):
         noisy = perturb(code, seed, noise, noise_std, dropout)
-    return code, noisy, z if f.needs_preactivation else _none(z), penalty, l1_rows, column_sums
+    if reduced:
+        penalty = slope_sums @ sq_norms  # pyright: ignore[reportOperatorIssue]
+        penalty = penalty / rows if reduction == "mean" else penalty
+    if l1:
+        l1_rows = reduce_rows(l1_rows, reduction, l1_rows.shape)
+    preact_or_none = z if f.needs_preactivation else _none(z)
+    return code, noisy, preact_or_none, penalty, l1_rows, column_sums, slope_sums
 
 
 def _slopes(f: Activation, code: Tensor, preact: Tensor | None, block: slice) -> Tensor:
     z = preact[block] if f.needs_preactivation and preact is not None else code[block]
     return f.derivative(_wide(code[block]), _wide(z))
+
+
+def _over(scale: Tensor | None, factor: float, rows: int, mean: bool) -> Tensor | None:
+    """``factor`` times a scale, over the number of rows for a mean."""
+    factor = factor / max(rows, 1) if mean else factor
+    return scale if scale is None or factor == 1.0 else scale * factor
 
 
 def _scaled_product(a: Tensor, b: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -306,15 +337,26 @@ def code_grad(
     activation: str,
     scale: Tensor | None = None,
     penalty_scale: Tensor | None = None,
+    penalty: float = 1.0,
     sq_norms: Tensor | None = None,
     l1_scale: Tensor | None = None,
+    l1: float = 1.0,
+    mean: bool = False,
     column_grad: Tensor | None = None,
     extra: Tensor | None = None,
     seed: Tensor | None = None,
     dropout: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
+    sums: torch.dtype | None = None,
+    column_sums: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     f = get_activation(activation)
     rows, units = code.shape
+    scale = _over(scale, 1.0, rows, mean)
+    penalty_scale = _over(penalty_scale, penalty, rows, mean)
+    l1_scale = _over(l1_scale, l1, rows, mean)
+    scaled_sums = code.new_zeros(0, dtype=sum_dtype(code.dtype))
+    if sums is not None and column_sums is not None:
+        scaled_sums = (column_sums if scale is None else column_sums * scale).to(sums)
     owned = weight is not None  # the product is ours to overwrite; an upstream gradient is not
     dh = grad
     if weight is not None:
@@ -324,8 +366,9 @@ def code_grad(
         dh = _drop(dh, seed, dropout, dz)
         owned = True
     wide = sum_dtype(code.dtype)
-    db = code.new_zeros(units, dtype=wide)
-    u = code.new_zeros(units if penalty_scale is not None else 0, dtype=wide)
+    db = code.new_zeros(0 if sums is None else units, dtype=wide)
+    per_row = penalty_scale is not None and penalty_scale.dim() == 1
+    u = code.new_zeros(units if per_row else 0, dtype=wide)
     for block in row_blocks(rows, units):
         h = _wide(code[block])
         z = _wide(preact[block]) if f.needs_preactivation else preact
@@ -342,16 +385,16 @@ def code_grad(
             if f.second is not None:
                 d.addcmul_(f.second(h, s, z), twice * sq_norms)
             d.mul_(s)
-            u += (s.square_() * twice if twice.dim() else s.square_()).sum(0)
+            if per_row:
+                u += (s.square_() * twice).sum(0)
         elif activation != "linear":  # whose slope is 1
             d.mul_(f.derivative(h, z))
         if extra is not None:
             d.add_(extra[block])
-        db += d.sum(0)
+        if sums is not None:
+            db += d.sum(0)
         _store(dz[block], d)
-    if penalty_scale is not None and penalty_scale.dim() == 0:
-        u *= 2.0 * penalty_scale
-    return dz, db, u
+    return dz, db if sums is None else db.to(sums), u, scaled_sums
 
 
 @outside_autocast
@@ -364,18 +407,27 @@ def weight_grad(
     a2: Tensor | None = None,
     b2: Tensor | None = None,
     scale2: Tensor | None = None,
+    u_scale: Tensor | None = None,
+    u_factor: float = 1.0,
+    mean: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    a, alpha = _scaled(a, scale)
+    rows = len(a)
+    a, alpha = _scaled(a, _over(scale, 1.0, rows, mean))
     if weight is not None and u is not None:
+        if u_scale is not None:
+            u = u * _over(u_scale, u_factor, rows, mean)  # pyright: ignore[reportOperatorIssue]
+        elif u_factor != 1.0:
+            u = u * u_factor
         out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         torch.mul(weight, u[:, None].to(weight.dtype), out=out)
         out.addmm_(a.t(), b, alpha=alpha)
     else:
         out = _scaled_mm(a.t(), b, alpha)
     if a2 is not None and b2 is not None:
-        a2, alpha = _scaled(a2, scale2)
+        a2, alpha = _scaled(a2, _over(scale2, 1.0, rows, mean))
         out.addmm_(a2.t(), b2, alpha=alpha)
-    return out
+    return out if dtype is None else out.to(dtype)
 
 
 def _scaled(a: Tensor, scale: Tensor | None) -> tuple[Tensor, float]:
@@ -431,6 +483,7 @@ def decode_loss(
     corrupted: float = 1.0,
     clean: float = 1.0,
     column_sums: bool = False,
+    reduction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
     formula, f = get_loss(loss, output_activation), get_activation(output_activation)
     grad, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
@@ -454,7 +507,7 @@ def decode_loss(
         if column_sums:
             sums += g.sum(0)
         _store(grad[block], g)
-    return rows, grad, sums
+    return reduce_rows(rows, reduction, rows.shape), grad, sums
 
 
 @outside_autocast

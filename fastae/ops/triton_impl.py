@@ -118,11 +118,18 @@ NOISE: dict[str, Callable[..., dict[str, Any]]] = {
 # --- operators that are no single launch --------------------------------------------------------------------
 
 
-def _corrupt(x: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
+def _corrupt(
+    x: Tensor,
+    seed: Tensor,
+    kind: str,
+    params: list[float],
+    stream: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     corruption = make_corruption(kind, params)
     if corruption.is_identity:
-        return x.clone(memory_format=torch.contiguous_format)
-    return operators.corrupt(x, _corruption(seed, corruption, stream))
+        return x.to(dtype or x.dtype, copy=True, memory_format=torch.contiguous_format)
+    return operators.corrupt(x, _corruption(seed, corruption, stream), dtype)
 
 
 def _corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:

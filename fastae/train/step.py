@@ -193,14 +193,14 @@ class TrainingStep:
                     terms = self._loss(*batch)
         named = self._checked(_named(terms))
         loss = named["total"]
-        values = torch.stack([term.detach().to(torch.float64) for term in named.values()])
+        values = torch.stack([term.detach() for term in named.values()])
         if self._over is None or share is None:
             self._check_finite(values)
         self.optimizer.zero_grad(set_to_none=True)
         if self._over is None or share is None:
             loss.backward()
         else:
-            values = self._over.backward(loss, values, share)
+            values = self._over.backward(loss, values.to(torch.float64), share)
             self._check_finite(values)
         if rate is not None:
             self._set_rate(rate)
@@ -234,7 +234,7 @@ class TrainingStep:
 
     def _accumulate(self, names: list[str], values: Tensor, rows: int) -> None:
         if self._sums is None:
-            self._names, self._sums = names, torch.zeros_like(values)
+            self._names, self._sums = names, torch.zeros_like(values, dtype=torch.float64)
         self._sums.add_(values, alpha=rows)
 
     def sums(self) -> dict[str, float]:

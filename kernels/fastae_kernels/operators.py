@@ -2,7 +2,8 @@
 
 Matrices are two-dimensional, float32, float16 or bfloat16, with any strides; products run with operands of
 one dtype. Sums over features, units and rows are float32. No input is written, no value is read by the host.
-Results that were not asked for are ``None``. A scale is a scalar tensor or one value a row.
+Results that were not asked for are ``None``. A scale is a scalar tensor or one value per row; with ``mean``
+scales are divided by the number of rows. A ``reduction`` to "mean" or "sum" is of values per row.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .device.elementwise import elementwise
 from .device.gemm import gemm
 from .device.losses import LOSSES
 from .device.noise import CORRUPTIONS, Corruption, Mask, Noise
+from .device.reductions import Fold, fold
 from .launch import launch, target_of
 from .plan.config import plan as make_plan
 from .plan.config import precision
@@ -117,8 +119,9 @@ def _fused(
     args: Any,
     config: GemmConfig,
     aligned: bool | None = None,
+    factor2: float = 1.0,
 ) -> None:
-    """The epilogue of a b + scale2 a2 b2. ``aligned`` is what the plan found of these very operands."""
+    """The epilogue of a b + factor2 scale2 a2 b2; ``aligned`` is what the plan found of these operands."""
     (M, K), N = a.shape, b.shape[1]
     operands = [a, b] if a2 is None or b2 is None else [a, b, a2, b2]
     if aligned is None:
@@ -137,6 +140,7 @@ def _fused(
         *(map(_descriptor, operands, shapes) if tma else operands),
         *none,
         scale2,
+        factor2,
         M,
         N,
         K,
@@ -174,31 +178,39 @@ def _product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Te
     _pass(out, out, epilogue, args, plan)
 
 
-def _fold(partials: Tensor | None, partials2: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-    """The sums of partials [P, L] over their first dimension, [L] each."""
+def _fold(*jobs: Fold | None) -> None:
+    """Sum partials in one launch."""
+    jobs = tuple(job for job in jobs if job is not None)
+    BP, BL = 128, 32
+    blocks = sum(1 if job.L is None else _blocks(job.L, BL) for job in jobs)
+    if jobs:
+        launch(fold, blocks, jobs[0].out.device, *jobs, *[None] * (4 - len(jobs)), BP, BL)
+
+
+def _columns(
+    partials: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: Tensor | None = None,
+    factor: float = 1.0,
+) -> Fold | None:
+    """The sums of partials [P, L] over their first dimension, scaled, [L]."""
     if partials is None:
-        return None, None if partials2 is None else _fold(partials2)[0]
+        return None
     P, L = partials.shape
-    P2, L2 = (0, 0) if partials2 is None else partials2.shape
-    out = _float(partials, L)
-    out2 = None if partials2 is None else _float(partials, L2)
-    BL = 128
-    launch(
-        reductions.fold,
-        -(-max(L, L2) // BL),
-        partials.device,
-        partials,
-        out,
-        P,
-        L,
-        partials2,
-        out2,
-        P2,
-        L2,
-        16,
-        BL,
-    )
-    return out, out2
+    return Fold(partials, _empty(partials, L, dtype=dtype), P, L, scale, factor)
+
+
+def _total(partials: Tensor | None, reduction: str, rows: int) -> Fold | None:
+    """The sum or the mean over ``rows`` rows of all partials, a scalar."""
+    if partials is None:
+        return None
+    factor = (1.0 / rows if rows else math.nan) if reduction == "mean" else 1.0
+    return Fold(partials, _float(partials), partials.numel(), factor=factor)
+
+
+def _out(job: Fold | None) -> Tensor | None:
+    return None if job is None else job.out
 
 
 def _vector(vector: Tensor | None) -> Tensor | None:
@@ -217,9 +229,9 @@ def _scale(scale: Tensor | None) -> tuple[Tensor | None, int]:
 # --- corruption -------------------------------------------------------------------------------------------
 
 
-def corrupt(x: Tensor, corruption: Corruption) -> Tensor:
-    """x~ [M, D], for a corruption whose ``source`` and ``out`` are filled in here."""
-    out = _empty(x, *x.shape)
+def corrupt(x: Tensor, corruption: Corruption, dtype: torch.dtype | None = None) -> Tensor:
+    """x~ [M, D] in ``dtype`` or x's, for a corruption whose ``source`` and ``out`` are filled in here."""
+    out = _empty(x, *x.shape, dtype=dtype)
     args = corruption._replace(source=x, stride_m=x.stride(0), stride_n=x.stride(1), out=out)
     _pass(x, out, epilogues.corrupt, args, _pass_plan("corrupt", x))
     return out
@@ -270,10 +282,20 @@ def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
 
 def squared_norms(weight: Tensor) -> Tensor:
     """q [H] of a weight [H, D]."""
+    return _norms(weight, None)
+
+
+def cast_weight(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A weight [H, D] in another dtype, and its q [H]."""
+    copy = _empty(weight, *weight.shape, dtype=dtype)
+    return copy, _norms(weight, copy)
+
+
+def _norms(weight: Tensor, copy: Tensor | None) -> Tensor:
     H, D = weight.shape
     out = _float(weight, H)
     BM, BN = (4, 512) if weight.stride(1) == 1 else (128, 16)
-    arguments = weight, out, H, D, *_strides(weight), BM, BN, _unit(D)
+    arguments = weight, copy, out, H, D, *_strides(weight), BM, BN, _unit(D)
     launch(reductions.squared_norms, _blocks(H, BM), weight.device, *arguments)
     return out
 
@@ -289,20 +311,23 @@ def encode(
     base_preact: Tensor | None = None,
     l1: bool = False,
     code_sum: bool = False,
+    reduction: str = "none",
     noise: Noise | None = None,
     dropout: Mask | None = None,
     seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """(code [M, H], noisy code, pre-activation, penalty [M], l1 [M], column sums of the code [H]).
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(code [M, H], noisy code, pre-activation, penalty, l1, column sums of the code [H], slope sums [H]).
 
     x [M, D], weight [H, D]. The penalty is of the slopes, or of their difference from those of another input
-    with code ``base_code``. ``seed`` is the noise's.
+    with code ``base_code``. With a reduced penalty come the sums over rows of the slopes' squares. ``seed``
+    is the noise's.
     """
     M, H = x.shape[0], weight.shape[0]
     f = ACTIVATIONS[activation]
     heavy = f.preactivation and noise is None and dropout is not None
     plan = _plan("encode", x, weight.t(), heavy=heavy)
     blocks_m, blocks_n = plan.blocks(M, H)
+    penalty, reduced = sq_norms is not None, reduction != "none"
     code = _empty(x, M, H)
     args = epilogues.Encode(
         **f.functions,
@@ -314,18 +339,27 @@ def encode(
         base_code=_vector(base_code),
         base_preact=_vector(base_preact) if f.preactivation else None,
         sq_norms=_vector(sq_norms),
-        penalty=None if sq_norms is None else _float(x, blocks_n, M),
-        l1=_float(x, blocks_n, M) if l1 else None,
+        penalty=_float(x, blocks_n, M) if penalty and not reduced else None,
+        penalty_total=_float(x, blocks_n, blocks_m) if penalty and reduced else None,
+        slope_sums=_float(x, blocks_m, H) if penalty and reduced else None,
+        l1=_float(x, blocks_n, M) if l1 and not reduced else None,
+        l1_total=_float(x, blocks_n, blocks_m) if l1 and reduced else None,
         code_sum=_float(x, blocks_m, H) if code_sum else None,
     )
     _product(x, weight.t(), epilogues.encode, args, plan, code)
-    penalty, l1_rows = _fold(args.penalty, args.l1)
-    sums, _ = _fold(args.code_sum)
+    results = (
+        _columns(args.penalty) or _total(args.penalty_total, reduction, M),
+        _columns(args.l1) or _total(args.l1_total, reduction, M),
+        _columns(args.code_sum),
+        _columns(args.slope_sums),
+    )
+    _fold(*results)
     noisy = args.dropped
     if noise is not None:
         assert seed is not None
         noisy = perturb(code, noise, dropout, seed)
-    return code, noisy, args.preact, penalty, l1_rows, sums
+    penalties, l1s, code_sums, slope_sums = map(_out, results)
+    return code, noisy, args.preact, penalties, l1s, code_sums, slope_sums
 
 
 def code_grad(
@@ -338,25 +372,33 @@ def code_grad(
     dropout: Mask | None = None,
     scale: Tensor | None = None,
     penalty_scale: Tensor | None = None,
+    penalty: float = 1.0,
     sq_norms: Tensor | None = None,
     l1_scale: Tensor | None = None,
+    l1: float = 1.0,
+    mean: bool = False,
     column_grad: Tensor | None = None,
     extra: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(dz [M, H], its column sums db [H], u [H]).
+    sums: torch.dtype | None = None,
+    column_sums: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(dz [M, H], its column sums db [H], u [H], ``column_sums`` [D] times the one scale).
 
     The gradient to the code is grad [M, D] times weight [D, H], or ``grad`` [M, H] itself without a weight.
+    ``sums`` is the dtype of db and of the scaled column sums, which need one. u belongs to a penalty's scale
+    per row; with one scale it follows from the encoder's slope sums.
     """
     M, H = code.shape
     f = ACTIVATIONS[activation]
     heavy = f.preactivation and dropout is not None
     plan = _pass_plan("code_grad", code) if weight is None else _plan("code_grad", grad, weight, heavy=heavy)
     blocks_m, _ = plan.blocks(M, H)
-    dz = _empty(code, M, H)
+    dz, factor, given_scale = _empty(code, M, H), 1.0 / max(M, 1) if mean else 1.0, scale
     if weight is not None and plan.strategy == "split" and grad.dtype == torch.float16:
         # a library's product must not overflow before it is scaled
-        grad, scale = _scaled_rows(grad, scale, keep_scalar=False)
+        grad, scale = _scaled_rows(grad, scale, factor, keep_scalar=False)
     scale, scale_stride = _scale(scale)
+    per_row = penalty_scale is not None and penalty_scale.dim() == 1
     penalty_scale, penalty_stride = _scale(penalty_scale)
     l1_scale, l1_stride = _scale(l1_scale)
     args = epilogues.CodeGradient(
@@ -366,24 +408,34 @@ def code_grad(
         **_mask_fields(dropout),
         scale=scale,
         scale_stride=scale_stride,
+        scale_factor=factor,
         penalty_scale=penalty_scale,
         penalty_stride=penalty_stride,
+        penalty_factor=penalty * factor,
         sq_norms=_vector(sq_norms),
         l1_scale=l1_scale,
         l1_stride=l1_stride,
+        l1_factor=l1 * factor,
         column_grad=_vector(column_grad),
         extra=_vector(extra),
         dz=dz,
-        db=_float(code, blocks_m, H),
-        u=None if penalty_scale is None else _float(code, blocks_m, H),
+        db=None if sums is None else _float(code, blocks_m, H),
+        u=_float(code, blocks_m, H) if per_row else None,
     )
     if weight is None:
         _pass(grad, dz, epilogues.code_gradient, args, plan)
     else:
         _product(grad, weight, epilogues.code_gradient, args, plan, dz)
-    db, u = _fold(args.db, args.u)
-    assert db is not None
-    return dz, db, u
+    results = (
+        None if sums is None else _columns(args.db, dtype=sums),
+        _columns(args.u),
+        None
+        if sums is None or column_sums is None
+        else _columns(column_sums[None], dtype=sums, scale=given_scale, factor=factor),
+    )
+    _fold(*results)
+    db, u, scaled_sums = map(_out, results)
+    return dz, db, u, scaled_sums
 
 
 def slope_difference_grad(
@@ -413,9 +465,10 @@ def slope_difference_grad(
         u=_float(code, plan.blocks(M, H)[0], H),
     )
     _pass(code, args.dz, epilogues.slope_difference_gradient, args, plan)
-    u, _ = _fold(args.u)
+    u = _columns(args.u)
     assert u is not None
-    return args.dz, args.dz2, u
+    _fold(u)
+    return args.dz, args.dz2, u.out
 
 
 def weight_grad(
@@ -427,49 +480,63 @@ def weight_grad(
     a2: Tensor | None = None,
     b2: Tensor | None = None,
     scale2: Tensor | None = None,
+    u_scale: Tensor | None = None,
+    u_factor: float = 1.0,
+    mean: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """a^T diag(scale) b + diag(u) W + a2^T diag(scale2) b2, [N_a, N_b]."""
+    """a^T diag(scale) b + diag(u_factor u_scale u) W + a2^T diag(scale2) b2, [N_a, N_b].
+
+    ``u_scale`` is a scalar tensor. The result is in ``dtype`` or that of the matrices.
+    """
     dual = a2 is not None and b2 is not None
     name = "weight_grad dual" if dual else "weight_grad"
     plan = _plan(name, a.t(), b, None if a2 is None else a2.t(), b2)
-    given, given2 = a, a2
+    given, given2, factor = a, a2, 1.0 / max(len(a), 1) if mean else 1.0
     # a library's product in float16 must not overflow before it is scaled
     late = plan.strategy == "fused" or a.dtype != torch.float16
-    a, scale = _scaled_rows(a, scale, keep_scalar=late and not dual)
+    a, scale = _scaled_rows(a, scale, factor, keep_scalar=late and not dual)
     if a2 is not None:
-        a2, scale2 = _scaled_rows(a2, scale2, keep_scalar=late)
-    out = _empty(a, a.shape[1], b.shape[1])
+        a2, scale2 = _scaled_rows(a2, scale2, factor, keep_scalar=late)
+    out = _empty(a, a.shape[1], b.shape[1], dtype=dtype)
     if weight is None or u is None:
         weight = u = None
     args = epilogues.WeightGradient(
         scale=scale,
+        scale_factor=factor,
         weight=weight,
         weight_stride_m=_strides(weight)[0],
         weight_stride_n=_strides(weight)[1],
         u=_vector(u),
+        u_scale=u_scale,
+        u_factor=u_factor * (1.0 if u_scale is None else factor),
+        added=None,
         out=out,
     )
     if plan.strategy == "fused":
         transposed = (None, None) if a2 is None or b2 is None else (a2.t(), b2)
         as_planned = plan.aligned if a is given and a2 is given2 else None  # rows that were scaled lie anew
-        _fused(a.t(), b, *transposed, scale2, epilogues.weight_gradient, args, plan.gemm, as_planned)
+        epilogue = epilogues.weight_gradient
+        _fused(a.t(), b, *transposed, scale2, epilogue, args, plan.gemm, as_planned, factor)
         return out
+    product = out if out.dtype == a.dtype else _empty(a, *out.shape)
     if a2 is None or b2 is None:
-        torch.mm(a.t(), b, out=out)
-    else:  # the pass in between scales the second product, then the first is added
-        torch.mm(a2.t(), b2, out=out)
-        args = args._replace(scale=scale2)
-    if args.scale is not None or u is not None:
-        _pass(out, out, epilogues.weight_gradient, args, plan)
-    if dual:
-        out.addmm_(a.t(), b)
+        torch.mm(a.t(), b, out=product)
+    else:  # the pass scales the second product and adds the first
+        torch.mm(a2.t(), b2, out=product)
+        args = args._replace(scale=scale2, added=torch.mm(a.t(), b))
+    if product is not out or dual or args.scale is not None or u is not None:
+        _pass(product, out, epilogues.weight_gradient, args, plan)
     return out
 
 
-def _scaled_rows(a: Tensor, scale: Tensor | None, *, keep_scalar: bool) -> tuple[Tensor, Tensor | None]:
-    """diag(scale) a, or a and the scalar that is still to be applied."""
+def _scaled_rows(
+    a: Tensor, scale: Tensor | None, factor: float, *, keep_scalar: bool
+) -> tuple[Tensor, Tensor | None]:
+    """factor diag(scale) a, or a and the scalar that is still to be applied with the factor."""
     if scale is None or (scale.dim() == 0 and keep_scalar):
         return a, scale
+    scale = scale * factor if factor != 1.0 else scale
     return (a * (scale[:, None] if scale.dim() else scale)).to(a.dtype), None
 
 
@@ -486,8 +553,9 @@ def _decode_arguments(
     corrupted: float,
     clean: float,
     grad: Tensor,
-    rows: Tensor | None,
-    column_sums: Tensor | None,
+    rows: Tensor | None = None,
+    total: Tensor | None = None,
+    column_sums: Tensor | None = None,
 ) -> epilogues.DecodeLoss:
     return epilogues.DecodeLoss(
         entry=entry,
@@ -500,6 +568,7 @@ def _decode_arguments(
         corrupted=corrupted,
         clean=clean,
         rows=rows,
+        total=total,
         grad=grad,
         column_sums=column_sums,
     )
@@ -517,15 +586,16 @@ def decode_loss(
     corrupted: float = 1.0,
     clean: float = 1.0,
     column_sums: bool = False,
+    reduction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(loss of each row [M], its gradient to a [M, D], that one's column sums [D]).
+    """(loss [M], its gradient per row with respect to a [M, D], that one's column sums [D]).
 
     code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
     """
     M, D = target.shape
     plan = _plan("decode_loss", code, weight.t())
     blocks_m, blocks_n = plan.blocks(M, D)
-    grad, rows = _empty(code, M, D), _float(code, blocks_n, M)
+    grad, per_row = _empty(code, M, D), reduction == "none"
     args = _decode_arguments(
         code,
         bias,
@@ -536,13 +606,16 @@ def decode_loss(
         corrupted,
         clean,
         grad,
-        rows,
-        _float(code, blocks_m, D) if column_sums else None,
+        rows=_float(code, blocks_n, M) if per_row else None,
+        total=None if per_row else _float(code, blocks_n, blocks_m),
+        column_sums=_float(code, blocks_m, D) if column_sums else None,
     )
     _product(code, weight.t(), epilogues.decode_loss, args, plan, grad)
-    row_sums, sums = _fold(rows, args.column_sums)
-    assert row_sums is not None
-    return row_sums, grad, sums
+    losses = _columns(args.rows) or _total(args.total, reduction, M)
+    sums = _columns(args.column_sums)
+    assert losses is not None
+    _fold(losses, sums)
+    return losses.out, grad, _out(sums)
 
 
 def decode_loss_target_grad(
@@ -570,8 +643,6 @@ def decode_loss_target_grad(
         corrupted,
         clean,
         grad,
-        None,
-        None,
     )
     product = grad if grad.dtype == code.dtype else _empty(code, *target.shape)
     _product(code, weight.t(), epilogues.decode_loss_target_gradient, args, plan, product)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from fastae_kernels import operators
 from fastae_kernels.device import reductions
-from fastae_kernels.device.tiles import entries, inside, store_column_sums, store_row_sums, tile_indices
+from fastae_kernels.device.tiles import entries, inside, store_column_sums, store_sums, tile_indices
 from torch import Tensor
 
 from fastae import ops, philox
@@ -68,7 +68,7 @@ def test_inputs_may_lie_far_apart(stride: int, dim: int):
             *operators.encode(x, weight, None, "tanh", sq_norms=q),
             *operators.decode_loss(code, decoder, None, x, "bce", column_sums=True),
             operators.decode_loss_target_grad(code, decoder, None, x, "mse"),
-            *operators.code_grad(x, decoder, code, None, "tanh", **penalty),
+            *operators.code_grad(x, decoder, code, None, "tanh", **penalty, sums=torch.float32),
             *operators.code_grad(code, None, code, None, "tanh", **penalty),
             *operators.slope_difference_grad(code, None, code, None, "tanh", q, scale),
             operators.weight_grad(code, x, None, weight, u, code, x),
@@ -95,7 +95,7 @@ def store_far(block, other, M, N, matrix, row_sums, column_sums, BM: tl.constexp
     row, col = tile_indices(block, 0, BM, BN)
     ones = tl.full((BM, BN), 1.0, tl.float32)
     tl.store(entries(matrix, row, col, N), ones, mask=inside(row, col, M, N))
-    store_row_sums(row_sums, ones, row, col, other, M, BN)
+    store_sums(row_sums, None, ones, row, col, block, other, M, BN, BM)
     store_column_sums(column_sums, ones, row, col, block, M, N)
 
 
@@ -113,5 +113,5 @@ def test_partial_sums_may_lie_far_apart():
     P, L = 20, 2**28
     partials, out = promised(P * L, torch.float32), torch.empty(128)
     partials.view(P, L)[:, :128] = rand(P, 128, dtype=torch.float32)
-    reductions.fold[(1,)](partials, out, P, L, None, None, 0, 0, 16, 128)
+    reductions.fold[(1,)](reductions.Fold(partials, out, P, L), None, None, None, 16, 128)
     torch.testing.assert_close(out, rand(P, 128, dtype=torch.float32).sum(0))

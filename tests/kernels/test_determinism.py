@@ -56,6 +56,7 @@ def _elementwise_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             *((x, SEED, kind, [1.0, *params[1:]], 5) for kind, params in kinds.items()),
             *((transposed, SEED, kind, params, 16) for kind, params in kinds.items()),
             (wide, SEED, "swap", [0.4], 0),
+            *((x.float(), SEED, "masking", [p], 0, dtype) for p in (0.0, 0.4)),
             (expanded, SEED, "gaussian", [0.3], 0),
             (x[:0], SEED, "swap", [0.4], 0),
             (x[:1], SEED, "swap", [0.4], 0),
@@ -76,6 +77,7 @@ def _elementwise_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             (code[:0], SEED, "gaussian", 0.2, 0.4),
         ],
         "squared_norms": [(weight,), (weight.t(),), (wide,), (weight[:1, :1],)],
+        "cast_weight": [(weight.t(), torch.float16), (weight.float(), dtype), (wide, torch.float32)],
         "slope_difference_grad": [
             *(
                 (code, none, code / 2, none, activation, sq_norms, scale)
@@ -111,6 +113,7 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
     def code_grad(
         grad=x, weight: Tensor | None = decoder, activation="tanh", preact=none, **options
     ) -> Arguments:
+        options = {"sums": torch.float32, **options}
         return arguments("code_grad", grad, weight, code[: len(grad)], preact, activation, **options)
 
     def weight_grad(**options) -> Arguments:
@@ -127,7 +130,10 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
         decode(code=wide_code, loss="bce", target=wide_x, **mask | {"kind": "swap"}),
         decode(target=x.t().contiguous().t(), **mask | {"params": [0.0]}),
         decode(target=x.float(), output_activation="sigmoid"),
+        decode(loss="bce", reduction="mean"),
+        decode(reduction="sum", column_sums=False, **mask),
         decode(code=code[:0], target=x[:0]),
+        decode(code=code[:0], target=x[:0], reduction="sum"),
         decode(
             code=code[:1, :1], weight=decoder[:1, :1], bias=decoder_bias[:1], target=x[:1, :1], loss="bce"
         ),
@@ -135,6 +141,7 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
     return {
         "encode": [
             encode(bias=None),
+            encode(bias=bias.float()),
             encode(sq_norms=sq_norms, l1=True, code_sum=True),
             encode(activation="gelu", sq_norms=sq_norms, l1=True, **noisy),
             encode(weight=decoder.t(), activation="selu", l1=True, noise="gaussian", **noisy),
@@ -142,13 +149,16 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             encode(noise="bernoulli", **noisy),
             encode(activation="tanh", sq_norms=sq_norms, base_code=code, base_preact=none),
             encode(activation="silu", sq_norms=sq_norms, base_code=code, base_preact=code / 2),
+            encode(sq_norms=sq_norms, l1=True, code_sum=True, reduction="mean"),
+            encode(activation="silu", sq_norms=sq_norms, base_code=code, base_preact=code, reduction="sum"),
             encode(x=x[:0], sq_norms=sq_norms, l1=True, code_sum=True, **noisy),
+            encode(x=x[:0], sq_norms=sq_norms, l1=True, reduction="sum"),
             encode(x=x[:1, :1], weight=weight[:1, :1], bias=bias[:1], sq_norms=sq_norms[:1], l1=True),
             encode(x=tall, weight=weight[:3, :2], bias=None, sq_norms=sq_norms[:3], l1=True, code_sum=True),
             encode(x=x[:2, :2], weight=tall, bias=None, sq_norms=tall_norms, l1=True, code_sum=True),
         ],
         "decode_loss": decodings,
-        "decode_loss_target_grad": [case[:-1] for case in decodings],
+        "decode_loss_target_grad": [case[:-2] for case in decodings],
         "code_grad": [
             code_grad(),
             code_grad(code / 2, None),
@@ -158,6 +168,9 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             code_grad(wide_x, weight.t(), "leaky_relu", l1_scale=scalar, **penalty),
             code_grad(column_grad=sq_norms, extra=code / 3, scale=rows, **penalty, **noisy),
             code_grad(code / 2, None, **noisy),
+            code_grad(l1_scale=scalar, l1=0.5, penalty=0.3, mean=True, scale=scalar, **penalty),
+            code_grad(scale=scalar, mean=True, column_sums=decoder_bias.float(), sums=dtype),
+            code_grad(scale=rows, mean=True, sums=None),
             code_grad(x[:0], penalty_scale=rows[:0], sq_norms=sq_norms),
         ],
         "weight_grad": [
@@ -167,8 +180,13 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             weight_grad(weight=decoder.t(), u=sq_norms),
             weight_grad(scale2=rows, **second),
             weight_grad(scale=scalar, weight=weight, u=sq_norms, scale2=scalar, **second),
-            (code[:0], x[:0], None, weight, sq_norms, None, None, None),
-            (code[:1, :1], x[:1, :1], scalar, None, None, None, None, None),
+            weight_grad(
+                weight=weight, u=sq_norms, u_scale=scalar, u_factor=0.3, scale2=scalar, mean=True, **second
+            ),
+            weight_grad(scale=rows, mean=True, dtype=torch.float32),
+            weight_grad(weight=weight, u=sq_norms, scale2=scalar, dtype=torch.float32, **second),
+            arguments("weight_grad", code[:0], x[:0], None, weight, sq_norms),
+            arguments("weight_grad", code[:1, :1], x[:1, :1], scalar),
         ],
     }
 
@@ -239,7 +257,7 @@ def test_operator_keeps_its_contract(name: str, number: int, dtype: torch.dtype,
     theirs, exact = pytorch(name, arguments), pytorch(name, arguments, torch.float64)
     noise = name == "encode" and arguments[10] != "none"
     if noise:  # a binary draw is of the rounded code
-        perturbation = SEED, *arguments[10:]
+        perturbation = SEED, *arguments[10:13]
         theirs[1] = torch_impl.perturb(results[0], *perturbation)
         exact[1] = torch_impl.perturb(results[0].double(), *perturbation)
     for place, (result, own, right) in enumerate(zip(results, theirs, exact, strict=True)):

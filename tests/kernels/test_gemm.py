@@ -142,7 +142,7 @@ def encode(x: Tensor, weight: Tensor) -> list[Tensor]:
     bias, q = rand(len(weight), dtype=x.dtype), rand(len(weight)).square()
     seed = torch.tensor([3], device=DEVICE)
     results = ops.encode(x, weight, bias, "tanh", q, l1=True, code_sum=True, seed=seed, dropout=0.3)
-    return [*results[:2], *results[3:]]
+    return [*results[:2], *results[3:6]]
 
 
 @pytest.mark.parametrize("subtiles", [1, 2, 4])
@@ -168,7 +168,8 @@ def test_products_of_empty_matrices(m: int, d: int, h: int, strategy: str):
     assert dropped.shape == (m, h) and penalty.shape == (m,)
     torch.testing.assert_close(l1, expected.abs().sum(1))
     torch.testing.assert_close(sums, expected.sum(0))
-    dz, db, _ = operators.code_grad(rand(m, d), weight.t(), expected.contiguous(), None, "tanh")
+    arguments = rand(m, d), weight.t(), expected.contiguous(), None, "tanh"
+    dz, db, *_ = operators.code_grad(*arguments, sums=torch.float32)
     torch.testing.assert_close(dz, (rand(m, d) @ weight.t()) * (1.0 - expected.square()))
     torch.testing.assert_close(db, dz.sum(0))
 
@@ -247,13 +248,18 @@ def test_squared_norms_of_any_layout(shape: tuple[int, int], dtype: torch.dtype)
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 17, 300])
 @pytest.mark.parametrize("length", [0, 1, 127, 129])
-def test_fold_sums_the_rows_of_one_or_two(rows: int, length: int):
+def test_fold_sums_each_job_and_scales_it(rows: int, length: int):
     one, two = rand(rows, length), rand(rows, length, seed=1)
-    for pair in ((one, two), (one, None), (None, two), (None, None)):
-        for sums, partials in zip(operators._fold(*pair), pair, strict=True):
-            assert (sums is None) == (partials is None)
-            if sums is not None:
-                torch.testing.assert_close(sums, partials.sum(0), rtol=1e-5, atol=1e-5)
+    scale = torch.tensor(0.5, device=DEVICE)
+    columns = operators._columns(one), operators._columns(two, scale=scale, factor=3.0, dtype=torch.float16)
+    totals = operators._total(one, "sum", 7), operators._total(two, "mean", 7)
+    expected = one.sum(0), (1.5 * two.sum(0)).half(), one.sum(), two.sum() / 7.0
+    operators._fold(None, *columns, *totals)
+    for job, exact in zip((*columns, *totals), expected, strict=True):
+        assert job is not None
+        torch.testing.assert_close(
+            job.out, exact, rtol=1e-3 if exact.dtype == torch.half else 1e-5, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("strategy_", ["fused", "split"])

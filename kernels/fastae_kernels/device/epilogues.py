@@ -3,8 +3,8 @@
 An epilogue gets a tile ``value`` [BM, BN] of an [M, N] matrix in float32, the tile's place and its arguments.
 The same function ends a matrix product (:mod:`.gemm`) and serves a product that a library has computed
 (:mod:`.elementwise`), so both strategies share their arithmetic. Outputs [M, N] are contiguous. Sums come as
-one partial a tile, [blocks_n, M] over columns and [blocks_m, N] over rows, for :func:`.reductions.fold`: no
-atomics, so that two runs agree bit for bit. What is ``None`` is not computed.
+one partial per tile, [blocks_n, M] over columns, [blocks_m, N] over rows and [blocks_n, blocks_m] over both,
+for :func:`.reductions.fold`: no atomics, so that two runs agree bit for bit. Of ``None`` nothing is computed.
 
 Arguments are named tuples of pointers, numbers and device functions: what a kernel is made of and what it
 works on. They are flat, since Triton 3.6 loses functions in tuples of tuples. Fields that device functions
@@ -22,13 +22,15 @@ import triton.language as tl
 from .activations import sign
 from .noise import bits32, drop, mask_hits
 from .tiles import (
+    load_column,
     load_row,
     load_scale,
     load_strided_tile,
     load_tile,
     store_column_sums,
-    store_row_sums,
+    store_sums,
     store_tile,
+    store_total,
     tile_indices,
 )
 
@@ -51,8 +53,11 @@ class Encode(NamedTuple):
     base_code: Any  # h and z of another input, whose slopes are subtracted from this one's
     base_preact: Any
     sq_norms: Any  # q [N]
-    penalty: Any  # partials of sum_j s_j^2 q_j
-    l1: Any  # partials of sum_j |h_j|
+    penalty: Any  # partials of sum_j s_j^2 q_j, per row
+    penalty_total: Any  # or over rows, too
+    slope_sums: Any  # partials of sum_n s_n^2, with penalty_total
+    l1: Any  # partials of sum_j |h_j|, per row
+    l1_total: Any  # or over rows, too
     code_sum: Any  # partials of sum_n h_n
 
 
@@ -72,7 +77,7 @@ def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr)
     store_tile(a.code, h, row, col, M, N)
     if a.preact is not None:
         store_tile(a.preact, z, row, col, M, N)
-    if a.penalty is not None:
+    if a.sq_norms is not None:
         s = a.slope(h, z)
         if a.base_code is not None:
             base_h = load_tile(a.base_code, row, col, M, N)
@@ -80,9 +85,14 @@ def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr)
             if a.base_preact is not None:
                 base_z = load_tile(a.base_preact, row, col, M, N)
             s = a.slope(base_h, base_z) - s
-        store_row_sums(a.penalty, s * s * load_row(a.sq_norms, col, N), row, col, block_n, M, N)
-    if a.l1 is not None:
-        store_row_sums(a.l1, tl.abs(h), row, col, block_n, M, N)
+        q = load_row(a.sq_norms, col, N)
+        if a.slope_sums is not None:
+            sums = store_column_sums(a.slope_sums, s * s, row, col, block_m, M, N)
+            store_total(a.penalty_total, tl.sum(tl.expand_dims(sums, 0) * q), block_m, block_n, M, BM)
+        else:
+            store_sums(a.penalty, None, s * s * q, row, col, block_m, block_n, M, N, BM)
+    if a.l1 is not None or a.l1_total is not None:
+        store_sums(a.l1, a.l1_total, tl.abs(h), row, col, block_m, block_n, M, N, BM)
     if a.code_sum is not None:
         store_column_sums(a.code_sum, h, row, col, block_m, M, N)
     if a.bits is not None:
@@ -108,7 +118,8 @@ class DecodeLoss(NamedTuple):
     keep_scale: float
     corrupted: float  # what the entries count that the mask hits
     clean: float  # and the others
-    rows: Any  # partials of the loss of each row
+    rows: Any  # partials of the loss per row
+    total: Any  # or of its sum over rows
     grad: Any  # dl/da
     column_sums: Any  # partials of sum_n dl/da
 
@@ -132,7 +143,7 @@ def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.const
         weights = _entry_weights(a, block_m, block_n, N, BM, BN)
         losses *= weights
         grad *= weights
-    store_row_sums(a.rows, losses, row, col, block_n, M, N)
+    store_sums(a.rows, a.total, losses, row, col, block_m, block_n, M, N, BM)
     if a.column_sums is not None:
         store_column_sums(a.column_sums, grad, row, col, block_m, M, N)
     store_tile(a.grad, grad, row, col, M, N)
@@ -152,7 +163,7 @@ def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constex
 class CodeGradient(NamedTuple):
     """dz = s (scale dropout(dh) + l1 sign(h) + column_grad + 2 p t q) + extra, [M, N] = [rows, units].
 
-    Scales are one value a row (stride 1) or one for all (stride 0).
+    Scales are one value per row (stride 1) or one for all (stride 0), times a number.
     """
 
     function: Any
@@ -167,11 +178,14 @@ class CodeGradient(NamedTuple):
     keep_scale: float
     scale: Any
     scale_stride: int
+    scale_factor: float
     penalty_scale: Any  # p
     penalty_stride: int
+    penalty_factor: float
     sq_norms: Any  # q [N]
     l1_scale: Any
     l1_stride: int
+    l1_factor: float
     column_grad: Any  # [N]
     extra: Any
     dz: Any
@@ -186,36 +200,42 @@ def code_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.con
     if a.bits is not None:
         d = drop(d, a, block_m, block_n, N, BM, BN)
     if a.scale is not None:
-        d *= load_scale(a.scale, a.scale_stride, row, M)
+        d *= load_scale(a.scale, a.scale_stride, a.scale_factor, row, M)
     h = load_tile(a.code, row, col, M, N)
     z = h
     if a.preact is not None:
         z = load_tile(a.preact, row, col, M, N)
     if a.l1_scale is not None:
-        d += load_scale(a.l1_scale, a.l1_stride, row, M) * sign(h)
+        d += load_scale(a.l1_scale, a.l1_stride, a.l1_factor, row, M) * sign(h)
     if a.column_grad is not None:
         d += load_row(a.column_grad, col, N)
     s = a.slope(h, z)
     if a.penalty_scale is not None:
-        twice = 2.0 * load_scale(a.penalty_scale, a.penalty_stride, row, M)
+        twice = 2.0 * load_scale(a.penalty_scale, a.penalty_stride, a.penalty_factor, row, M)
         if a.second is not None:
             d += twice * load_row(a.sq_norms, col, N) * a.second(h, s, z)
-        store_column_sums(a.u, twice * s * s, row, col, block_m, M, N)
+        if a.u is not None:
+            store_column_sums(a.u, twice * s * s, row, col, block_m, M, N)
     d *= s
     if a.extra is not None:
         d += load_tile(a.extra, row, col, M, N)
-    store_column_sums(a.db, d, row, col, block_m, M, N)
+    if a.db is not None:
+        store_column_sums(a.db, d, row, col, block_m, M, N)
     store_tile(a.dz, d, row, col, M, N)
 
 
 class WeightGradient(NamedTuple):
-    """scale value + diag(u) W, [M, N] = [units, features] as W is."""
+    """scale value + diag(u_scale u) W + added, [M, N] = [units, features] as W is. Scales are one value."""
 
-    scale: Any  # one value
+    scale: Any
+    scale_factor: float
     weight: Any
     weight_stride_m: Any  # None where contiguous
     weight_stride_n: Any
     u: Any  # [M]
+    u_scale: Any
+    u_factor: float
+    added: Any  # another product
     out: Any
 
 
@@ -224,10 +244,15 @@ def weight_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.c
     row, col = tile_indices(block_m, block_n, BM, BN)
     d = value
     if a.scale is not None:
-        d *= tl.load(a.scale).to(tl.float32)
+        d *= a.scale_factor * tl.load(a.scale).to(tl.float32)
     if a.u is not None:
         weight = load_strided_tile(a.weight, row, col, M, N, a.weight_stride_m, a.weight_stride_n)
-        d += load_scale(a.u, 1, row, M) * weight
+        u = a.u_factor * load_column(a.u, row, M)
+        if a.u_scale is not None:
+            u *= tl.load(a.u_scale).to(tl.float32)
+        d += u * weight
+    if a.added is not None:
+        d += load_tile(a.added, row, col, M, N)
     store_tile(a.out, d, row, col, M, N)
 
 
@@ -259,7 +284,7 @@ def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr
         z2 = load_tile(a.preact2, row, col, M, N)
     s = a.slope(h, z)
     s2 = a.slope(h2, z2)
-    twice = 2.0 * load_scale(a.scale, a.scale_stride, row, M)
+    twice = 2.0 * load_scale(a.scale, a.scale_stride, 1.0, row, M)
     store_column_sums(a.u, twice * (s - s2) * (s - s2), row, col, block_m, M, N)
     ds = twice * (s - s2) * load_row(a.sq_norms, col, N)
     if a.second is not None:

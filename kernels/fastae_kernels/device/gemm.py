@@ -76,7 +76,7 @@ def _finish(
 
 @triton.jit
 def gemm(
-    a, b, a2, b2, scale2, M, N, K,
+    a, b, a2, b2, scale2, factor2, M, N, K,
     stride_am, stride_ak, stride_bk, stride_bn, stride_am2, stride_ak2, stride_bk2, stride_bn2,
     EPILOGUE: tl.constexpr, args,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SUBTILES: tl.constexpr,
@@ -84,10 +84,11 @@ def gemm(
     A2_TRANSPOSED: tl.constexpr, B2_TRANSPOSED: tl.constexpr, FLATTEN: tl.constexpr,
     M_UNIT: tl.constexpr, N_UNIT: tl.constexpr, K_UNIT: tl.constexpr, STRIDE_UNIT: tl.constexpr,
 ):  # fmt: skip
-    """EPILOGUE of each tile of a b, or of a b + scale2 a2 b2 with two products of one shape.
+    """EPILOGUE of each tile of a b, or of a b + factor2 scale2 a2 b2 with two products of one shape.
 
-    a [M, K], b [K, N], K > 0; scale2 is a tensor of one value or ``None`` for 1. An operand is transposed
-    where its columns are contiguous. The units divide M, N, K and the strides of rows (or columns).
+    a [M, K], b [K, N], K > 0; scale2 is a tensor of one value, or ``None`` where the second is not scaled.
+    An operand is transposed where its columns are contiguous. The units divide M, N, K and the strides of
+    rows (or columns).
     """
     M = multiple_of(M, M_UNIT)
     N = multiple_of(N, N_UNIT)
@@ -109,7 +110,7 @@ def gemm(
                 BM, BN, BK, PRECISION, TMA, A2_TRANSPOSED, B2_TRANSPOSED, STRIDE_UNIT,
             )  # fmt: skip
             if scale2 is not None:
-                acc *= tl.load(scale2).to(tl.float32)
+                acc *= factor2 * tl.load(scale2).to(tl.float32)
         acc = _multiply(
             acc, a, b, first_m, first_n, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
             BM, BN, BK, PRECISION, TMA, A_TRANSPOSED, B_TRANSPOSED, STRIDE_UNIT,

@@ -5,42 +5,79 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from .noise import mask_bits, swap_source
-from .tiles import load_strided_tile, load_tile, multiple_of, tile_indices
+from .tiles import load_strided_tile, load_tile, multiple_of, store_tile, tile_indices
+
+
+class Fold(NamedTuple):
+    """out = factor scale sum_p partials_p, in the dtype of ``out``."""
+
+    partials: Any  # [P, L] in float32, or [P]
+    out: Any  # [L], or one value
+    P: int
+    L: Any = None  # None for one value
+    scale: Any = None  # a tensor of one value
+    factor: float = 1.0
 
 
 @triton.jit
-def _fold(partials, out, first, P, L, BP: tl.constexpr, BL: tl.constexpr):
-    col = first * BL + tl.arange(0, BL)
-    total = tl.zeros((BL,), tl.float32)
-    for start in range(0, P, BP):
-        row = tl.cast(start, tl.int64) + tl.arange(0, BP)
-        total += tl.sum(load_tile(partials, row, col, P, L), 0)
-    tl.store(out + col, total, mask=col < L)
+def _scaled(job, total):
+    if job.scale is not None:
+        total *= tl.load(job.scale).to(tl.float32)
+    return total * job.factor
 
 
 @triton.jit
-def fold(partials, out, P, L, partials2, out2, P2, L2, BP: tl.constexpr, BL: tl.constexpr):
-    """out [L] = sum_p partials [P, L]; a second pair may come along, to save a launch."""
-    _fold(partials, out, tl.program_id(0), P, L, BP, BL)
-    if partials2 is not None:
-        _fold(partials2, out2, tl.program_id(0), P2, L2, BP, BL)
+def _fold(job, block, BP: tl.constexpr, BL: tl.constexpr):
+    """One block of a job, if it has it; returns the block's number in the job after it."""
+    if job is not None:
+        blocks = 1 if job.L is None else tl.cdiv(job.L, BL)
+        if (block >= 0) & (block < blocks):
+            if job.L is None:
+                lanes = tl.zeros((BP * BL,), tl.float32)
+                for start in range(0, job.P, BP * BL):
+                    index = start + tl.arange(0, BP * BL)
+                    lanes += tl.load(job.partials + index, mask=index < job.P, other=0.0)
+                tl.store(job.out, _scaled(job, tl.sum(lanes, 0)))
+            else:
+                col = block * BL + tl.arange(0, BL)
+                total = tl.zeros((BL,), tl.float32)
+                for start in range(0, job.P, BP):
+                    row = tl.cast(start, tl.int64) + tl.arange(0, BP)
+                    total += tl.sum(load_tile(job.partials, row, col, job.P, job.L), 0)
+                tl.store(job.out + col, _scaled(job, total), mask=col < job.L)
+        block -= blocks
+    return block
+
+
+@triton.jit
+def fold(one, two, three, four, BP: tl.constexpr, BL: tl.constexpr):
+    """Up to four jobs (:class:`Fold` or ``None``) in one launch, a program per block of BL sums."""
+    block = _fold(one, tl.program_id(0), BP, BL)
+    block = _fold(two, block, BP, BL)
+    block = _fold(three, block, BP, BL)
+    _fold(four, block, BP, BL)
 
 
 @triton.jit
 def squared_norms(
-    weight, out, M, N, stride_m, stride_n, BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr
+    weight, copy, out, M, N, stride_m, stride_n, BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr
 ):
-    """q [M], q_j = sum_i W_ji^2. UNIT divides N."""
+    """q [M], q_j = sum_i W_ji^2, of a weight [M, N], or of its copy in another dtype. UNIT divides N."""
     N = multiple_of(N, UNIT)
     row, col = tile_indices(tl.program_id(0), 0, BM, BN)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, N, BN):
         column = col + start
         block = load_strided_tile(weight, row, column, M, N, stride_m, stride_n)
+        if copy is not None:
+            store_tile(copy, block, row, column, M, N)
+            block = block.to(copy.dtype.element_ty).to(tl.float32)
         total += block * block
     tl.store(out + row, tl.sum(total, 1), mask=row < M)
 

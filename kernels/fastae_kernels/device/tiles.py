@@ -42,17 +42,30 @@ def inside(row, col, M, N):
 
 
 @triton.jit
-def store_row_sums(partials, tile, row, col, block_n, M, N):
-    """Writes the tile's sums over columns to partials [blocks_n, M]."""
-    sums = tl.sum(tl.where((col < N)[None, :], tile, 0.0), 1)
-    tl.store(partials + tl.cast(block_n, tl.int64) * M + row, sums, mask=row < M)
+def store_sums(rows, total, tile, row, col, block_m, block_n, M, N, BM: tl.constexpr):
+    """Write the tile's sums over columns to partials ``rows`` [blocks_n, M], or their sum to ``total``.
+
+    ``total`` [blocks_n, blocks_m] has one partial per tile. One of the two is ``None``.
+    """
+    if rows is not None:
+        sums = tl.sum(tl.where((col < N)[None, :], tile, 0.0), 1)  # [BM]
+        tl.store(rows + tl.cast(block_n, tl.int64) * M + row, sums, mask=row < M)
+    else:
+        store_total(total, tl.sum(tl.where(inside(row, col, M, N), tile, 0.0)), block_m, block_n, M, BM)
+
+
+@triton.jit
+def store_total(total, value, block_m, block_n, M, BM: tl.constexpr):
+    """Write a tile's number to partials [blocks_n, blocks_m]."""
+    tl.store(total + tl.cast(block_n, tl.int64) * tl.cdiv(M, BM) + block_m, value)
 
 
 @triton.jit
 def store_column_sums(partials, tile, row, col, block_m, M, N):
-    """Writes the tile's sums over rows to partials [blocks_m, N]."""
+    """Write the tile's sums over rows to partials [blocks_m, N]; returns them, [BN]."""
     sums = tl.sum(tl.where((row < M)[:, None], tile, 0.0), 0)
     tl.store(partials + tl.cast(block_m, tl.int64) * N + col, sums, mask=col < N)
+    return sums
 
 
 @triton.jit
@@ -84,6 +97,12 @@ def load_row(vector, col, N):
 
 
 @triton.jit
-def load_scale(scale, stride, row, M):
-    """A scale as a column [BM, 1] in float32: one value a row, or the same for all with stride 0."""
-    return tl.load(scale + row * stride, mask=row < M, other=0.0).to(tl.float32)[:, None]
+def load_column(vector, row, M):
+    """vector [M] as a column [BM, 1] in float32."""
+    return tl.load(vector + row, mask=row < M, other=0.0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def load_scale(scale, stride, factor, row, M):
+    """``factor`` times a scale as a column [BM, 1]: one value per row, or one for all (stride 0)."""
+    return factor * tl.load(scale + row * stride, mask=row < M, other=0.0).to(tl.float32)[:, None]

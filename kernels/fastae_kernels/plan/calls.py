@@ -32,4 +32,5 @@ CALLS: dict[str, Callable[[int, int, int, bool], Call]] = {  # from M, D, H, tie
     "slope_difference_grad": lambda M, D, H, tied: Call(M, H, 0, True, ()),
     "swap_backward": lambda M, D, H, tied: Call(M, D, 0, True, ()),
     "squared_norms": lambda M, D, H, tied: Call(H, D, 0, True, ()),
+    "cast_weight": lambda M, D, H, tied: Call(H, D, 0, True, ()),
 }

@@ -108,7 +108,7 @@ def fused(key: Key, dtype: torch.dtype, target: Target, gemm: GemmConfig) -> Est
 
 
 def split(key: Key, dtype: torch.dtype, target: Target) -> Estimate:
-    """The library's product and a pass over it; two products end in one that adds to the first's result."""
+    """The library's product and a pass over it; of two products the pass reads both."""
     (M, N, K), e, own = key[-3:], dtype.itemsize, card(target)
     _, instructions, matrices, products = _counts(key)
     library = math.inf

@@ -102,11 +102,13 @@ def _cases() -> Iterator[_Case]:
         return lambda t: operators.encode(t(M, D), t(H, D), t(H), activation, **options)
 
     def decode(tied: bool, loss: str, **options: Any) -> Callable[[Any], Any]:
+        options = {"column_sums": True, "reduction": "mean", **options}
         return lambda t: operators.decode_loss(
-            t(M, H), t(H, D).t() if tied else t(D, H), t(D), t(M, D), loss, column_sums=True, **options
+            t(M, H), t(H, D).t() if tied else t(D, H), t(D), t(M, D), loss, **options
         )
 
     def code_grad(tied: bool, activation: str = "sigmoid", **options: Any) -> Callable[[Any], Any]:
+        options = {"penalty_scale": scalar, **options}
         return lambda t: operators.code_grad(
             t(M, D),
             t(H, D).t() if tied else t(D, H),
@@ -114,17 +116,20 @@ def _cases() -> Iterator[_Case]:
             t(M, H),
             activation,
             scale=scalar,
-            penalty_scale=scalar,
             sq_norms=sums,
+            mean=True,
+            sums=torch.float32,
+            column_sums=_meta(D, dtype=torch.float32),
             **options,
         )
 
-    contractive = {"sq_norms": sums}
+    contractive = {"sq_norms": sums, "reduction": "mean"}
     gaussian_code = noise.Noise(noise.CODE_NOISES["gaussian"], 3, 0.5)
     binary_code = noise.Noise(noise.CODE_NOISES["bernoulli"], 3)
 
     yield case("encode", encode(), product=True)
     yield case("encode contractive", encode(**contractive), product=True)
+    yield case("encode contractive rows", encode(sq_norms=sums), product=True)
     yield case(
         "encode everything", encode(**contractive, l1=True, code_sum=True, dropout=dropout), product=True
     )
@@ -151,6 +156,7 @@ def _cases() -> Iterator[_Case]:
         lambda t: operators.encode(t(odd[0], odd[1]), t(odd[2], odd[1]), t(odd[2]), "sigmoid", sq_norms=sums),
     )
     yield case("decode_loss bce", decode(False, "bce"), product=True)
+    yield case("decode_loss bce rows", decode(False, "bce", reduction="none"), product=True)
     yield case("decode_loss bce tied", decode(True, "bce"), product=True)
     yield case(
         "decode_loss mse emphasis", decode(False, "mse", mask=mask, corrupted=2.0, clean=0.5), product=True
@@ -161,6 +167,7 @@ def _cases() -> Iterator[_Case]:
         product=True,
     )
     yield case("code_grad", code_grad(False), product=True)
+    yield case("code_grad rows", code_grad(False, penalty_scale=_meta(M, dtype=torch.float32)), product=True)
     yield case("code_grad tied", code_grad(True), product=True)
     yield case(
         "code_grad everything",
@@ -170,7 +177,9 @@ def _cases() -> Iterator[_Case]:
     yield case("weight_grad", lambda t: operators.weight_grad(t(M, H), t(M, D)), product=True)
     yield case(
         "weight_grad tied",
-        lambda t: operators.weight_grad(t(M, H), t(M, D), None, t(H, D), sums, t(M, H), t(M, D), scalar),
+        lambda t: operators.weight_grad(
+            t(M, H), t(M, D), None, t(H, D), sums, t(M, H), t(M, D), scalar, scalar, 2.0
+        ),
         product=True,
     )
     for kind, function in noise.CORRUPTIONS.items():

@@ -28,6 +28,11 @@ def _fold(partials: int, length: int) -> int:
     return 4 * length * (2 * partials + 1)
 
 
+def _total(partials: int) -> int:
+    """Bytes of partials of one number, written and read."""
+    return 2 * 4 * partials if partials > 1 else 0
+
+
 def _on_product(plan: Plan, M: int, N: int, K: int, e: int, epilogue: int) -> Cost:
     """A product whose result is only written where the library makes it, and what its epilogue moves."""
     bare = product(M, N, K, e)
@@ -51,17 +56,22 @@ def encode(
     code_sum: bool = False,
     dropout: bool = False,
     noise: bool = False,
+    reduced: bool = True,
 ) -> Cost:
-    """``difference``: the penalty is of the slopes' difference from those of another input's code."""
+    """``difference``: the penalty is of the slopes' difference from those of another input's code.
+
+    ``reduced``: the penalty and l1 are one number each, not one per row.
+    """
     entries, preact = e * M * H, ACTIVATIONS[activation].preactivation
     blocks_m, blocks_n = plan.blocks(M, H)
     moved = entries * (1 + preact + (dropout and not noise)) + e * H * bias
+    per_row = _total(blocks_m * blocks_n) if reduced else _fold(blocks_n, M)
     if contractive or difference:
-        moved += 4 * H + _fold(blocks_n, M)
+        moved += 4 * H + per_row + (_fold(blocks_m, H) if reduced else 0)
     if difference:
         moved += entries * (1 + preact)
     if l1:
-        moved += _fold(blocks_n, M)
+        moved += per_row
     if code_sum:
         moved += _fold(blocks_m, H)
     cost = _on_product(plan, M, H, D, e, moved)
@@ -69,10 +79,20 @@ def encode(
 
 
 def decode_loss(
-    M: int, D: int, H: int, e: int, plan: Plan, *, bias: bool = True, column_sums: bool = True
+    M: int,
+    D: int,
+    H: int,
+    e: int,
+    plan: Plan,
+    *,
+    bias: bool = True,
+    column_sums: bool = True,
+    reduced: bool = True,
 ) -> Cost:
+    """``reduced``: the loss is one number, not one per row."""
     blocks_m, blocks_n = plan.blocks(M, D)
-    sums = _fold(blocks_n, M) + (_fold(blocks_m, D) if column_sums else 0)
+    sums = _total(blocks_m * blocks_n) if reduced else _fold(blocks_n, M)
+    sums += _fold(blocks_m, D) if column_sums else 0
     return decode_loss_target_grad(M, D, H, e, plan, bias=bias) + Cost(sums)
 
 
@@ -93,13 +113,20 @@ def code_grad(
     contractive: bool = False,
     column_grad: bool = False,
     extra: bool = False,
+    column_sums: bool = False,
+    per_row: bool = False,
 ) -> Cost:
-    """Without ``product`` the gradient to the code is given, and one pass does the rest."""
+    """Without ``product`` the gradient to the code is given, and one pass does the rest.
+
+    Sums over rows are written in ``e`` bytes. ``column_sums``: those of the product's gradient are scaled;
+    ``per_row``: the penalty has a scale per row.
+    """
     f, entries = ACTIVATIONS[activation], e * M * H
     blocks_m, _ = plan.blocks(M, H)
-    moved = entries * (2 + f.preactivation + extra) + _fold(blocks_m, H) + 4 * H * column_grad
+    moved = entries * (2 + f.preactivation + extra) + 8 * H * blocks_m + e * H + 4 * H * column_grad
+    moved += (4 + e) * D * column_sums
     if contractive:
-        moved += 4 * H * (f.second is not None) + _fold(blocks_m, H)
+        moved += 4 * H * (f.second is not None) + (_fold(blocks_m, H) + 4 * M if per_row else 0)
     return _on_product(plan, M, H, D, e, moved) if product else Cost(moved + entries)
 
 
@@ -113,16 +140,19 @@ def weight_grad(
     dual: bool = False,
     contractive: bool = False,
     scale: bool = True,
+    wide: bool = False,
 ) -> Cost:
     """[H, D], of one product over M rows or of two; ``scale`` is one number for the only or second one.
 
-    Split, float16 scales an operand before its product, which is not counted apart from scaling the result.
+    ``wide``: the gradient is written in float32. Split, float16 scales an operand before its product, which
+    is not counted apart from scaling the result.
     """
-    single, result = product(H, D, M, e), e * H * D
+    single, result, out = product(H, D, M, e), e * H * D, (4 if wide else e) * H * D
     own = (result + 4 * H) * contractive  # W and u
-    # split: a pass, and the sum of two products, each read the result and write it again
-    between = 2 * result * ((scale or contractive) + dual) if plan.strategy == "split" else 0
-    return Cost(single.bytes - result, single.flops) * (1 + dual) + Cost(result + between + own)
+    moved = (single.bytes - result) * (1 + dual) + out + own
+    if plan.strategy == "split" and (dual or scale or contractive or out != result):
+        moved += 2 * result * (1 + dual)  # each product is written, and read by the pass
+    return Cost(moved, single.flops * (1 + dual))
 
 
 def slope_difference_grad(M: int, D: int, H: int, e: int, plan: Plan, *, activation: str = "sigmoid") -> Cost:
@@ -130,9 +160,9 @@ def slope_difference_grad(M: int, D: int, H: int, e: int, plan: Plan, *, activat
     return Cost(e * M * H * (4 + 2 * preact) + 4 * H + _fold(plan.blocks(M, H)[0], H))
 
 
-def corrupt(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
-    """x read once, though swap gathers entries of other rows."""
-    return Cost(2 * e * M * D)
+def corrupt(M: int, D: int, H: int, e: int, plan: Plan, *, cast: bool = False) -> Cost:
+    """x read once, though swap gathers entries of other rows; ``cast``: from float32."""
+    return Cost((e + (4 if cast else e)) * M * D)
 
 
 def swap_backward(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
@@ -153,6 +183,11 @@ def squared_norms(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
     return Cost(e * H * D + 4 * H)
 
 
+def cast_weight(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
+    """From float32."""
+    return Cost((4 + e) * H * D + 4 * H)
+
+
 _COUNTS: dict[str, Callable[..., Cost]] = {
     f.__name__: f
     for f in (
@@ -167,6 +202,7 @@ _COUNTS: dict[str, Callable[..., Cost]] = {
         perturb,
         random_signs,
         squared_norms,
+        cast_weight,
     )
 }
 

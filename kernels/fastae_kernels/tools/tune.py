@@ -119,7 +119,7 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
         inputs, h, z, g = t(x), t(code), t(preact), t(grad)
         every: dict[str, list[Run]] = {
             "encode": [
-                lambda: operators.encode(inputs, w, b, "sigmoid", sq_norms=q),
+                lambda: operators.encode(inputs, w, b, "sigmoid", sq_norms=q, reduction="mean"),
                 lambda: operators.encode(
                     inputs,
                     w,
@@ -135,14 +135,23 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
                 ),
             ],
             "decode_loss": [
-                lambda: operators.decode_loss(h, v, c, inputs, "bce", column_sums=True),
+                lambda: operators.decode_loss(h, v, c, inputs, "bce", column_sums=True, reduction="mean"),
                 lambda: operators.decode_loss(
                     h, v, c, inputs, "mse", "sigmoid", mask=mask, corrupted=2.0, clean=0.5, column_sums=True
                 ),
             ],
             "code_grad": [
                 lambda: operators.code_grad(
-                    g, v, h, None, "sigmoid", scale=scale, penalty_scale=scale, sq_norms=q
+                    g,
+                    v,
+                    h,
+                    None,
+                    "sigmoid",
+                    scale=scale,
+                    penalty_scale=scale,
+                    sq_norms=q,
+                    sums=torch.float32,
+                    column_sums=c.float(),
                 ),
                 lambda: operators.code_grad(
                     g,
@@ -151,11 +160,12 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
                     z,
                     "gelu",
                     scale=scale,
-                    penalty_scale=scale,
+                    penalty_scale=scale.expand(M),
                     sq_norms=q,
                     l1_scale=scale,
                     column_grad=q,
                     extra=z,
+                    sums=torch.float32,
                 ),
                 lambda: operators.code_grad(
                     g,
@@ -170,13 +180,16 @@ def _variants(case: Case, device: torch.device) -> Callable[[torch.dtype], list[
                     l1_scale=scale,
                     column_grad=q,
                     extra=z,
+                    sums=torch.float32,
                 ),
             ],
             "weight_grad": [
                 lambda: operators.weight_grad(h, inputs, scale),
                 lambda: operators.weight_grad(z, inputs, None, w, q),
             ],
-            "weight_grad dual": [lambda: operators.weight_grad(z, inputs, None, w, q, h, g, scale)],
+            "weight_grad dual": [
+                lambda: operators.weight_grad(z, inputs, None, w, q, h, g, scale, scale, 2.0)
+            ],
             "corrupt": [
                 lambda: operators.corrupt(inputs, noise.Corruption(noise.CORRUPTIONS["masking"], *mask[:4]))
             ],
@@ -200,7 +213,7 @@ def _float32_products(precision: str) -> Iterator[None]:
 
 # --- candidates -------------------------------------------------------------------------------------------
 
-_PASSES = (PassConfig(32, 64, 4), PassConfig(16, 128, 4), PassConfig(64, 64, 8), PassConfig(8, 256, 4))
+_PASSES = (PassConfig(32, 64, 4), PassConfig(16, 128, 4), PassConfig(128, 64, 8), PassConfig(8, 256, 4))
 _SHARED = {"sm80": 99, "sm90": 227, "sm100": 227, "gfx942": 64, "interpreter": 1 << 20}
 """KiB of shared memory that a program may have; sm80 stands for its smaller relatives, too."""
 
