@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from .. import formats
 from .._version import __version__
-from ..checks import check_nonnegative, check_whole
+from ..checks import check_name, check_nonnegative, check_whole
 from ..devices import resolve_device
 from ..errors import CheckpointError
 from ..files import check_writable, remove_leftovers, write_whole
-from ..optim import constrain
+from ..optim import DictionaryAdam, constrain
 from ..sparse.module import SparseAutoencoder
 from ..sparse.planted import Planted, planted_rows, recovered_share
 from ..sparse.specs import AuxK, BatchTopK, Matryoshka
@@ -29,6 +30,7 @@ from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
 from .data.rows import chosen_window
 from .data.scaling import AffineScaling
+from .dictionary_state import STATE, Position, read_config, restore_state, save_state
 from .seeds import mix
 from .step import TrainingStep
 from .typed import typed_fields
@@ -38,6 +40,12 @@ _WARM_UP, _DECAY = 0.05, 0.2
 _CHUNK = 4096
 _HELD_OUT = 0.1
 _SAMPLE = 1 << 15  # rows that a dictionary starts from
+_FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds")  # options of a resumed run
+
+OPTIMIZERS: dict[str, Callable[[SparseAutoencoder, float], torch.optim.Optimizer]] = {
+    "adam": lambda sae, lr: constrain(torch.optim.Adam(sae.parameters(), lr=lr), sae),
+    "dictionary_adam": DictionaryAdam,
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,15 @@ class SparseTrainConfig:
         scaling: Scaling of the features, as for fastae train.
         epochs: Passes over the rows.
         batch_size: Rows per step.
-        lr: Peak learning rate of Adam. By default 2e-4 / sqrt(latents / 16384), at most 2e-3.
+        optimizer: adam, or dictionary_adam, which never holds the gradients of weights.
+        lr: Peak learning rate. By default 2e-4 / sqrt(latents / 16384), at most 2e-3.
         seed: Seed of weights, order and planted rows.
         device: Device of torch; auto takes an accelerator where there is one.
         memory_gib: Memory for data; by default half of what is free.
         window_mib: Stored values of a window that shards are shuffled in, as for fastae train.
+        resume: Continue the run in out where it was saved last. It keeps its own options, except for out,
+            device, memory_gib and checkpoint_seconds.
+        checkpoint_seconds: Seconds between saves.
     """
 
     data: str = "planted"
@@ -80,16 +92,20 @@ class SparseTrainConfig:
     scaling: str = "auto"
     epochs: int = 20
     batch_size: int = 256
+    optimizer: str = "adam"
     lr: float | None = None
     seed: int = 0
     device: str = "auto"
     memory_gib: float | None = None
     window_mib: float | None = None
+    resume: bool = False
+    checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("latents", "epochs", "batch_size", "dead_after"):
             check_whole(f"{name}:", getattr(self, name))
-        for name in ("auxk", "l1", "l0"):
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        for name in ("auxk", "l1", "l0", "checkpoint_seconds"):
             check_nonnegative(f"{name}:", getattr(self, name))
         for name in ("lr", "memory_gib", "window_mib"):
             if getattr(self, name) is not None:
@@ -150,7 +166,8 @@ def train(
     """Train a dictionary, measure it on rows held out, and write its folder.
 
     The folder has fastae's format of a sparse autoencoder, train.json (configuration, scaling and figures)
-    and log.csv (the terms of the loss per epoch).
+    and log.csv (the terms of the loss per epoch). Until then it has the state of training: a run that was
+    killed and is resumed ends with the same weights, bit for bit on the same machine.
 
     Args:
         config: what to train on, and how.
@@ -163,7 +180,14 @@ def train(
     """
     folder = Path(config.out)
     if (folder / RUN).exists():
+        if config.resume:
+            return load(folder)
         raise CheckpointError(f"out: {folder} has a run already; choose another folder")
+    begun = (folder / STATE).exists()
+    if begun and not config.resume:
+        raise CheckpointError(f"out: {folder} has an unfinished run; continue it with resume")
+    if begun:
+        config = _config({**read_config(folder), **{name: getattr(config, name) for name in _FREE}})
     device = resolve_device(config.device)
     torch.manual_seed(config.seed)
     if dataset is None and config.data == "planted":
@@ -173,30 +197,65 @@ def train(
     sae = config.module(data.width)
     check_writable(folder)
     remove_leftovers(folder)
-    sae = sae.to(device).initialize_(data.sample)
-    optimizer = constrain(torch.optim.Adam(sae.parameters(), lr=config.rate), sae)
-    step = TrainingStep(sae, optimizer)
-    rows = len(data.source)
-    per_epoch = -(-rows // config.batch_size)
-    log: list[dict[str, float]] = []
-    for epoch in range(config.epochs):
-        step.reset()
-        order = data.source.order(mix(config.seed, epoch))
-        for number, (x, _) in enumerate(data.source.batches(order, config.batch_size)):
-            done = (epoch * per_epoch + number + 1) / (config.epochs * per_epoch)
-            step(x, rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
-        terms = {name: total / rows for name, total in step.sums().items()}
-        terms["dead"] = int(sae.dead.sum())
-        log.append({"epoch": epoch + 1, **terms})
-        if progress is not None:
-            progress(epoch + 1, terms)
+    sae = sae.to(device)
+    optimizer = OPTIMIZERS[config.optimizer](sae, config.rate)
+    if begun:
+        start = restore_state(folder, sae, optimizer)
+    else:
+        start = Position(0, 0, {}, [])
+        sae.initialize_(data.sample)
+    log = _fit(config, sae, optimizer, data.source, start, progress)
     sae.eval()
     if isinstance(sae.options.activation, BatchTopK):
         sae.calibrate_threshold_(data.sample[:: max(1, len(data.sample) // (16 * config.batch_size))])
     figures = evaluate(sae, data.held_out, data.directions)
     run = SparseRun(sae, data.scaling, config, figures, folder)
     _write(run, log)
+    (folder / STATE).unlink(missing_ok=True)
     return run
+
+
+def _fit(
+    config: SparseTrainConfig,
+    sae: SparseAutoencoder,
+    optimizer: torch.optim.Optimizer,
+    source: Source,
+    start: Position,
+    progress: Callable[[int, dict[str, float]], None] | None,
+) -> list[dict[str, float]]:
+    """Train from a position to the end, saving the state now and then; returns the log."""
+    step, rows = TrainingStep(sae, optimizer), len(source)
+    per_epoch = -(-rows // config.batch_size)
+    log, saved = list(start.log), time.monotonic()
+    for epoch in range(start.epoch, config.epochs):
+        first = start.batch if epoch == start.epoch else 0
+        step.reset(start.sums if first else None)
+        order = source.order(mix(config.seed, epoch))
+        batches = source.batches(order, config.batch_size, first * config.batch_size)
+        for number, (x, _) in enumerate(batches, first):
+            done = (epoch * per_epoch + number + 1) / (config.epochs * per_epoch)
+            step(x, rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
+            if number + 1 < per_epoch and time.monotonic() - saved >= config.checkpoint_seconds:
+                position = Position(epoch, number + 1, step.sums(), log)
+                save_state(Path(config.out), asdict(config), sae, optimizer, position)
+                saved = time.monotonic()
+        terms = {name: total / rows for name, total in step.sums().items()}
+        terms["dead"] = int(sae.dead.sum())
+        log.append({"epoch": epoch + 1, **terms})
+        if progress is not None:
+            progress(epoch + 1, terms)
+    return log
+
+
+def _config(values: dict[str, Any]) -> SparseTrainConfig:
+    """A configuration from JSON; options of other versions are left out.
+
+    Raises:
+        ValueError, TypeError: a value does not fit.
+    """
+    known = {field.name for field in fields(SparseTrainConfig)}
+    given = {name: value for name, value in values.items() if name in known}
+    return SparseTrainConfig(**typed_fields(SparseTrainConfig, given))
 
 
 def load(path: Path | str) -> SparseRun:
@@ -209,9 +268,7 @@ def load(path: Path | str) -> SparseRun:
     sae = formats.read(path, "fastae").eval()
     try:
         values = json.loads((path / RUN).read_text("utf-8"))
-        known = {field.name for field in fields(SparseTrainConfig)}
-        given = {name: value for name, value in values["config"].items() if name in known}
-        config = SparseTrainConfig(**typed_fields(SparseTrainConfig, given))
+        config = _config(values["config"])
         scaling = None if values["scaling"] is None else AffineScaling.from_dict(values["scaling"])
         figures = dict(values["figures"])
         if config.latents != sae.code_features:  # or planted rows could take any memory
@@ -310,7 +367,7 @@ def _write(run: SparseRun, log: list[dict[str, float]]) -> None:
     write_whole(run.path / "log.csv", table.getvalue())
     values = {
         "fastae": __version__,
-        "config": asdict(run.config),
+        "config": asdict(replace(run.config, resume=False)),
         "scaling": None if run.scaling is None else run.scaling.to_dict(),
         "figures": run.figures,
     }

@@ -1,0 +1,77 @@
+"""A training of a dictionary that is killed at any step and resumed ends with the same weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastae.errors import CheckpointError
+from fastae.train import dictionary as training
+from fastae.train.dictionary import SparseTrainConfig
+from fastae.train.dictionary_state import STATE
+from fastae.train.step import TrainingStep
+
+
+def make(out: Path, **options) -> SparseTrainConfig:
+    data = out.with_suffix(".npy")
+    np.save(data, np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32))
+    given = {"latents": 32, "activation": "batch_topk:3", "epochs": 2, "batch_size": 40, "dead_after": 80}
+    given |= {"data": str(data), "scaling": "none"}
+    return SparseTrainConfig(out=str(out), **(given | {"checkpoint_seconds": 0.0} | options))
+
+
+def train_until(config: SparseTrainConfig, steps: int) -> None:
+    """Train, and be killed in the middle of a step, after its update."""
+    call, count = TrainingStep.__call__, [0]
+
+    def counted(self: TrainingStep, *args, **options):
+        result = call(self, *args, **options)
+        count[0] += 1
+        if count[0] == steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    TrainingStep.__call__ = counted
+    training.train(config)
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.parametrize("optimizer", ["adam", "dictionary_adam"])
+def test_killed_runs_end_as_others(optimizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    whole = training.train(make(tmp_path / "whole", optimizer=optimizer, checkpoint_seconds=1e9))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.sparse.test_resume"])
+    config = make(tmp_path / "killed", optimizer=optimizer, resume=True)
+    for steps in (1, 3, 6) if optimizer == "adam" else (9,):  # also before the first save
+        process = context.Process(target=train_until, args=(config, steps))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(CheckpointError, match="has an unfinished run"):
+        training.train(replace(config, resume=False))
+    resumed = training.train(make(tmp_path / "killed", resume=True, latents=99))
+    assert resumed.config.latents == 32 and not (tmp_path / "killed" / STATE).exists()
+    for name, value in whole.sae.state_dict().items():
+        assert torch.equal(resumed.sae.state_dict()[name], value), name
+    assert resumed.figures == whole.figures
+    logs = [(run.path / "log.csv").read_text() for run in (whole, resumed)]
+    assert logs[0] == logs[1]
+    assert training.train(config).figures == whole.figures  # a finished run is returned
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / STATE).write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match="could not be read"):
+        training.train(make(folder, resume=True))
