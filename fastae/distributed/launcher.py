@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from ..errors import one_line
 from ..interruption import Interrupted
 from .joining import PeerError
 
@@ -36,7 +39,8 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it says what is said below
+    for logger in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they say is said below
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -64,12 +68,16 @@ def launch(
 
 
 def _work(work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:
-    """The error of one process; what may go better another time is raised, to start all processes again."""
+    """The error that all processes have agreed on; any other ends this one, so that the launcher ends all."""
     try:
         work(*args)
     except PeerError:
-        raise SystemExit(PeerError.exit_code) from None
+        sys.exit(PeerError.exit_code)
     except (Exception, KeyboardInterrupt) as error:
+        if not hasattr(error, "elsewhere"):
+            with suppress(OSError):  # of a terminal that is gone
+                sys.stderr.write(f"fastae: {one_line(error)}\n")
+            sys.exit(1)
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
     return None

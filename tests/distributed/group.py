@@ -44,13 +44,13 @@ class Group:
 
     def __init__(self, size: int) -> None:
         context, port = multiprocessing.get_context("spawn"), free_port()
-        self._pipes, self._processes = [], []
+        self._pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, size, port, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
-            self._processes.append(process)
+            self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """What ``function(*args)`` returns in each process; ``Failed`` where one raises."""
@@ -66,10 +66,10 @@ class Group:
         return [value for _, value in answers]
 
     def close(self) -> None:
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
+        for pipe, process in zip(self._pipes, self.processes, strict=True):
             if process.is_alive():
                 pipe.send(None)
-        for process in self._processes:
+        for process in self.processes:
             process.join(10)
             if process.is_alive():
                 process.kill()
