@@ -56,7 +56,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
             # as PyTorch's notes on CUDA graphs ask for collectives in a graph; the heartbeat ends what hangs
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=2 * timedelta(seconds=timeout) + _MARGIN)
+        _init_group(backend, 2 * timedelta(seconds=timeout) + _MARGIN)
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), place, local_size)
     try:
         with Heartbeat(world, timeout):
@@ -81,6 +81,20 @@ def is_launched() -> bool:
     """Whether torchrun, or another launcher that sets its variables, started this as one of several."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     return all(name in os.environ for name in names) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _init_group(backend: str, limit: timedelta) -> None:
+    """Make the default group of the processes that were started together.
+
+    The launcher's store outlives them and may hold the addresses of processes that have died.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=limit))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"attempt {attempt}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 
 def _device(name: str, local_rank: int, local_size: int) -> torch.device:

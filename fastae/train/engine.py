@@ -248,6 +248,8 @@ class _Run:
         budget: int,
     ) -> None:
         config = replace(config, products=config.products or float32_products(world.device.type))
+        if config.compile and world.grouped:
+            raise ValueError(f"compile: expected one process, got {world.size}")
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)

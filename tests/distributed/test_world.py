@@ -84,6 +84,11 @@ def test_several_processes_choose_their_devices(two, tmp_path, device):
     assert all("device: expected auto, cuda or cpu" in error[1] for error in failed.value.args[0])
 
 
+def test_a_compiled_step_is_of_one_process(two, tmp_path):
+    with pytest.raises(Failed, match="compile: expected one process, got 2"):
+        two.run(trained, config(tmp_path / "run", compile=True))
+
+
 # --- sums -----------------------------------------------------------------------------------------------
 
 
