@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,6 +27,14 @@ UNITS = 4.0
 """The exponential, logarithm and reciprocal of a GPU have errors of their own (:func:`elementary`)."""
 TOLERANCE = 1.2e-6 * UNITS
 NAMES = pytest.mark.parametrize("name", ACTIVATIONS)
+
+
+class Functions(NamedTuple):
+    """What kernels take of an activation: Triton 3.6's interpreter takes no tuple with a bool."""
+
+    function: Any
+    slope: Any
+    second: Any
 
 
 @triton.jit
@@ -53,11 +62,15 @@ def evaluate_loss(a, x, value, grad, target_grad, N, loss, f, BLOCK: tl.constexp
     tl.store(target_grad + i, one * loss.target_gradient(z, target, f), mask=i < N)
 
 
+def functions(name: str) -> Functions:
+    return Functions(*kernels.ACTIVATIONS[name][:3])
+
+
 def kernel_values(name: str, z: Tensor) -> list[Tensor]:
     """h, s and t in float64; t is 0 where the table has none."""
     z = z.to(DEVICE)
     values = [torch.zeros_like(z) for _ in range(3)]
-    evaluate[(triton.cdiv(len(z), BLOCK),)](z, *values, len(z), kernels.ACTIVATIONS[name], BLOCK)
+    evaluate[(triton.cdiv(len(z), BLOCK),)](z, *values, len(z), functions(name), BLOCK)
     return [value.cpu().double() for value in values]
 
 
@@ -220,8 +233,8 @@ def kernel_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> li
     """The loss of each entry and its gradients to a and x, in float64."""
     a, x = a.to(DEVICE), x.to(DEVICE)
     values = [torch.full_like(a, math.nan) for _ in range(3)]
-    f = kernels.ACTIVATIONS[output_activation]
-    evaluate_loss[(triton.cdiv(len(a), BLOCK),)](a, x, *values, len(a), LOSSES[loss], f, BLOCK)
+    arguments = len(a), LOSSES[loss], functions(output_activation), BLOCK
+    evaluate_loss[(triton.cdiv(len(a), BLOCK),)](a, x, *values, *arguments)
     return [value.cpu().double() for value in values]
 
 
