@@ -43,6 +43,7 @@ def _elementwise_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
     scalar, none = rows[0], code.new_empty(0)
     wide, transposed = torch.cat((x, x), 1)[:, :D], x.t().contiguous().t()
     expanded = x[0, 0].expand(M, D)
+    index, starts = (torch.tensor(t, device=DEVICE) for t in ([4, 0, 16, 4, 2], [0, 3, 3, 5]))
     kinds = {
         "masking": [0.3],
         "gaussian": [0.3],
@@ -78,6 +79,12 @@ def _elementwise_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
         ],
         "squared_norms": [(weight,), (weight.t(),), (wide,), (weight[:1, :1],)],
         "cast_weight": [(weight.t(), torch.float16), (weight.float(), dtype), (wide, torch.float32)],
+        "segment_sums": [
+            (code, index, starts, rows[:5].to(dtype)),
+            (code, index, starts, rows[:5].to(dtype), code[:3]),
+            (code, index, starts, None, code[:3], torch.tensor([3, 0, 1, 4, 2], device=DEVICE)),
+            (code, index[:0], starts[:1], rows[:0].to(dtype)),
+        ],
         "slope_difference_grad": [
             *(
                 (code, none, code / 2, none, activation, sq_norms, scale)
@@ -209,7 +216,8 @@ RUNS = [
 
 
 def test_every_operator_has_cases():
-    assert set(cases(torch.float32)) == set(ops.NAMES)
+    """Selections are compared exactly, in test_selection.py."""
+    assert {*cases(torch.float32), "top_entries"} == set(ops.NAMES)
 
 
 # --- contracts --------------------------------------------------------------------------------------------
