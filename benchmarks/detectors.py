@@ -59,7 +59,7 @@ def detectors(seed: int) -> dict[str, Any]:
         "OneClassSVM": OneClassSVM(),
     }
     try:
-        from pyod.models.auto_encoder import AutoEncoder
+        from pyod.models.auto_encoder import AutoEncoder  # pyright: ignore[reportMissingImports]
     except ImportError:
         return found
     return found | {"PyOD AutoEncoder": AutoEncoder(random_state=seed, verbose=0)}

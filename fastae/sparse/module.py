@@ -24,6 +24,7 @@ from .specs import AuxK, BatchTopK, Gated, JumpReLU, Matryoshka, Sparsity
 from .streamed import Vectors
 
 _MEDIAN_ROWS = 32768
+_BATCH_TOPK_START = 0.1
 _MEDIAN_STEPS = 64
 
 
@@ -267,7 +268,8 @@ class SparseAutoencoder(nn.Module):
 
         The decoder's bias becomes the geometric median of the target (of at most 32,768 rows, evenly spaced),
         decoder rows are drawn on the sphere, the encoder's weight is a copy of them, and is then scaled so
-        that reconstructions have the length of the rows about that bias. Draw the rows from all of the data.
+        that reconstructions have the length of the rows about that bias; a tenth of it for batch_topk, where
+        large pre-activations of few rows would take the entries of all. Draw the rows from all of the data.
         """
         self.reset_parameters()
         rows = as_rows(self._normalise(x)[0])
@@ -281,7 +283,8 @@ class SparseAutoencoder(nn.Module):
         length = (targets - self.decoder.bias).norm(dim=1).mean()
         own = estimate.norm(dim=1).mean()
         if own > 0 and length > 0:
-            self.encoder.weight.mul_(length / own)
+            share = _BATCH_TOPK_START if isinstance(self.options.activation, BatchTopK) else 1.0
+            self.encoder.weight.mul_(share * length / own)
         return self
 
     @torch.no_grad()

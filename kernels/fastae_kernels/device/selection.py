@@ -78,7 +78,8 @@ def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr)
     hit = (rank > bound[:, None]) & inside(row, col, M, N)  # [BM, BN]
     ones = hit.to(tl.int32)
     number = tl.sum(ones, 1)
-    start = tl.atomic_add(a.count + row, number, mask=number > 0, sem="relaxed")
+    some = number > 0  # pyright: ignore[reportOperatorIssue]
+    start = tl.atomic_add(a.count + row, number, mask=some, sem="relaxed")
     slot = start[:, None] + tl.cumsum(ones, 1) - 1
     key = key_of(rank, (a.first + col)[None, :])
     tl.store(mine[:, None] + slot, key, mask=hit & (slot < a.slots))
