@@ -71,12 +71,7 @@ class AutoencoderObjective(Function):
         o = objective
         ctx.dtypes = x.dtype, weight.dtype
         given = [t if t is not None and t.requires_grad else None for t in (x, weight, decoder_weight)]
-        x_in = x
-        if o.corruption is not None:
-            assert seed is not None
-            x_in = draw(x, seed, o.corruption, STREAM_CORRUPTION, dtype)
-        elif dtype is not None:
-            x_in = x.to(dtype)
+        x_in = _encoder_input(x, seed, o, dtype)
         weight, sq_norms = _cast_and_norms(weight, dtype, o.contractive != 0.0 or o.higher_order != 0.0)
         if decoder_weight is not None and dtype is not None:
             decoder_weight = decoder_weight.to(dtype)
@@ -114,11 +109,7 @@ class AutoencoderObjective(Function):
             higher_order,
             encoded.l1 if o.l1 else None,
         ]
-        kl = column_grad = None
-        if o.kl:
-            mean = batch_mean(encoded.code_sum / encoded.code.shape[0])
-            kl = reference.kl_divergence(mean, o.kl_target)
-            column_grad = _kl_column_grad(mean, o.kl_target)
+        kl, column_grad = _divergence(encoded, o) if o.kl else (None, None)
 
         ctx.objective, ctx.reduction = o, reduction
         ctx.set_materialize_grads(False)
@@ -198,13 +189,7 @@ class AutoencoderObjective(Function):
             d_weight = ops.weight_grad(dz, saved.x_in, **own, mean=mean)
         if need["decoder_weight"] and saved.decoder_weight is not None:
             d_decoder = ops.weight_grad(saved.grad, saved.decoder_input, loss_scale, mean=mean, dtype=dtype)
-        for k, dz_k in enumerate(noisy_dz):
-            if need["bias"]:
-                db += dz_k.sum(0, dtype=db.dtype)
-            if d_weight is not None:
-                d_weight.addmm_(dz_k.t(), _noisy_copy(saved.x_in, saved.seed, k, o))
-            if d_x is not None:
-                d_x.addmm_(dz_k, saved.weight)
+        _add_copies(noisy_dz, saved, o, d_x, d_weight, db if need["bias"] else None)
         if d_x is not None and o.corruption is not None:
             assert saved.seed is not None
             kind, params = o.corruption.kind, o.corruption.params
@@ -230,6 +215,14 @@ class AutoencoderObjective(Function):
 
 
 _INPUTS = ("x", "target", "weight", "bias", "decoder_weight", "decoder_bias")
+
+
+def _encoder_input(x: Tensor, seed: Tensor | None, o: Objective, dtype: torch.dtype | None) -> Tensor:
+    """x [M, D] as the encoder sees it: corrupted, and in the dtype of the products."""
+    if o.corruption is not None:
+        assert seed is not None
+        return draw(x, seed, o.corruption, STREAM_CORRUPTION, dtype)
+    return x if dtype is None else x.to(dtype)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -355,7 +348,31 @@ def _curvature_gradient(
     return dz, u, noisy
 
 
+def _add_copies(
+    noisy_dz: list[Tensor],
+    saved: _Saved,
+    o: Objective,
+    d_x: Tensor | None,
+    d_weight: Tensor | None,
+    db: Tensor | None,
+) -> None:
+    """Add the parts of the noisy copies, in place, to the gradients that are wanted."""
+    for k, dz in enumerate(noisy_dz):
+        if db is not None:
+            db += dz.sum(0, dtype=db.dtype)
+        if d_weight is not None:
+            d_weight.addmm_(dz.t(), _noisy_copy(saved.x_in, saved.seed, k, o))
+        if d_x is not None:
+            d_x.addmm_(dz, saved.weight)
+
+
 # --- divergence from a mean activation ----------------------------------------------------------------------
+
+
+def _divergence(encoded: Encoded, o: Objective) -> tuple[Tensor, Tensor]:
+    """The divergence, a scalar, and its gradient with respect to the mean activations, [H]."""
+    mean = batch_mean(encoded.code_sum / encoded.code.shape[0])
+    return reference.kl_divergence(mean, o.kl_target), _kl_column_grad(mean, o.kl_target)
 
 
 def _kl_column_grad(mean: Tensor, target: float) -> Tensor:
