@@ -224,20 +224,20 @@ INFERENCE = Group(
 
 def _topk_step(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> tuple[Tensor]:
     z = F.linear(x - decoder_bias, weight, bias)
-    values, latents = z.topk(ACTIVE, dim=1)
+    values, latents = z.topk(min(ACTIVE, len(weight)), dim=1)
     code = torch.zeros_like(z).scatter(1, latents, values.relu())
     return ((code @ weight + decoder_bias - x).square().sum(1).mean(),)
 
 
 def _our_topk_step(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> tuple[Tensor]:
     loss, _ = functional.sparse_autoencoder_loss(
-        x, weight, bias, weight, decoder_bias, activation=TopK(ACTIVE)
+        x, weight, bias, weight, decoder_bias, activation=TopK(min(ACTIVE, len(weight)))
     )
     return (loss.total,)
 
 
 def _exact_topk_step(x: Tensor, p: Problem) -> tuple[Tensor]:
-    code = sparse_reference.topk(F.linear(x - p.decoder_bias, p.weight, p.bias), ACTIVE)
+    code = sparse_reference.topk(F.linear(x - p.decoder_bias, p.weight, p.bias), min(ACTIVE, len(p.weight)))
     return ((code @ p.weight + p.decoder_bias - x).square().sum(1),)
 
 

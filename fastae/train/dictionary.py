@@ -58,23 +58,22 @@ class SparseTrainConfig:
         latents: Number of latents.
         activation: Activation of the code: topk:K, batch_topk:K, jump_relu, relu or gated.
         auxk: Weight of the loss that revives dead latents; 0 for none.
-        dead_after: Rows without an activation after which a latent counts as dead.
-        prefixes: Widths of nested dictionaries (Matryoshka), rising; the last one is the number of latents.
-        l1: Weight of the activations' sum (relu, gated).
-        l0: Weight of the number of active latents (jump_relu).
+        dead_after: Silent rows after which a latent is dead.
+        prefixes: Widths of nested dictionaries (Matryoshka), rising to the latents.
+        l1: Weight of the sum of codes (relu, gated).
+        l0: Weight of the number of active latents.
         l0_target: Number of active latents that l0 aims at.
         normalization: Normalisation of each row: none, layer_norm or norm.
-        scaling: Scaling of the features, as for fastae train.
+        scaling: Scaling of features, as for fastae train.
         epochs: Passes over the rows.
         batch_size: Rows per step.
-        optimizer: adam, or dictionary_adam, which never holds the gradients of weights.
+        optimizer: Adam, or dictionary_adam, which saves memory.
         lr: Peak learning rate. By default 2e-4 / sqrt(latents / 16384), at most 2e-3.
         seed: Seed of weights, order and planted rows.
         device: Device of torch; auto takes an accelerator where there is one.
         memory_gib: Memory for data; by default half of what is free.
-        window_mib: Stored values of a window that shards are shuffled in, as for fastae train.
-        resume: Continue the run in out where it was saved last. It keeps its own options, except for out,
-            device, memory_gib and checkpoint_seconds.
+        window_mib: Window that shards are shuffled in, as for fastae train.
+        resume: Continue the run in out where it was saved last, with its options.
         checkpoint_seconds: Seconds between saves.
     """
 

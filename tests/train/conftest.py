@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from fastae.train import stage as stage_module
 from fastae.train.reporting import Silent
 
 TIMINGS = ("seconds", "rows_per_second")
+
+
+@pytest.fixture(autouse=True)
+def take_ctrl_c() -> Iterator[None]:
+    """Take SIGINT, which a shell's background processes ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -111,10 +119,8 @@ def interrupt(updates: type[Updates], tiny: Dataset) -> Callable[[TrainConfig, i
                 os.kill(os.getpid(), signal.SIGINT)
 
         progress = updates(act)
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
         with pytest.raises(KeyboardInterrupt):
             train(config, dataset=tiny, progress=progress)
-        signal.signal(signal.SIGINT, before)
         assert progress.steps == steps
 
     return run
