@@ -48,11 +48,7 @@ def vector_field_2d(
     check_count("grid", grid, 2)
     if not 0.0 < margin < np.inf:
         raise ValueError(f"margin: must be a finite number > 0, got {margin!r}")
-    low, high = points.min(0), points.max(0)
-    extent, magnitude = float((high - low).max()), float(np.abs(points).max())
-    if extent <= 1e-9 * magnitude or not extent:  # a single point
-        extent = max(1.0, 0.1 * magnitude)
-    low, high = low - margin * extent, high + margin * extent
+    low, high = _surroundings(points, margin)
     counts = np.maximum(2, np.rint(grid * (high - low) / (high - low).max())).astype(int)
     sides = [np.linspace(*side) for side in zip(low, high, counts, strict=True)]
     places = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
@@ -98,3 +94,12 @@ def vector_field_2d(
     axes.grid(False)
     figure.legend(loc="outside lower center")
     return figure
+
+
+def _surroundings(points: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and upper corners [2] of the points' bounding box, widened by a share of its longer side."""
+    low, high = points.min(0), points.max(0)
+    extent, magnitude = float((high - low).max()), float(np.abs(points).max())
+    if extent <= 1e-9 * magnitude or not extent:  # a single point
+        extent = max(1.0, 0.1 * magnitude)
+    return low - margin * extent, high + margin * extent
