@@ -168,6 +168,7 @@ def test_pytest_benchmark_runs_the_same_cases(here):
         ),
         "corruption forward float32 8x12x16",
         "inference forward float32 8x12x16",
+        "sparse full float32 8x12x16",
     }
     for entry in found:
         assert entry["extra_info"]["shape"] == [8, 12, 16] and entry["extra_info"]["ratio"] > 0.0
