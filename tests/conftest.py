@@ -13,7 +13,8 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
 
-from fastae import Emphasis, Masking, Swap, functional, philox
+from fastae import Swap, functional, philox
+from tests.support import EVERYTHING
 
 
 class Parameters(NamedTuple):
@@ -57,21 +58,6 @@ def seeded() -> Callable[[int], int]:
 
     return seed
 
-
-EVERYTHING: dict[str, Any] = {
-    "corruption": Masking(0.3),
-    "emphasis": Emphasis(2.0, 0.5),
-    "contractive": 0.3,
-    "higher_order": 0.2,
-    "higher_order_std": 0.3,
-    "higher_order_samples": 2,
-    "l1": 0.1,
-    "kl": 0.4,
-    "kl_target": 0.1,
-    "code_noise": "gaussian",
-    "code_noise_std": 0.2,
-    "dropout": 0.3,
-}
 
 Call = Callable[..., tuple[Tensor, ...]]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastae import Emphasis, Gaussian, Masking, SaltAndPepper, Swap, functional
 from fastae import reference as R
 from fastae.activations import ACTIVATIONS
+from tests.support import EVERYTHING
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 EVERY = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -105,20 +106,6 @@ def test_reconstruction_loss_is_the_reference(
 
 # --- autoencoder_loss -----------------------------------------------------------------------------------
 
-EVERYTHING: Options = {
-    "corruption": Masking(0.3),
-    "emphasis": Emphasis(2.0, 0.5),
-    "contractive": 0.3,
-    "higher_order": 0.2,
-    "higher_order_std": 0.3,
-    "higher_order_samples": 2,
-    "l1": 0.1,
-    "kl": 0.4,
-    "kl_target": 0.1,
-    "code_noise": "gaussian",
-    "code_noise_std": 0.2,
-    "dropout": 0.3,
-}
 SINGLE: dict[str, Options] = {
     "plain": {},
     "contractive": {"contractive": 0.3},

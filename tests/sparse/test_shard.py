@@ -94,7 +94,7 @@ def work(rank: int, world: int, folder: str) -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_train_as_one(world: int, tmp_path: Path):
     torch.multiprocessing.start_processes(work, (world, str(tmp_path)), nprocs=world, start_method="spawn")
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
     for name in [*CASES, "DictionaryAdam"]:
         whole = make("topk auxk" if name == "DictionaryAdam" else name)
         twin = copy.deepcopy(whole)

@@ -18,22 +18,9 @@ from fastae.nn import Options
 from fastae.objective import CODE_NOISES, Objective
 from fastae.train import Stage, TrainConfig
 from fastae.train.config import attribute_docs
+from tests.support import OPTIMIZERS
 
 PARAMETER = torch.zeros(3, 2, requires_grad=True)
-OPTIMIZERS = (
-    "ASGD",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "NAdam",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "SGD",
-)
 SCHEDULES = {
     "ConstantLR": (),
     "CosineAnnealingLR": (),

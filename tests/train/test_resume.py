@@ -20,6 +20,7 @@ from fastae.train import (
     load_checkpoint,
     train,
 )
+from tests.support import OPTIMIZERS
 
 STEPS = 32  # of the tiny run of two epochs: four stages of eight steps
 
@@ -126,23 +127,7 @@ def test_every_schedule_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        "ASGD",
-        "Adadelta",
-        "Adafactor",
-        "Adagrad",
-        "Adam",
-        "AdamW",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "RMSprop",
-        "Rprop",
-        "SGD",
-    ],
-)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_goes_on_where_it_was(
     tiny, one_layer, interrupt, resume, assert_same_run, optimizer, precision
 ):
