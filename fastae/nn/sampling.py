@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -11,21 +13,21 @@ from ..losses import get_loss
 from .options import Options
 
 
-class Sampler(nn.Module):
+class Sampler(nn.Module, ABC):
     """Base of modules that encode and decode: reconstructions and samples without noise on the code."""
 
     @property
+    @abstractmethod
     def input_options(self) -> Options:
         """Options of the input: its corruption and its loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """The code [*, H] of x [*, D], without noise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, D] from a code [*, H]."""
-        raise NotImplementedError
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The reconstruction [*, D] of x [*, D], without noise."""

@@ -47,10 +47,10 @@ def implementation(name: str) -> Callable[..., Any]:
 
 
 def _or_empty(field: str, tensor: Tensor | None, like: Tensor) -> Tensor:
-    """A result, or the empty tensor that stands for it; all but matrices are sums."""
+    """A result, or the empty tensor that stands for it: float32 for all but matrices of the input's dtype."""
     if tensor is not None:
         return tensor
-    return like.new_empty(0, dtype=like.dtype if field in ("noisy", "preact") else torch.float32)
+    return like.new_empty(0, dtype=like.dtype if field in ("noisy", "preact", "sums") else torch.float32)
 
 
 # --- noise: what an operator is told, and the arguments of its launcher -------------------------------------
@@ -161,12 +161,11 @@ def _segment_sums(
     values: Tensor | None = None,
     other: Tensor | None = None,
     place: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     if table.shape[1] > sparse.WIDEST_ROW:
         return torch_impl.segment_sums(table, index, starts, values, other, place)
     other = None if other is None else other.to(table.dtype).contiguous()
-    sums, dots = sparse.segment_sums(table.contiguous(), index, starts, values, other, place)
-    return table.new_empty(0) if sums is None else sums, dots
+    return sparse.segment_sums(table.contiguous(), index, starts, values, other, place)
 
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class Source(Protocol):
         ...
 
 
-class _Ordered:
+class _Ordered(Sized):
     """Orders of an epoch, windowed where ``window`` says so.
 
     Attributes:
@@ -72,9 +72,6 @@ class _Ordered:
     window: int = 0
     edges: np.ndarray | None = None
     sequential: bool = False
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
     def order(self, seed: int) -> Order:
         if not self.window or self.edges is None:
