@@ -3,17 +3,20 @@
 from .gradients import Sums
 from .joining import PeerError, is_launched, joined, leads
 from .latents import full_state_dict, shard_latents
+from .mesh import Sharding, make_mesh
 from .world import ALONE, World, silenced
 
 __all__ = [
     "ALONE",
     "PeerError",
+    "Sharding",
     "Sums",
     "World",
     "full_state_dict",
     "is_launched",
     "joined",
     "leads",
+    "make_mesh",
     "shard_latents",
     "silenced",
 ]

@@ -15,8 +15,9 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from ..activations import ACTIVATIONS
-from ..checks import check_nonnegative, check_share
+from ..checks import check_nonnegative, check_share, check_whole
 from ..corruption import Emphasis, parse_corruption
+from ..distributed import Sharding
 from ..losses import LOSSES
 from ..nn.options import Options
 from ..nn.stacked import layerwise_options
@@ -229,6 +230,11 @@ class TrainConfig(_layer_config()):
         window_mib: Stored values of a window that rows are shuffled in, where two windows are in memory; 0
             shuffles all rows. By default 256, or a third of memory_gib where that is less, for a folder of
             shards, and 0 otherwise.
+        shard: What several processes split besides the rows of a batch: data nothing else, weights the
+            parameters, gradients and optimizer state of every layer (FSDP2). By default data, or as the run
+            that is continued.
+        shard_size: Processes that hold one copy of the parameters together, where these are split; 0 takes
+            all.
         tensorboard: Write TensorBoard's event files.
     """
 
@@ -251,6 +257,8 @@ class TrainConfig(_layer_config()):
     timeout: float = 600.0
     memory_gib: float | None = None
     window_mib: float | None = None
+    shard: Sharding | None = None
+    shard_size: int = 0
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -284,6 +292,7 @@ class TrainConfig(_layer_config()):
                     f"window_mib: two windows of {self.window_mib:g} MiB do not fit in memory_gib"
                     f" {self.memory_gib:g}"
                 )
+        check_whole("shard_size:", self.shard_size, 0)
         if self.resume and self.out is None:
             raise ValueError("resume: needs out, the folder of the run to continue")
         if not -(2**63) <= self.seed < 2**63:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..distributed import World, joined, silenced
+from ..distributed import World, joined, make_mesh, silenced
 from ..errors import CheckpointError, TrainingError
 from ..interruption import Interrupted, Interruption
 from ..losses import Loss, get_loss
@@ -54,6 +54,8 @@ _FINE_TUNING, _CLASSIFIER = "fine-tuning", "classifier"
 _SETTLING = 2.0  # seconds in which a launcher may send a process the signal that a terminal has sent
 _FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds", "timeout")
 """Options that a resumed run takes anew."""
+_FREE_ONCE_GIVEN = ("classifier", "shard", "shard_size")
+"""Options that a resumed run takes anew where they are not the defaults."""
 
 
 @dataclass
@@ -202,8 +204,8 @@ def _load_data(config: TrainConfig) -> Dataset:
 def _resumed(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
     """The configuration of a checkpoint, with what a resumed run may choose anew.
 
-    These are the options in ``_FREE``, more epochs for a stage, and a classifier. Other options that were
-    given and differ are named in a warning.
+    These are the options in ``_FREE`` and ``_FREE_ONCE_GIVEN``, and more epochs for a stage. Other options
+    that were given and differ are named in a warning.
     """
     try:
         kept = TrainConfig.from_dict(checkpoint.config)
@@ -217,8 +219,8 @@ def _resumed(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
         stage, _, setting = name.partition(".")
         if setting == "epochs" and value > (own[name] or 0):
             kept = replace(kept, **{stage: replace(getattr(kept, stage), epochs=value)})
-        elif name == "classifier":
-            kept = replace(kept, classifier=value)
+        elif name in _FREE_ONCE_GIVEN:
+            kept = replace(kept, **{name: value})
         else:
             ignored.append(name)
     if ignored:
@@ -250,6 +252,9 @@ class _Run:
         config = replace(config, products=config.products or float32_products(world.device.type))
         if config.compile and world.grouped:
             raise ValueError(f"compile: expected one process, got {world.size}")
+        self.mesh = make_mesh(world, config.shard or "data", config.shard_size)
+        if self.mesh is not None:
+            raise ValueError(f"shard: expected data, got {config.shard}, which is not built yet")
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)

@@ -111,6 +111,8 @@ EVERYTHING = TrainConfig(
     timeout=60.0,
     memory_gib=0.25,
     window_mib=64.0,
+    shard="weights",
+    shard_size=2,
     tensorboard=False,
 )
 
@@ -182,6 +184,8 @@ def test_a_stage_takes_zero(name):
         ("checkpoint_seconds", {"checkpoint_seconds": math.nan}, ["nan"]),
         ("timeout", {"timeout": 0.0}, ["above", "0.0"]),
         ("timeout", {"timeout": math.nan}, ["nan"]),
+        ("shard", {"shard": "rows"}, ["'rows'", "data", "weights", "units"]),
+        ("shard_size", {"shard_size": -1}, ["-1"]),
         ("memory_gib", {"memory_gib": -1.0}, ["-1.0"]),
         ("memory_gib", {"memory_gib": math.nan}, ["nan"]),
         ("memory_gib", {"memory_gib": math.inf}, ["inf"]),
