@@ -24,6 +24,7 @@ from .devices import resolve_device
 from .nn import Options, StackedAutoencoder
 from .optional import require
 from .train import TrainingStep
+from .train.data.parts import check_unmasked
 
 require("sklearn", "fastae.sklearn")
 
@@ -76,14 +77,14 @@ class _Autoencoder(BaseEstimator):
 
     # --- input --------------------------------------------------------------------------------------------
 
-    def _validated(self, X: Any, *, reset: bool, least_rows: int = 1) -> Any:
+    def _validated(self, X: Any, *, reset: bool) -> Any:
+        check_unmasked("X", X)
         return validate_data(
             self,
             X,
             reset=reset,
             accept_sparse="csr",
             dtype=(np.float64, np.float32),
-            ensure_min_samples=least_rows,
         )
 
     def _make_scaler(self, X: Any) -> Any:
@@ -275,6 +276,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """Reconstructions of codes (n_samples, n_codes), in the units of the data."""
         check_is_fitted(self, "n_features_in_")
+        check_unmasked("X", X)
         codes = np.asarray(X)
         if codes.ndim != 2 or codes.shape[1] != self._n_features_out:
             raise ValueError(f"X: expected codes (n, {self._n_features_out}), got shape {codes.shape}")
@@ -354,6 +356,8 @@ class AutoencoderClassifier(ClassifierMixin, _Autoencoder):
 
     def fit(self, X: Any, y: Any) -> AutoencoderClassifier:
         """Fit to the rows of X, (n_samples, n_features), and their labels y, (n_samples,)."""
+        check_unmasked("X", X)
+        check_unmasked("y", y)
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32), ensure_min_samples=2
         )

@@ -142,3 +142,21 @@ def test_the_classifier_learns_text_labels(digits):
 def test_parameters_that_do_not_fit_are_named(digits, options, message):
     with pytest.raises(ValueError, match=f"^({message})"):
         AutoencoderTransformer(**options).fit(digits[0][:20])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, y: AutoencoderTransformer().fit(x),
+        lambda x, y: AutoencoderDetector().fit(list(x)),
+        lambda x, y: AutoencoderClassifier().fit(x, y.data),
+        lambda x, y: AutoencoderClassifier().fit(x.data, y),
+        lambda x, y: AutoencoderTransformer(3, **QUICK).fit(x.data).transform(x),
+        lambda x, y: AutoencoderTransformer(64, **QUICK).fit(x.data).inverse_transform(x),
+    ],
+)
+def test_masked_values_are_refused(digits, call):
+    x, y = (np.ma.masked_equal(values[:40], 0) for values in digits)
+    with pytest.raises(ValueError, match=r"^[Xy]: \d+ values are masked"):
+        call(x, y)
+    AutoencoderTransformer(3, **QUICK).fit(np.ma.array(x.data))  # none is masked

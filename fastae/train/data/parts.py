@@ -175,14 +175,20 @@ def check_part(
     return RawPart(name, x, labels, feature_shape, feature_names, label_source, notes)
 
 
+def check_unmasked(name: str, values: Any) -> None:
+    """Refuse masked values of an array, or of the arrays in a list: NumPy would read what lies below them."""
+    parts = values if isinstance(values, list | tuple) else (values,)
+    if masked := sum(int(np.ma.getmaskarray(part).sum()) for part in parts if np.ma.is_masked(part)):
+        raise DataError(f"{name}: {masked} values are masked; fill them in or leave them out")
+
+
 def as_array(name: str, values: Any) -> Any:
     """``values`` as a NumPy array (a map stays one) or, where they are sparse, a CSR matrix.
 
     Raises:
         DataError: for what NumPy cannot make an array of, and for masked values.
     """
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise DataError(f"{name}: {int(values.mask.sum())} values are masked; fill them in or leave them out")
+    check_unmasked(name, values)
     if isinstance(values, np.ndarray) or is_stored(values):
         return values
     if hasattr(values, "tocsr") and hasattr(values, "nnz"):
