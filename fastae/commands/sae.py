@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -20,6 +20,7 @@ from ..train import dictionary as training
 from ..train.config import POSITIONAL
 from ..train.data import load_dataset
 from ..train.dictionary import SparseTrainConfig
+from ..train.evaluation import PartName, evaluation_parts
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class Encode:
         out: The .safetensors file to write: values, indices and offsets, row n holding the entries offsets[n]
             to offsets[n + 1].
         data: A data set, a file or a folder. By default the data that the run was trained on.
-        test: Encode the test part instead of the training part.
+        part: Part of the data to encode.
         scaling: Scaling of the data, for a dictionary that fastae did not train; a run has its own.
     """
 
     run: Annotated[str, POSITIONAL]
     out: str
     data: str | None = None
-    test: bool = False
+    part: Literal["train", "test"] = "train"
     scaling: str = "none"
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ def _train(config: SparseTrainConfig, console: Console) -> None:
 
 
 def _encode(config: Encode, console: Console) -> None:
-    sae, batches, _ = _load(config.run, config.data, config.test, config.scaling)
+    sae, batches, _ = _load(config.run, config.data, config.part, config.scaling)
     values, indices, counts = [], [], []
     with torch.no_grad():
         for x in batches:
@@ -125,7 +126,7 @@ def _evaluate(config: Evaluate, console: Console) -> None:
         result = training.load(config.run)
         figures, title = result.figures, f"{result.config.data}, rows held out"
     else:
-        sae, batches, title = _load(config.run, config.data, True, config.scaling)
+        sae, batches, title = _load(config.run, config.data, None, config.scaling)
         figures = training.evaluate(sae, batches)
     if config.json:
         print(json.dumps(figures, indent=2))
@@ -139,14 +140,21 @@ def _convert(config: Convert, console: Console) -> None:
 
 
 def _load(
-    run: str, data: str | None, test: bool, scaling: Any
+    run: str, data: str | None, part: PartName | None, scaling: Any
 ) -> tuple[SparseAutoencoder, Iterable[Tensor], str]:
-    """A dictionary, batches of rows scaled as its training data were, and what they are called."""
+    """A dictionary, batches of rows scaled as its training data were, and what they are called.
+
+    Without a ``part`` the rows are the test part's where there is one.
+    """
+    own = None
     if (Path(run) / training.RUN).is_file():
         trained = training.load(run)
         sae, scaling = trained.sae, trained.scaling
-        named, data = data is not None, data or trained.config.data
+        named, own = data is not None, trained.config.data
+        data = data or own
         if data == "planted":
+            if part == "test":
+                raise ValueError("part: planted rows have no test part")
             rows = training.planted(trained.config).rows
             return sae, rows.split(4096), data
     else:
@@ -158,9 +166,10 @@ def _load(
         raise ValueError(
             f"data: {dataset.name} has rows of {dataset.width}, the dictionary takes {sae.in_features}"
         )
-    part = dataset.test if test and dataset.test is not None else dataset.train
-    name = "test" if part is dataset.test else "training"
-    return sae, training.rows_of(part), f"{dataset.origin}, {name} part"
+    if part is None and dataset.test is None and data != own:
+        part = "train"  # as a name of all rows: the dictionary has seen none of them
+    rows, name, _ = evaluation_parts(dataset, part=part)
+    return sae, training.rows_of(rows), f"{dataset.origin}, {name}"
 
 
 _LABELS = {

@@ -120,7 +120,7 @@ def test_commands(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == pytest.approx(figures)
 
     codes = tmp_path / "codes.safetensors"
-    assert main(["sae", "encode", str(run), "--out", str(codes), "--test"]) == 0
+    assert main(["sae", "encode", str(run), "--out", str(codes), "--part", "test"]) == 0
     tensors = load_file(codes)
     code = SparseCode(tensors["values"], tensors["indices"], tensors["offsets"])
     test = load_dataset("digits", scaling=training.load(run).scaling).test
