@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from fastae_kernels import launch, selection, sparse
+from fastae_kernels import launch, operators
 from fastae_kernels.launch import Target, compile_only, target_of
 from fastae_kernels.plan import config
 from fastae_kernels.plan.schedules import GemmConfig
@@ -221,11 +221,11 @@ def _sparse_calls(t: Tensors) -> dict[str, _Compared]:
 
     return {
         "segment_sums": _Compared(
-            lambda: sparse.segment_sums(t.weight, index, starts, values, t.x, place),  # pyright: ignore[reportArgumentType]
+            lambda: operators.segment_sums(t.weight, index, starts, values, t.x, place),  # pyright: ignore[reportArgumentType]
             exact_sums,
         ),
         "top_entries": _Compared(
-            lambda: selection.top_entries(t.x, t.weight, t.bias, k)[:1], exact_top
+            lambda: operators.top_entries(t.x, t.weight, t.bias, k)[:1], exact_top
         ),
     }  # fmt: skip
 

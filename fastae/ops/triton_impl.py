@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import torch
-from fastae_kernels import operators, selection, sparse
+from fastae_kernels import operators
 from fastae_kernels.device import noise as drawing
+from fastae_kernels.operators import segments, selection
 from torch import Tensor
 
 from .. import philox
@@ -149,8 +150,8 @@ def _top_entries(
     if k > selection.MOST:
         return torch_impl.top_entries(x, weight, bias, k, subset)
     if subset is None:
-        return selection.top_entries(x, weight, bias, k)
-    values, places = selection.top_entries(x, weight[subset], None if bias is None else bias[subset], k)
+        return operators.top_entries(x, weight, bias, k)
+    values, places = operators.top_entries(x, weight[subset], None if bias is None else bias[subset], k)
     return values, subset[places]
 
 
@@ -162,10 +163,10 @@ def _segment_sums(
     other: Tensor | None = None,
     place: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    if table.shape[1] > sparse.WIDEST_ROW:
+    if table.shape[1] > segments.WIDEST_ROW:
         return torch_impl.segment_sums(table, index, starts, values, other, place)
     other = None if other is None else other.to(table.dtype).contiguous()
-    return sparse.segment_sums(table.contiguous(), index, starts, values, other, place)
+    return operators.segment_sums(table.contiguous(), index, starts, values, other, place)
 
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {

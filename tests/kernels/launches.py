@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from fastae_kernels import selection, sparse
+from fastae_kernels import operators as launchers
 from fastae_kernels.plan import config
 from fastae_kernels.plan.schedules import GemmConfig
 from fastae_kernels.tools.stub import stub_driver
@@ -83,9 +83,9 @@ def segments() -> None:
     index, starts = torch.arange(512) % 16, torch.tensor([0, 300, 310, 512])
     values, table, other = torch.rand(512), torch.rand(16, 96).bfloat16(), torch.rand(3, 96).bfloat16()
     seen.kernels.clear()
-    sparse.segment_sums(table, index, starts, values)
-    sparse.segment_sums(table, index, starts, values, other, torch.arange(512))
-    selection.top_entries(other, table, None, 8)
+    launchers.segment_sums(table, index, starts, values)
+    launchers.segment_sums(table, index, starts, values, other, torch.arange(512))
+    launchers.top_entries(other, table, None, 8)
 
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {

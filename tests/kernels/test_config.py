@@ -6,6 +6,7 @@ import pytest
 import torch
 from fastae_kernels import operators
 from fastae_kernels.launch import Target
+from fastae_kernels.operators import buffers, run
 from fastae_kernels.plan import config, explain
 from fastae_kernels.tools.aot import TARGETS
 from torch import Tensor
@@ -155,13 +156,13 @@ BY_DESCRIPTORS = config.GemmConfig(16, 32, 16, 4, 2, tma=True)
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The strides of every operand whose alignment is looked at."""
     strides: list[tuple[int, int]] = []
-    aligned = operators._aligned
+    aligned = buffers.aligned
 
     def recording(operand: Tensor) -> bool:
         strides.append(operand.stride())  # pyright: ignore[reportArgumentType]
         return aligned(operand)
 
-    monkeypatch.setattr(operators, "_aligned", recording)
+    monkeypatch.setattr(buffers, "aligned", recording)
     return strides
 
 
@@ -181,13 +182,13 @@ def test_alignment_is_looked_at_once_a_call(looked_at):
 def test_rows_that_are_scaled_lie_anew(scaled: bool, looked_at, monkeypatch):
     """They are closely packed, so that descriptors which served before do not serve them."""
     descriptors: list[Tensor] = []
-    describe = operators._descriptor
+    describe = run.descriptor
 
     def recording(operand: Tensor, block: tuple[int, int]):
         descriptors.append(operand)
         return describe(operand, block)
 
-    monkeypatch.setattr(operators, "_descriptor", recording)
+    monkeypatch.setattr(run, "descriptor", recording)
     a, b = padded(20, 13, 0), padded(20, 27, 1)
     scale = torch.linspace(1.0, 2.0, 20, device=DEVICE) if scaled else None
     with config.using(strategy="fused", gemm=BY_DESCRIPTORS):

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from fastae_kernels import operators
 from fastae_kernels.device.tiles import entries, inside, tile_indices
+from fastae_kernels.operators import run as kernels
 from fastae_kernels.plan import config
 from fastae_kernels.plan.config import GemmConfig
 from torch import Tensor
@@ -36,12 +37,12 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
 
     def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
-        if kernel is operators.gemm:
+        if kernel is kernels.gemm:
             seen.append({**options, "programs": programs})
         original(kernel, programs, device, *args, **options)
 
-    original = operators.launch
-    monkeypatch.setattr(operators, "launch", launch)
+    original = kernels.launch
+    monkeypatch.setattr(kernels, "launch", launch)
     return seen
 
 
@@ -112,7 +113,7 @@ def count_visits(value, block_m, block_n, M, N, out, BM: tl.constexpr, BN: tl.co
 def visits(M: int, N: int, **options: Any) -> Tensor:
     out = torch.zeros(M, N, device=DEVICE)
     how = {"block_m": 16, "block_n": 32, "block_k": 16, "warps": 4, "stages": 2, **options}
-    operators._fused(rand(M, 8), rand(8, N), None, None, None, count_visits, out, GemmConfig(**how))
+    kernels.fused(rand(M, 8), rand(8, N), None, None, None, count_visits, out, GemmConfig(**how))
     return out
 
 
@@ -251,10 +252,10 @@ def test_squared_norms_of_any_layout(shape: tuple[int, int], dtype: torch.dtype)
 def test_fold_sums_each_job_and_scales_it(rows: int, length: int):
     one, two = rand(rows, length), rand(rows, length, seed=1)
     scale = torch.tensor(0.5, device=DEVICE)
-    columns = operators._columns(one), operators._columns(two, scale=scale, factor=3.0, dtype=torch.float16)
-    totals = operators._total(one, "sum", 7), operators._total(two, "mean", 7)
+    columns = kernels.columns(one), kernels.columns(two, scale=scale, factor=3.0, dtype=torch.float16)
+    totals = kernels.total(one, "sum", 7), kernels.total(two, "mean", 7)
     expected = one.sum(0), (1.5 * two.sum(0)).half(), one.sum(), two.sum() / 7.0
-    operators._fold(None, *columns, *totals)
+    kernels.fold_all(None, *columns, *totals)
     for job, exact in zip((*columns, *totals), expected, strict=True):
         assert job is not None
         torch.testing.assert_close(

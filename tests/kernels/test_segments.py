@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastae_kernels import sparse
+from fastae_kernels import operators
+from fastae_kernels.operators import segments
 
 from fastae import AuxK, functional
 
@@ -27,13 +28,13 @@ def entries(counts: list[int], rows: int) -> tuple[torch.Tensor, ...]:
     ids=["short", "empty", "long", "no segments"],
 )
 def test_sums_and_dots(counts, width, dtype, monkeypatch):
-    monkeypatch.setattr(sparse, "_CHUNK", 4)  # most segments are longer
+    monkeypatch.setattr(segments, "_CHUNK", 4)  # most segments are longer
     values, index, starts = entries(counts, 11)
     g = torch.Generator().manual_seed(1)
     table = torch.randn(11, width, generator=g).to(dtype)
     other = torch.randn(len(counts), width, generator=g).to(dtype)
     place = torch.randperm(len(index), generator=g)
-    sums, dots = sparse.segment_sums(table, index, starts, values, other, place)
+    sums, dots = operators.segment_sums(table, index, starts, values, other, place)
     segment = torch.arange(len(counts)).repeat_interleave(starts.diff())
     rows = table.float()[index]
     expected = torch.zeros(len(counts), width).index_add_(0, segment, values[:, None] * rows)
@@ -41,7 +42,7 @@ def test_sums_and_dots(counts, width, dtype, monkeypatch):
     torch.testing.assert_close(sums.float(), expected, **tolerance)
     assert dots is not None
     torch.testing.assert_close(dots[place], (rows * other.float()[segment]).sum(1), rtol=1e-5, atol=1e-5)
-    again, _ = sparse.segment_sums(table, index, starts, values)
+    again, _ = operators.segment_sums(table, index, starts, values)
     assert torch.equal(again, sums)
 
 
@@ -59,10 +60,10 @@ def test_the_sparse_objective_runs_on_kernels(rule, monkeypatch):
 
 
 def test_one_latent_in_every_row_is_summed_by_chunks(monkeypatch):
-    monkeypatch.setattr(sparse, "_CHUNK", 8)
+    monkeypatch.setattr(segments, "_CHUNK", 8)
     values, index, starts = entries([100], 50)
     table = torch.randn(50, 6)
-    sums, _ = sparse.segment_sums(table, index, starts, values)
+    sums, _ = operators.segment_sums(table, index, starts, values)
     torch.testing.assert_close(
         sums, (values[:, None] * table[index]).sum(0, keepdim=True), rtol=1e-5, atol=1e-4
     )

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from fastae_kernels import selection
+from fastae_kernels.operators import selection
 from fastae_kernels.plan.roofline import product
 from fastae_kernels.tools import sparse_cost
 

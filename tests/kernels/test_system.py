@@ -14,7 +14,7 @@ from typing import Any
 import fastae_kernels
 import pytest
 import torch
-from fastae_kernels import operators
+from fastae_kernels.operators import run
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -128,8 +128,8 @@ def test_kernels_run_where_they_can(dtype: torch.dtype, launches: bool, paramete
         seen.append(kernel.__name__)
         original(kernel, *args, **options)
 
-    original = operators.launch
-    monkeypatch.setattr(operators, "launch", launch)
+    original = run.launch
+    monkeypatch.setattr(run, "launch", launch)
     step(objective, leaves(parameters, dtype=dtype)[:5], **everything)
     assert {"gemm", "elementwise", "fold", "squared_norms"} <= set(seen) if launches else not seen
 

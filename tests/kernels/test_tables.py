@@ -15,6 +15,7 @@ import pytest
 import torch
 from fastae_kernels import operators
 from fastae_kernels.launch import target_of
+from fastae_kernels.operators import run
 from fastae_kernels.plan import choices, config
 from fastae_kernels.plan.choices import Choice, Entry, Key
 from fastae_kernels.plan.schedules import GemmConfig, PassConfig
@@ -160,13 +161,13 @@ def test_measured_and_nothing_was_faster_is_the_heuristic_again():
 
 def test_a_choice_reaches_the_launch(monkeypatch):
     launched = []
-    launch = operators.launch
+    launch = run.launch
 
     def recording(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
         launched.append((kernel.__name__, options))
         launch(kernel, programs, device, *args, **options)
 
-    monkeypatch.setattr(operators, "launch", recording)
+    monkeypatch.setattr(run, "launch", recording)
     x, weight = uniform(33, 24).half(), uniform(40, 24).half()
     key = Key("encode", "float16", "ieee", False, True, True, 33, 40, 24)
     for choice, expected in ((SPLIT, ("elementwise", 8)), (Choice("fused", GEMM), ("gemm", 4))):

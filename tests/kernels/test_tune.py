@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import operators
 from fastae_kernels.launch import target_of
+from fastae_kernels.operators import run as kernels
 from fastae_kernels.plan import choices, config
 from fastae_kernels.plan.choices import Choice
 from fastae_kernels.plan.schedules import PassConfig, Plan
@@ -122,14 +122,14 @@ def test_one_lucky_time_is_not_enough():
 
 def spoil(monkeypatch: pytest.MonkeyPatch, harm: Callable[[torch.Tensor], None]) -> None:
     """Passes of the fast tile go wrong."""
-    run_pass = operators._pass
+    run_pass = kernels.elementwise_pass
 
     def spoilt(source: Any, out: torch.Tensor, epilogue: Any, args: Any, plan: Plan) -> None:
         run_pass(source, out, epilogue, args, plan)
         if plan.elementwise == FAST:
             harm(out)
 
-    monkeypatch.setattr(operators, "_pass", spoilt)
+    monkeypatch.setattr(kernels, "elementwise_pass", spoilt)
 
 
 def fail(out: torch.Tensor) -> None:
@@ -161,14 +161,14 @@ def test_a_wrong_or_failing_candidate_never_wins(name: str, harm: str, monkeypat
 
 def test_a_candidate_that_is_wrong_with_other_options_never_wins(monkeypatch):
     """A choice serves every epilogue of its operator: here the one with dropout is wrong."""
-    run_pass = operators._pass
+    run_pass = kernels.elementwise_pass
 
     def spoilt(source: Any, out: torch.Tensor, epilogue: Any, args: Any, plan: Plan) -> None:
         run_pass(source, out, epilogue, args, plan)
         if plan.elementwise == FAST and getattr(args, "dropped", None) is not None:
             args.dropped.zero_()
 
-    monkeypatch.setattr(operators, "_pass", spoilt)
+    monkeypatch.setattr(kernels, "elementwise_pass", spoilt)
     (outcome,) = run(by_pass({FAST: 0.1}))
     assert [plan.elementwise for plan, _ in outcome.dropped] == [FAST]
 
@@ -177,7 +177,7 @@ def test_where_the_default_does_not_run_the_best_of_the_others_is_chosen(monkeyp
     def broken(*args: Any) -> None:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(operators, "_fused", broken)
+    monkeypatch.setattr(kernels, "fused", broken)
     (outcome,) = run(by_pass({}))
     assert outcome.chosen is not None and outcome.chosen.strategy == "split"
     assert outcome.default_seconds is None and outcome.gain == 0.0

@@ -29,7 +29,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 
-from .. import operators, selection, sparse
+from .. import operators
 from ..device import noise
 from ..launch import Compiled, Target, compile_only
 from ..plan import choices, config
@@ -197,12 +197,12 @@ def _cases() -> Iterator[_Case]:
     values = _meta(64 * M, dtype=torch.float32)
     for k in (32, 64, 512):
         yield case(
-            f"top_entries {k}", lambda t, k=k: selection.top_entries(t(M, D), t(H, D), t(H), k), product=True
+            f"top_entries {k}", lambda t, k=k: operators.top_entries(t(M, D), t(H, D), t(H), k), product=True
         )
-    yield case("sparse decode", lambda t: sparse.segment_sums(t(H, D), places, by_row, values))
+    yield case("sparse decode", lambda t: operators.segment_sums(t(H, D), places, by_row, values))
     yield case(
         "sparse decode_grad",
-        lambda t: sparse.segment_sums(t(M, D), places, by_latent, values, t(H, D), places),
+        lambda t: operators.segment_sums(t(M, D), places, by_latent, values, t(H, D), places),
     )
     yield case(
         "slope_difference_grad",

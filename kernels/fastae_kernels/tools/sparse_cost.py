@@ -5,8 +5,8 @@ Gathered rows are read once per entry, as if no cache held them.
 
 from __future__ import annotations
 
+from ..operators.selection import layout, rounds
 from ..plan.roofline import Cost, product
-from ..selection import layout, rounds
 
 
 def top_entries(M: int, D: int, H: int, e: int, k: int) -> Cost:

@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .device import selection
-from .launch import launch
-from .operators import _float, _plan, _product, _vector
+from ..device import selection
+from . import buffers, run
 
 MOST = 2048
 """The largest number of entries per row that a program can sort."""
@@ -49,12 +48,12 @@ def top_entries(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple
     largest value. The product is not written, except where float32 runs by the library: then in parts.
     """
     M, H = len(x), len(weight)
-    values, latents = _float(x, M, k), torch.empty(M, k, dtype=torch.int64, device=x.device)
+    values, latents = buffers.empty_float(x, M, k), torch.empty(M, k, dtype=torch.int64, device=x.device)
     keep, slots = layout(k)
     height = max(1, _SLOTS_OF_ALL // slots)
     for low in range(0, M, height):
         rows = slice(low, min(low + height, M))
-        _top_entries(x[rows], weight, _vector(bias), k, keep, slots, values[rows], latents[rows], H)
+        _top_entries(x[rows], weight, buffers.vector(bias), k, keep, slots, values[rows], latents[rows], H)
     return values, latents
 
 
@@ -73,18 +72,18 @@ def _top_entries(
     keys = torch.empty(M, slots, dtype=torch.int64, device=x.device)
     keys[:, :keep] = selection.EMPTY.value
     count = torch.full((M,), keep, dtype=torch.int32, device=x.device)
-    plan = _plan("top_entries", x, weight.t(), heavy=True)
+    plan = run.plan_of("top_entries", x, weight.t(), heavy=True)
     if x.element_size() < 4:  # a library would round z, and what is nearly equal would become equal
         plan = replace(plan, strategy="fused")
     split = plan.strategy == "split"
     warps = min(16, max(1, slots // 256))
     for columns in rounds(H, keep, slots, _PRODUCT // max(M, 1) if split else None):
         w, b = weight[columns], None if bias is None else bias[columns]
-        out = _float(x, M, len(w)) if split else keys  # written by the library alone
+        out = buffers.empty_float(x, M, len(w)) if split else keys  # written by the library alone
         args = selection.Candidates(b, keys, count, slots, k, columns.start)
-        _product(x, w.t(), selection.append, args, plan, out)
+        run.product(x, w.t(), selection.append, args, plan, out)
         last = columns.stop == H
         results = (values, latents) if last else (None, None)
         arguments = keys, count, x, w, b, *results, *x.stride(), *w.stride(), D, len(w), columns.start
         options = {"K": k, "KEEP": keep, "SLOTS": slots, "BN": 16, "BD": 32 * warps}
-        launch(selection.keep_largest, M, x.device, *arguments, **options, num_warps=warps)
+        run.launch(selection.keep_largest, M, x.device, *arguments, **options, num_warps=warps)

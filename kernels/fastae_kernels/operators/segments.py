@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .device import segments
-from .launch import launch
+from ..device import segments
+from . import run
 
 WIDEST_ROW = 8192
 """The widest rows that a program of :func:`segment_sums` can hold."""
@@ -45,8 +45,8 @@ def segment_sums(
     rows = max(1, min(4, 16384 // block))
     arguments = values, index, starts, chunk_segment, chunk_number, table, other, place, sums, dots, partials
     options = {"CHUNK": _CHUNK, "BD": block, "B": rows, "num_warps": warps}
-    launch(segments.segment_sums, number + chunks, table.device, *arguments, number, width, **options)
+    run.launch(segments.segment_sums, number + chunks, table.device, *arguments, number, width, **options)
     if sums is not None:
         arguments = chunk_segment, partials, sums, number, chunks, width
-        launch(segments.fold_chunks, chunks, table.device, *arguments, BD=block, num_warps=warps)
+        run.launch(segments.fold_chunks, chunks, table.device, *arguments, BD=block, num_warps=warps)
     return sums, dots

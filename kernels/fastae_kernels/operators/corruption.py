@@ -1,0 +1,58 @@
+"""Corruption, noise on the code and random signs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..device import epilogues, reductions
+from ..device.noise import CORRUPTIONS, Corruption, Mask, Noise
+from . import buffers, run
+
+
+def corrupt(x: Tensor, corruption: Corruption, dtype: torch.dtype | None = None) -> Tensor:
+    """x~ [M, D] in ``dtype`` or x's, for a corruption whose ``source`` and ``out`` are filled in here."""
+    out = buffers.empty(x, *x.shape, dtype=dtype)
+    args = corruption._replace(source=x, stride_m=x.stride(0), stride_n=x.stride(1), out=out)
+    run.elementwise_pass(x, out, epilogues.corrupt, args, run.plan_of_pass("corrupt", x))
+    return out
+
+
+def swap_backward(grad: Tensor, mask: Mask, hits: int) -> Tensor:
+    """The gradient of swap: an entry's own where it was kept, and those of the entries that came from it."""
+    M, N = grad.shape
+    kept = buffers.empty_float(grad, M, N)
+    args = Corruption(CORRUPTIONS["masking"], *mask[:4])._replace(out=kept)
+    run.elementwise_pass(grad, kept, epilogues.corrupt, args, run.plan_of_pass("corrupt", grad))
+    BN = 128
+    run.launch(
+        reductions.gather_swapped,
+        -(-N // BN) if M else 0,
+        grad.device,
+        grad,
+        *grad.stride(),
+        kept,
+        mask,
+        hits,
+        M,
+        N,
+        BN,
+    )
+    return kept.to(grad.dtype)
+
+
+def perturb(code: Tensor, noise: Noise | None, dropout: Mask | None, seed: Tensor) -> Tensor:
+    """The code as the decoder sees it, [M, H]."""
+    out = buffers.empty(code, *code.shape)
+    mask = (dropout or Mask())._replace(seed=seed)
+    args = epilogues.Perturb(*(noise or Noise()), *mask, out)
+    run.elementwise_pass(code, out, epilogues.perturb, args, run.plan_of_pass("perturb", code))
+    return out
+
+
+def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
+    """-1 or 1, in the shape and dtype of ``like``."""
+    out = buffers.empty(like, *like.shape)
+    args = epilogues.Signs(seed, stream, out)
+    run.elementwise_pass(None, out, epilogues.random_signs, args, run.plan_of_pass("random_signs", like))
+    return out

@@ -1,0 +1,119 @@
+"""The decoder with its reconstruction loss, and the gradient to the target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..device import epilogues
+from ..device.activations import ACTIVATIONS
+from ..device.losses import LOSSES
+from ..device.noise import Mask
+from . import buffers, run
+
+
+def _decode_arguments(
+    code: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    entry: Any,
+    output_activation: str,
+    mask: Mask | None,
+    corrupted: float,
+    clean: float,
+    grad: Tensor,
+    rows: Tensor | None = None,
+    total: Tensor | None = None,
+    column_sums: Tensor | None = None,
+) -> epilogues.DecodeLoss:
+    return epilogues.DecodeLoss(
+        entry=entry,
+        **ACTIVATIONS[output_activation].functions,
+        bias=buffers.vector(bias),
+        target=target,
+        target_stride_m=buffers.strides(target)[0],
+        target_stride_n=buffers.strides(target)[1],
+        **buffers.mask_fields(mask),
+        corrupted=corrupted,
+        clean=clean,
+        rows=rows,
+        total=total,
+        grad=grad,
+        column_sums=column_sums,
+    )
+
+
+def decode_loss(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    *,
+    mask: Mask | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+    column_sums: bool = False,
+    reduction: str = "none",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss [M], its gradient per row with respect to a [M, D], that one's column sums [D]).
+
+    code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
+    """
+    M, D = target.shape
+    plan = run.plan_of("decode_loss", code, weight.t())
+    blocks_m, blocks_n = plan.blocks(M, D)
+    grad, per_row = buffers.empty(code, M, D), reduction == "none"
+    args = _decode_arguments(
+        code,
+        bias,
+        target,
+        LOSSES[loss].entry,
+        output_activation,
+        mask,
+        corrupted,
+        clean,
+        grad,
+        rows=buffers.empty_float(code, blocks_n, M) if per_row else None,
+        total=None if per_row else buffers.empty_float(code, blocks_n, blocks_m),
+        column_sums=buffers.empty_float(code, blocks_m, D) if column_sums else None,
+    )
+    run.product(code, weight.t(), epilogues.decode_loss, args, plan, grad)
+    losses = run.columns(args.rows) or run.total(args.total, reduction, M)
+    sums = run.columns(args.column_sums)
+    assert losses is not None
+    run.fold_all(losses, sums)
+    return losses.out, grad, run.result(sums)
+
+
+def decode_loss_target_grad(
+    code: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    *,
+    mask: Mask | None = None,
+    corrupted: float = 1.0,
+    clean: float = 1.0,
+) -> Tensor:
+    """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
+    plan = run.plan_of("decode_loss_target_grad", code, weight.t())
+    grad = buffers.empty(target, *target.shape)
+    args = _decode_arguments(
+        code,
+        bias,
+        target,
+        LOSSES[loss].target_gradient,
+        output_activation,
+        mask,
+        corrupted,
+        clean,
+        grad,
+    )
+    product = grad if grad.dtype == code.dtype else buffers.empty(code, *target.shape)
+    run.product(code, weight.t(), epilogues.decode_loss_target_gradient, args, plan, product)
+    return grad

@@ -1,0 +1,159 @@
+"""Plans and launches that the operators share: products with an epilogue, elementwise passes and folds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..device.elementwise import elementwise
+from ..device.gemm import gemm
+from ..device.reductions import Fold, fold
+from ..launch import launch, target_of
+from ..plan.config import plan as make_plan
+from ..plan.config import precision
+from ..plan.schedules import GemmConfig, Plan
+from . import buffers
+
+
+def plan_of(operator: str, a: Tensor, b: Tensor, *others: Tensor | None, heavy: bool = False) -> Plan:
+    """The plan of an operator on a product a b, beside which ``others`` are operands, too."""
+    return make_plan(
+        a.shape[0],
+        b.shape[1],
+        a.shape[1],
+        a.dtype,
+        target_of(a.device),
+        operator=operator,
+        heavy=heavy,
+        aligned=buffers.all_aligned(a, b, *others),
+        k_major=a.stride(1) == b.stride(0) == 1,
+    )
+
+
+def plan_of_pass(operator: str, x: Tensor) -> Plan:
+    """The plan of a pass without a product."""
+    return make_plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
+
+
+def elementwise_pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Plan) -> None:
+    """One elementwise pass over ``source``, which has the shape of ``out``, one of the outputs."""
+    M, N = out.shape
+    BM, BN, warps = plan.elementwise.block_m, plan.elementwise.block_n, plan.elementwise.warps
+    arguments = source, *buffers.strides(source), M, N, epilogue, args
+    options = {"BM": BM, "BN": BN, "UNIT": buffers.unit(N), "num_warps": warps}
+    launch(elementwise, buffers.blocks(M, BM) * buffers.blocks(N, BN), out.device, *arguments, **options)
+
+
+def descriptor(operand: Tensor, block: tuple[int, int]) -> TensorDescriptor:
+    """A descriptor of an aligned operand in blocks, or of its transpose where columns are contiguous."""
+    if operand.stride(1) != 1:
+        operand, block = operand.t(), (block[1], block[0])
+    return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), list(block))
+
+
+def fused(
+    a: Tensor,
+    b: Tensor,
+    a2: Tensor | None,
+    b2: Tensor | None,
+    scale2: Tensor | None,
+    epilogue: Any,
+    args: Any,
+    config: GemmConfig,
+    aligned: bool | None = None,
+    factor2: float = 1.0,
+) -> None:
+    """The epilogue of a b + factor2 scale2 a2 b2; ``aligned`` is what the plan found of these operands."""
+    (M, K), N = a.shape, b.shape[1]
+    operands = [a, b] if a2 is None or b2 is None else [a, b, a2, b2]
+    if aligned is None:
+        aligned = buffers.all_aligned(*operands)
+    tma = config.tma and aligned
+    transposed = [operand.stride(1) != 1 for operand in operands]
+    strides = [0 if tma else stride for operand in operands for stride in operand.stride()]
+    shapes = [(config.block_m, config.block_k), (config.block_k, config.block_n)] * 2
+    dual, target = len(operands) == 4, target_of(a.device)
+    none = [] if dual else [None, None]
+    tiles = buffers.blocks(M, config.block_m) * buffers.blocks(N, config.block_n)
+    launch(
+        gemm,
+        min(tiles, target.multiprocessors * config.programs) if config.persistent else tiles,
+        a.device,
+        *(map(descriptor, operands, shapes) if tma else operands),
+        *none,
+        scale2,
+        factor2,
+        M,
+        N,
+        K,
+        *strides,
+        *([] if dual else [0] * 4),
+        epilogue,
+        args,
+        BM=config.block_m,
+        BN=config.block_n,
+        BK=config.block_k,
+        GROUP=config.group,
+        SUBTILES=config.subtiles,
+        PRECISION=precision(a.dtype, target),
+        TMA=tma,
+        A_TRANSPOSED=transposed[0],
+        B_TRANSPOSED=transposed[1],
+        A2_TRANSPOSED=dual and transposed[2],
+        B2_TRANSPOSED=dual and transposed[3],
+        FLATTEN=config.persistent and tma and not dual,
+        M_UNIT=1 if tma else buffers.unit(M),  # descriptors have their own sizes
+        N_UNIT=buffers.unit(N),
+        K_UNIT=1 if tma else buffers.unit(K),
+        STRIDE_UNIT=16 // a.element_size() if aligned and not tma else 1,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+def product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
+    """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it."""
+    if plan.strategy == "fused":
+        fused(a, b, None, None, None, epilogue, args, plan.gemm, plan.aligned)
+        return
+    torch.mm(a, b, out=out)
+    elementwise_pass(out, out, epilogue, args, plan)
+
+
+def fold_all(*jobs: Fold | None) -> None:
+    """Sum partials in one launch."""
+    jobs = tuple(job for job in jobs if job is not None)
+    BP, BL = 128, 32
+    blocks = sum(1 if job.L is None else buffers.blocks(job.L, BL) for job in jobs)
+    if jobs:
+        launch(fold, blocks, jobs[0].out.device, *jobs, *[None] * (4 - len(jobs)), BP, BL)
+
+
+def columns(
+    partials: Tensor | None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scale: Tensor | None = None,
+    factor: float = 1.0,
+) -> Fold | None:
+    """The sums of partials [P, L] over their first dimension, scaled, [L]."""
+    if partials is None:
+        return None
+    P, L = partials.shape
+    return Fold(partials, buffers.empty(partials, L, dtype=dtype), P, L, scale, factor)
+
+
+def total(partials: Tensor | None, reduction: str, rows: int) -> Fold | None:
+    """The sum or the mean over ``rows`` rows of all partials, a scalar."""
+    if partials is None:
+        return None
+    factor = (1.0 / rows if rows else math.nan) if reduction == "mean" else 1.0
+    return Fold(partials, buffers.empty_float(partials), partials.numel(), factor=factor)
+
+
+def result(job: Fold | None) -> Tensor | None:
+    return None if job is None else job.out
