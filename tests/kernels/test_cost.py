@@ -57,8 +57,6 @@ class Traffic(TorchDispatchMode):
         self._count(list(_tensors(args)))
         if kernel == "elementwise" and any(args[0] is tensor for tensor in _tensors(args[1:])):
             self.bytes += args[0].nbytes  # a pass in place reads and writes it
-        if kernel == "gather_swapped":
-            self.bytes += args[3].nbytes  # so does this kernel
 
     def multiplied(self, *tensors: Tensor) -> None:
         self._count(list(tensors))
@@ -69,6 +67,8 @@ class Traffic(TorchDispatchMode):
             "aten::add_.Tensor",
             "aten::mul.Tensor",
             "aten::_to_copy",
+            "aten::sort.stable",
+            "aten::zeros",
         ):
             self.bytes += sum(t.nbytes for t in (*_tensors(args), *_tensors(out)) if t.numel() > 1)
         return out

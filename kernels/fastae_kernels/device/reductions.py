@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .noise import mask_bits, swap_source
-from .tiles import load_strided_tile, load_tile, multiple_of, store_tile, tile_indices
+from .tiles import entries, inside, load_strided_tile, load_tile, multiple_of, store_tile, tile_indices
 
 
 class Fold(NamedTuple):
@@ -82,18 +82,53 @@ def squared_norms(
     tl.store(out + row, tl.sum(total, 1), mask=row < M)
 
 
-@triton.jit
-def gather_swapped(grad, stride_m, stride_n, out, mask, hits, M, N, BN: tl.constexpr):
-    """out [M, N] (float32) += the gradients of the entries that came from each row.
+class SwapTargets(NamedTuple):
+    """The row that the gradient of each entry goes to: its own, or that of the entry swapped in."""
 
-    A column belongs to one program, which goes through the rows in order: no two additions race.
+    seed: Any  # to keep_scale as in :class:`.noise.Mask`
+    stream: int
+    threshold: int
+    bits: Any
+    keep_scale: float
+    hits: int  # of 2^32 draws
+    out: Any  # int32 [M, N]
+
+
+@triton.jit
+def swap_targets(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    bits = mask_bits(a, block_m, block_n, N, BM, BN)
+    target = tl.where(bits <= a.threshold, swap_source(bits, a.hits, M), row[:, None])
+    store_tile(a.out, target.to(tl.int32), row, col, M, N)
+
+
+@triton.jit
+def sum_runs(
+    grad, stride_m, stride_n, target, order, out, M, N, BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr
+):
+    """out[t, n] = sum of grad[order[i, n], n] over the run of rows i with target[i, n] = t.
+
+    The columns of target [M, N] are sorted, and a run's first entry sums it in order: no two additions race.
+    Entries of out [M, N] without a run keep their values. UNIT divides N.
     """
-    for row in range(0, M):
-        _, col = tile_indices(0, tl.program_id(0), 1, BN)
-        bits = tl.reshape(mask_bits(mask, row, tl.program_id(0), N, 1, BN), (BN,))
-        moved = (bits <= mask.threshold) & (col < N)
-        here = tl.cast(row, tl.int64) * stride_m + tl.cast(col, tl.int64) * stride_n
-        there = swap_source(bits, hits, M) * N + col
-        value = tl.load(grad + here, mask=moved, other=0.0).to(tl.float32)
-        tl.store(out + there, tl.load(out + there, mask=moved, other=0.0) + value, mask=moved)
-        tl.debug_barrier()  # the next row's loads see this row's stores, whatever threads they are of
+    N = multiple_of(N, UNIT)
+    blocks_n = tl.cdiv(N, BN)
+    row, col = tile_indices(tl.program_id(0) // blocks_n, tl.program_id(0) % blocks_n, BM, BN)
+    live = inside(row, col, M, N)
+    here = entries(target, row, col, N)
+    own = tl.load(here, mask=live, other=-1)
+    before = tl.load(here - N, mask=live & (row > 0)[:, None], other=-1)
+    first = live & (own != before)
+    total = tl.zeros((BM, BN), tl.float32)
+    more = first
+    place = entries(order, row, col, N)
+    column = (tl.cast(col, tl.int64) * stride_n)[None, :]
+    step = 0
+    while tl.max(more.to(tl.int32)) != 0:
+        source = tl.load(place + tl.cast(step, tl.int64) * N, mask=more, other=0)
+        total += tl.load(grad + source * stride_m + column, mask=more, other=0.0).to(tl.float32)
+        step += 1
+        inside_still = more & (row + step < M)[:, None]
+        following = tl.load(here + tl.cast(step, tl.int64) * N, mask=inside_still, other=-1)
+        more = more & (following == own)
+    tl.store(out + tl.cast(own, tl.int64) * N + col[None, :], total, mask=first)

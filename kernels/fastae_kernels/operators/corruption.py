@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..device import epilogues, reductions
-from ..device.noise import CORRUPTIONS, Corruption, Mask, Noise
+from ..device.noise import Corruption, Mask, Noise
+from ..device.reductions import SwapTargets
 from . import buffers, run
 
 
@@ -19,26 +20,33 @@ def corrupt(x: Tensor, corruption: Corruption, dtype: torch.dtype | None = None)
 
 
 def swap_backward(grad: Tensor, mask: Mask, hits: int) -> Tensor:
-    """The gradient of swap: an entry's own where it was kept, and those of the entries that came from it."""
+    """The gradient of swap: an entry's own where it was kept, and those of the entries that came from it.
+
+    The entries of each column are sorted by the row that they came from, and its gradients summed in order.
+    """
     M, N = grad.shape
-    kept = buffers.empty_float(grad, M, N)
-    args = Corruption(CORRUPTIONS["masking"], *mask[:4])._replace(out=kept)
-    run.elementwise_pass(grad, kept, epilogues.corrupt, args, run.plan_of_pass("corrupt", grad))
-    BN = 128
+    target = buffers.empty(grad, M, N, dtype=torch.int32)
+    plan = run.plan_of_pass("swap_backward", grad)
+    run.elementwise_pass(None, target, reductions.swap_targets, SwapTargets(*mask, hits, target), plan)
+    target, order = target.sort(dim=0, stable=True)
+    out = torch.zeros(M, N, dtype=grad.dtype, device=grad.device)
+    BM, BN = 4, 256
     run.launch(
-        reductions.gather_swapped,
-        -(-N // BN) if M else 0,
+        reductions.sum_runs,
+        buffers.blocks(M, BM) * buffers.blocks(N, BN),
         grad.device,
         grad,
         *grad.stride(),
-        kept,
-        mask,
-        hits,
+        target.contiguous(),
+        order.contiguous(),
+        out,
         M,
         N,
+        BM,
         BN,
+        buffers.unit(N),
     )
-    return kept.to(grad.dtype)
+    return out
 
 
 def perturb(code: Tensor, noise: Noise | None, dropout: Mask | None, seed: Tensor) -> Tensor:

@@ -166,9 +166,9 @@ def corrupt(M: int, D: int, H: int, e: int, plan: Plan, *, cast: bool = False) -
 
 
 def swap_backward(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
-    """In two passes over float32; of the second one's traffic only the share of swapped entries is moved."""
-    passes = (e + 4) + (e + 8) + (0 if e == 4 else 4 + e)
-    return Cost(passes * M * D)
+    """Targets written, sorted as in one pass to targets and places, and read; zeros, gradient and sums."""
+    targets, places = 4, 8
+    return Cost((targets + (2 * targets + places) + (targets + places) + 3 * e) * M * D)
 
 
 def perturb(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
