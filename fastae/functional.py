@@ -20,7 +20,7 @@ from .activations import get_activation
 from .arguments import check_floating, check_like, check_linear, check_target
 from .checks import check_name, check_whole
 from .corruption import Corruption, check_corruption
-from .gradients import AutoencoderObjective, Decoding, DeepEncode, Encode, ReconstructionLoss
+from .gradients import AutoencoderObjective, Decoding, DeepEncode, Encode, ReconstructionLoss, UnitShard
 from .gradients.layers import decoding_of
 from .losses import get_loss
 from .objective import (
@@ -233,8 +233,13 @@ def objective_loss(
     target: Tensor | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
+    shard: UnitShard | None = None,
 ) -> AutoencoderLoss:
-    """:func:`autoencoder_loss` of an :class:`~fastae.objective.Objective`."""
+    """:func:`autoencoder_loss` of an :class:`~fastae.objective.Objective`.
+
+    With a ``shard`` the weights and the bias are those of its units, and all processes of its group call this
+    with the same rows.
+    """
     check_linear("x", x, weight, bias)
     features = (weight.shape[1], weight.shape[0])
     if decoder_weight is not None:
@@ -246,9 +251,10 @@ def objective_loss(
         target = x
     else:
         check_target(target, x.shape, x)
-    seed = draw_seed(x.device, generator) if objective.random else None
+    draw = draw_seed if shard is None else shard.draw_seed
+    seed = draw(x.device, generator) if objective.random else None
     layers = weight, bias, decoder_weight, decoder_bias
-    if plain.is_wanted(x.device):
+    if shard is None and plain.is_wanted(x.device):
         cast, *cast_layers = autocast_like_linear(x, *layers)
         parts = plain.parts_of(*cast_layers, objective.activation)  # pyright: ignore[reportCallIssue]
         *terms, divergence = plain.objective(
@@ -256,7 +262,7 @@ def objective_loss(
         )
     else:
         *terms, divergence = AutoencoderObjective.apply(
-            as_rows(x), as_rows(target), *layers, seed, objective, reduction, autocast_dtype(x)
+            as_rows(x), as_rows(target), *layers, seed, objective, reduction, autocast_dtype(x), shard
         )
     if reduction == "none" and x.dim() != 2:
         terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ STREAM_PROBE = 4096  # + k for the k-th probe of the deep penalty
 MOST_DRAWS = STREAM_PROBE - STREAM_CONTRACTION  # noisy copies, or probes, per step
 
 MASK_WIDTH = 16
+COLUMN_STEP = 16  # columns per counter at the least width of a draw, and a multiple of those at others
 
 _RANK_STEP = 0x9E3779B97F4A7C15  # odd, so that no two ranks share it modulo a power of two
 
@@ -44,25 +46,57 @@ _DTYPES = {16: (np.int16, torch.int16), 32: (np.int32, torch.int32)}
 _BLOCK = 1 << 18  # entries a block: its bits and temporaries stay in a core's cache
 
 
-def draw_seed(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+class Place(NamedTuple):
+    """A seed, and the place of the matrix that is drawn in a larger one.
+
+    Attributes:
+        seed: the key of the draws.
+        row: first row.
+        column: first column, a multiple of :data:`COLUMN_STEP`.
+        columns: columns of the larger matrix; 0 for those of the matrix itself.
+    """
+
+    seed: int
+    row: int = 0
+    column: int = 0
+    columns: int = 0
+
+
+def draw_seed(
+    device: torch.device, generator: torch.Generator | None = None, rank: int | None = None
+) -> Tensor:
     """A seed [1] (int64) from torch's generator, on ``device`` without a host synchronisation.
 
-    Processes of one ``torch.distributed`` group get seeds of their own from equal generators; what is
-    compiled by torch.compile should be so after the group is made. Where they share a batch, all get the
-    same one, and with it the place of their first row: uint64 [2].
+    Processes of one ``torch.distributed`` group get seeds of their own from equal generators, by their rank
+    or ``rank``; what is compiled by torch.compile should be so after the group is made. Where they share a
+    batch, all get the same one, and with it the place of their first row: a :class:`Place`, uint64 [4].
     """
     seed = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
     share = current_share()
     if share is not None:
-        return torch.cat([seed, seed.new_full((1,), share.first)]).view(torch.uint64)
-    rank = torch.distributed.get_rank() if _in_group() else 0
+        return _placed(seed, share.first, 0, 0)
+    if rank is None:
+        rank = torch.distributed.get_rank() if _in_group() else 0
     return seed.bitwise_xor_(rank * _RANK_STEP % 2**63) if rank else seed
 
 
-def seed_and_row(seed: Tensor) -> tuple[int, int]:
-    """The seed that :func:`draw_seed` drew, and the place of the first row in a batch that is shared."""
-    number, *row = seed.reshape(-1).tolist()
-    return number, row[0] if row else 0
+def seed_of_columns(seed: Tensor, first: int, columns: int) -> Tensor:
+    """A seed for the columns from ``first`` on of a matrix with ``columns``; ``seed`` is one of the whole."""
+    numbers = seed.view(torch.int64)
+    row = 0 if len(numbers) == 1 else numbers[1:2]
+    return _placed(numbers[:1], row, first, columns)
+
+
+def _placed(seed: Tensor, row: int | Tensor, column: int, columns: int) -> Tensor:
+    place = seed.new_empty(4)
+    for index, value in enumerate((seed, row, column, columns)):
+        place[index : index + 1] = value
+    return place.view(torch.uint64)
+
+
+def place_of(seed: Tensor) -> Place:
+    """The numbers in a seed."""
+    return Place(*seed.reshape(-1).tolist())
 
 
 def _in_group() -> bool:

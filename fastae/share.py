@@ -59,12 +59,16 @@ class Share:
 
     def mean(self, own: Tensor) -> Tensor:
         """The mean over the batch of a mean over the part, on every process."""
+        if self.size == 1:
+            return own.clone()
         value = own * self.weight
         torch.distributed.all_reduce(value, group=self.group)
         return value
 
     def gather(self, rows: Tensor) -> Tensor:
         """All rows of the batch, [total, D], from each process's part of them."""
+        if self.size == 1:
+            return rows
         most = -(-self.total // self.size)
         padded = rows.new_zeros(most, rows.shape[1])
         padded[: len(rows)] = rows

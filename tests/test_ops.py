@@ -85,6 +85,8 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         ),
         arguments("decode_loss", CODE, V, C, X, "bce", column_sums=True, reduction="mean"),
         arguments("decode_loss", CODE[:0], V, C, X[:0], "bce", column_sums=True),
+        arguments("decode_loss", X, None, C, X, "bce", **HIT, column_sums=True, reduction="mean"),
+        arguments("decode_loss", X, None, None, X, "mse", "tanh"),
     ],
     "code_grad": [
         code_grad(),

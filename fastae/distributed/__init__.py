@@ -4,6 +4,7 @@ from .gradients import Sums
 from .joining import PeerError, is_launched, joined, leads
 from .latents import full_state_dict, shard_latents
 from .mesh import Sharding, make_mesh
+from .units import gather_units, shard_units
 from .world import ALONE, World, silenced
 
 __all__ = [
@@ -13,10 +14,12 @@ __all__ = [
     "Sums",
     "World",
     "full_state_dict",
+    "gather_units",
     "is_launched",
     "joined",
     "leads",
     "make_mesh",
     "shard_latents",
+    "shard_units",
     "silenced",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..sparse.module import SparseAutoencoder
 from ..sparse.shard import LatentShard
+from .units import spread_parameters
 
 
 def shard_latents(sae: SparseAutoencoder, group: Any = None) -> SparseAutoencoder:
@@ -32,28 +33,34 @@ def shard_latents(sae: SparseAutoencoder, group: Any = None) -> SparseAutoencode
     Raises:
         ValueError: the latents do not divide, or the module is sharded already.
     """
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    size = dist.get_world_size(group)
     if sae.shard is not None:
         raise ValueError("sae: expected a whole dictionary, got one that is sharded")
     total = sae.code_features
     if total % size:
         raise ValueError(f"code_features: expected a multiple of {size} processes, got {total}")
-    number = total // size
-    part = slice(rank * number, (rank + 1) * number)
+    starts = tuple(range(0, total + 1, total // size))
+    shard = LatentShard(group, starts, _replicas(group, size, dist.get_rank(group)))
     for tensor in _by_latent(sae).values():
-        tensor.data = tensor.data[part].clone()
+        tensor.data = shard.own(tensor.data).clone()
         tensor.grad = None
-    sae.shard = LatentShard(group, part.start, number, total, _replicas(group, size, rank))
+    sae.shard = shard
     return sae
 
 
-def full_state_dict(sae: SparseAutoencoder) -> dict[str, Tensor]:
-    """The state of the whole dictionary, in every process of its group; all of them have to call this."""
-    state = {name: tensor.detach() for name, tensor in sae.state_dict().items()}
-    if sae.shard is not None:
-        for name in _by_latent(sae):
-            state[name] = sae.shard.gather(state[name])
-    return state
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a whole dictionary, or of layers with all units, in every process of the group.
+
+    All of the group's processes have to call this function.
+
+    Args:
+        module: what :func:`shard_latents` or :func:`shard_units` has split, or a whole module.
+    """
+    spread = spread_parameters(module)
+    if isinstance(module, SparseAutoencoder) and module.shard is not None:
+        spread = dict.fromkeys(_by_latent(module), (module.shard, 0))
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    return state | {name: shard.gather(state[name], dim) for name, (shard, dim) in spread.items()}
 
 
 def _by_latent(sae: SparseAutoencoder) -> dict[str, Tensor]:

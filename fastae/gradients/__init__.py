@@ -12,6 +12,7 @@ from .layers import Decoding, Encode, ReconstructionLoss
 from .noise import Corrupt, Perturb
 from .objective import AutoencoderObjective
 from .once import first_order
+from .units import UnitShard
 
 __all__ = [
     "AutoencoderObjective",
@@ -21,5 +22,6 @@ __all__ = [
     "Encode",
     "Perturb",
     "ReconstructionLoss",
+    "UnitShard",
     "first_order",
 ]

@@ -148,7 +148,12 @@ class ReconstructionLoss(Function):
 
 
 def target_gradient(
-    code: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, decoding: Decoding, scale: Tensor
+    code: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    target: Tensor,
+    decoding: Decoding,
+    scale: Tensor,
 ) -> Tensor:
     """d L / d target, [M, D], for the scale of each row's loss."""
     grad = ops.decode_loss_target_grad(code, weight, bias, target, **decoding._asdict())

@@ -18,6 +18,7 @@ from ..tensors import sum_dtype
 from .layers import decoding_of, target_gradient
 from .noise import draw
 from .once import Context, first_order
+from .units import UnitShard
 
 
 class _Saved(NamedTuple):
@@ -29,7 +30,8 @@ class _Saved(NamedTuple):
     bias: Tensor | None  # [H]
     decoder_weight: Tensor | None  # [D, H]
     decoder_bias: Tensor | None  # [D]
-    seed: Tensor | None  # [1]
+    seed: Tensor | None  # of the rows' noise
+    code_seed: Tensor | None  # of the units'
     code: Tensor  # [M, H]
     decoder_input: Tensor  # [M, H]
     preact: Tensor  # [M, H] or empty
@@ -51,7 +53,9 @@ class AutoencoderObjective(Function):
     """(total, reconstruction, contractive, higher order, l1, kl) of an objective.
 
     ``x`` is the input before corruption; ``target`` is clean. Products run in ``dtype``, or in that of the
-    tensors; gradients come in the dtypes of the tensors.
+    tensors; gradients come in the dtypes of the tensors. With a ``shard`` the weights and the bias are those
+    of some units, and rows, seed and decoder bias are the same in all processes of its group, as are the
+    results and the gradients of what they share.
     """
 
     @staticmethod
@@ -67,8 +71,10 @@ class AutoencoderObjective(Function):
         objective: Objective,
         reduction: str,
         dtype: torch.dtype | None = None,
+        shard: UnitShard | None = None,
     ) -> tuple[Tensor | None, ...]:
         o = objective
+        code_seed = seed if seed is None or shard is None else shard.seed_of_units(seed)
         ctx.dtypes = x.dtype, weight.dtype
         given = [t if t is not None and t.requires_grad else None for t in (x, weight, decoder_weight)]
         x_in = _encoder_input(x, seed, o, dtype)
@@ -84,15 +90,14 @@ class AutoencoderObjective(Function):
             l1=o.l1 != 0.0,
             code_sum=o.kl != 0.0,
             reduction=reduction,
-            seed=seed,
+            seed=code_seed,
             noise=o.code_noise,
             noise_std=o.code_noise_std,
             dropout=o.dropout,
         )
         decoder_input = encoded.noisy if o.perturbs_code else encoded.code
         reconstruction, grad, column_sums = ops.decode_loss(
-            decoder_input,
-            weight.t() if decoder_weight is None else decoder_weight,
+            *_to_decode(decoder_input, weight.t() if decoder_weight is None else decoder_weight, shard),
             decoder_bias,
             target,
             **decoding_of(o, seed)._asdict(),
@@ -110,8 +115,10 @@ class AutoencoderObjective(Function):
             encoded.l1 if o.l1 else None,
         ]
         kl, column_grad = _divergence(encoded, o) if o.kl else (None, None)
+        if shard is not None:
+            *terms[1:], kl = _over_units([*terms[1:], kl], shard)
 
-        ctx.objective, ctx.reduction = o, reduction
+        ctx.objective, ctx.reduction, ctx.shard = o, reduction, shard
         ctx.set_materialize_grads(False)
         saved = _Saved(
             x_in,
@@ -121,6 +128,7 @@ class AutoencoderObjective(Function):
             decoder_weight,
             decoder_bias,
             seed,
+            code_seed,
             encoded.code,
             decoder_input,
             encoded.preact,
@@ -173,7 +181,7 @@ class AutoencoderObjective(Function):
             mean=mean,
             column_grad=column_grad,
             extra=extra,
-            seed=saved.seed,
+            seed=saved.code_seed,
             dropout=o.dropout,
             sums=_dtype_of_sums(saved, bool(noisy_dz)) if need["bias"] or need["decoder_bias"] else None,
             column_sums=saved.column_sums if need["decoder_bias"] and one_loss_scale else None,
@@ -190,6 +198,8 @@ class AutoencoderObjective(Function):
         if need["decoder_weight"] and saved.decoder_weight is not None:
             d_decoder = ops.weight_grad(saved.grad, saved.decoder_input, loss_scale, mean=mean, dtype=dtype)
         _add_copies(noisy_dz, saved, o, d_x, d_weight, db if need["bias"] else None)
+        if d_x is not None and ctx.shard is not None:
+            d_x = ctx.shard.reduce(d_x)
         if d_x is not None and o.corruption is not None:
             assert saved.seed is not None
             kind, params = o.corruption.kind, o.corruption.params
@@ -199,8 +209,7 @@ class AutoencoderObjective(Function):
         d_target = None
         if need["target"] and saved.target is not None:
             d_target = target_gradient(
-                saved.decoder_input,
-                saved.decoder,
+                *_to_decode(saved.decoder_input, saved.decoder, ctx.shard),
                 saved.decoder_bias,
                 saved.target,
                 decoding_of(o, saved.seed),
@@ -211,7 +220,7 @@ class AutoencoderObjective(Function):
         d_bias = db.to(saved.bias.dtype) if need["bias"] and saved.bias is not None else None
         wanted = need["decoder_bias"] and saved.decoder_bias is not None
         d_decoder_bias = d_decoder_bias.to(saved.decoder_bias.dtype) if wanted else None  # pyright: ignore[reportOptionalMemberAccess]
-        return d_x, d_target, d_weight, d_bias, d_decoder, d_decoder_bias, None, None, None, None
+        return d_x, d_target, d_weight, d_bias, d_decoder, d_decoder_bias, None, None, None, None, None
 
 
 _INPUTS = ("x", "target", "weight", "bias", "decoder_weight", "decoder_bias")
@@ -223,6 +232,22 @@ def _encoder_input(x: Tensor, seed: Tensor | None, o: Objective, dtype: torch.dt
         assert seed is not None
         return draw(x, seed, o.corruption, STREAM_CORRUPTION, dtype)
     return x if dtype is None else x.to(dtype)
+
+
+def _to_decode(code: Tensor, weight: Tensor, shard: UnitShard | None) -> tuple[Tensor, Tensor | None]:
+    """The code and the weight for ``decode_loss``; of a shard their product over all units, and ``None``."""
+    return (code, weight) if shard is None else (shard.reduce(torch.mm(code, weight.t())), None)
+
+
+def _over_units(terms: list[Tensor | None], shard: UnitShard) -> list[Tensor | None]:
+    """Sums of terms over all units, by one reduction."""
+    given = [term for term in terms if term is not None]
+    if not given:
+        return terms
+    sums = iter(
+        shard.reduce(torch.cat([term.reshape(-1) for term in given])).split([t.numel() for t in given])
+    )
+    return [None if term is None else next(sums).view(term.shape) for term in terms]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

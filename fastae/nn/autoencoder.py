@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..activations import get_activation
 from ..checks import check_whole
+from ..gradients import UnitShard
 from ..plain import Parts
 from .calls import reads_like_its_class, runs_code
 from .encoder import EncoderLayer
@@ -102,8 +103,13 @@ class Autoencoder(Sampler):
         return self.encoder.out_features
 
     @property
+    def shard(self) -> UnitShard | None:
+        """The units that this process holds; ``None`` where it holds all."""
+        return self.encoder.shard
+
+    @property
     def decoder_weight(self) -> Tensor:
-        """V [in, code]; the encoder's weight, transposed, where tied."""
+        """V [in, code], of the units held here; the encoder's weight, transposed, where tied."""
         return self.decoder.weight if isinstance(self.decoder, nn.Linear) else self.encoder.weight.t()
 
     def forward(
@@ -139,6 +145,7 @@ class Autoencoder(Sampler):
             options,
             reduction=reduction,
             generator=generator,
+            shard=self.shard,
         )
 
     def _parts(self) -> Parts:
@@ -156,6 +163,9 @@ class Autoencoder(Sampler):
 
     def decoder_product(self, code: Tensor) -> Tensor:
         """The product a = h V^T + c, [*, in], of a code [*, code]."""
+        if self.shard is not None:
+            product = self.shard.sum(F.linear(self.shard.part(code), self.decoder_weight))
+            return product if self.decoder.bias is None else product + self.decoder.bias.to(product.dtype)
         if isinstance(self.decoder, nn.Linear):
             return self.decoder(code)
         return self.decoder(code, self.encoder.weight)
@@ -167,7 +177,7 @@ class Autoencoder(Sampler):
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, in] from a code [*, code]: for bce the mean sigmoid(a)."""
         activation = self.options.reconstruction_activation
-        if runs_code(self.decoder):
+        if runs_code(self.decoder) or self.shard is not None:
             return get_activation(activation).function(self.decoder_product(code))
         return functional.encode(code, self.decoder_weight, self.decoder.bias, activation)
 

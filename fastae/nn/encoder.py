@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from ..activations import get_activation
+from ..gradients import UnitShard
 from .calls import reads_like_its_class
 
 
@@ -14,10 +15,16 @@ from .calls import reads_like_its_class
 class EncoderLayer(nn.Linear):
     """``nn.Linear`` followed by an activation, fused; same parameters, initialisation and state_dict.
 
+    Attributes:
+        shard: the units that this process holds, where :func:`fastae.distributed.shard_units` has split the
+            layer; codes are those of all units.
+
     Args:
         in_features, out_features, bias, device, dtype: as in ``nn.Linear``.
         activation: one of the names in :data:`fastae.activations.ACTIVATIONS`.
     """
+
+    shard: UnitShard | None = None
 
     def __init__(
         self,
@@ -44,11 +51,18 @@ class EncoderLayer(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The code f(x W^T + b), [*, out_features], of x [*, in_features]."""
-        return functional.encode(x, self.weight, self.bias, self.activation)
+        if self.shard is None:
+            return functional.encode(x, self.weight, self.bias, self.activation)
+        own = functional.encode(self.shard.shared(x), self.weight, self.bias, self.activation)
+        return self.shard.join(own)
 
     def contractive(self, x: Tensor, *, reduction: str = "mean") -> tuple[Tensor, Tensor]:
         """The code and the contractive penalty; see :func:`fastae.functional.contractive_encode`."""
-        return functional.contractive_encode(x, self.weight, self.bias, self.activation, reduction=reduction)
+        layer = self.weight, self.bias, self.activation
+        if self.shard is None:
+            return functional.contractive_encode(x, *layer, reduction=reduction)
+        code, penalty = functional.contractive_encode(self.shard.shared(x), *layer, reduction=reduction)
+        return self.shard.join(code), self.shard.sum(penalty)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

@@ -5,7 +5,7 @@ samples, and no input is written to. The operators are opaque to torch.compile a
 :mod:`fastae.gradients` wraps their hand-derived gradients around them. Sums over features, units and rows are
 kept in at least float32. A ``scale`` is a scalar tensor or one value per row; ``mean`` divides scales by the
 number of rows. A ``reduction`` over rows is "mean", "sum" or "none". A ``seed`` is what
-:func:`fastae.philox.draw_seed` gives: int64 [1], or uint64 [2] with the place of the first row in its batch.
+:func:`fastae.philox.draw_seed` gives: int64 [1], or uint64 [4] with the place of the matrix in a larger one.
 
 Results that were not asked for are tensors without elements, since operators cannot return ``None``.
 """
@@ -193,7 +193,7 @@ def encode(
 @_operator
 def decode_loss(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     loss: str,
@@ -208,6 +208,7 @@ def decode_loss(
 ) -> DecodedLoss:
     """The reconstruction loss for a code [M, H], weight [D, H] and target [M, D], and its gradient.
 
+    Without a weight ``code`` is its product with one, [M, D].
     With a seed, entries count ``corrupted`` times where the corruption (``kind``, ``params``) drawn from that
     seed hits them, and ``clean`` times elsewhere.
     """
@@ -221,7 +222,7 @@ def decode_loss(
 @_operator
 def decode_loss_target_grad(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     loss: str,

@@ -18,18 +18,14 @@ def _product(rows: Shape, weight: Shape) -> int:
     return 2 * rows[0] * weight[0] * weight[1]
 
 
-def _encoder_or_decoder(x: Shape, weight: Shape, *args: Any, **options: Any) -> int:
-    return _product(x, weight)
+def _of_weight(x: Shape, weight: Shape | None, *args: Any, **options: Any) -> int:
+    return 0 if weight is None else _product(x, weight)
 
 
 def _top_entries(
     x: Shape, weight: Shape, bias: Shape | None, k: int, subset: Shape | None = None, **options: Any
 ) -> int:
     return 2 * x[0] * x[1] * (weight if subset is None else subset)[0]
-
-
-def _code_grad(grad: Shape, weight: Shape | None, *args: Any, **options: Any) -> int:
-    return 0 if weight is None else _product(grad, weight)
 
 
 def _weight_grad(
@@ -51,10 +47,9 @@ def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
     operators = torch.ops.fastae
-    both = [operators.encode, operators.decode_loss, operators.decode_loss_target_grad]
-    register_flop_formula(both)(_encoder_or_decoder)
+    one = [operators.encode, operators.decode_loss, operators.decode_loss_target_grad, operators.code_grad]
+    register_flop_formula(one)(_of_weight)
     register_flop_formula(operators.top_entries)(_top_entries)
-    register_flop_formula(operators.code_grad)(_code_grad)
     register_flop_formula(operators.weight_grad)(_weight_grad)
 
 

@@ -81,8 +81,12 @@ def _bit_blocks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """The bits for the entries of x in blocks of rows; ``even`` adds a column to an odd number of them."""
     rows, columns = x.shape
-    number, first_row = philox.seed_and_row(seed)
-    return philox.bit_blocks(number, rows, columns + (even and columns % 2), stream, first_row, width=width)
+    place = philox.place_of(seed)
+    columns += even and columns % 2
+    drawn = place.columns + (even and place.columns % 2) if place.columns else columns
+    own = slice(place.column, place.column + columns)
+    for block, bits in philox.bit_blocks(place.seed, rows, drawn, stream, place.row, width=width):
+        yield block, bits[:, own]
 
 
 def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
@@ -444,7 +448,7 @@ def _scaled(a: Tensor, scale: Tensor | None) -> tuple[Tensor, float]:
 
 def _decode_blocks(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     seed: Tensor | None,
     kind: str,
@@ -453,7 +457,10 @@ def _decode_blocks(
     clean: float,
 ) -> tuple[Tensor, Iterator[tuple[slice, Tensor | None]]]:
     """The pre-activation a [M, D], and its blocks with the weights of their entries (None: all 1)."""
-    a = _linear(code, weight, bias)
+    if weight is not None:
+        a = _linear(code, weight, bias)
+    else:  # a copy, which losses write into
+        a = code.clone() if bias is None else code + bias.to(code.dtype)
 
     def blocks() -> Iterator[tuple[slice, Tensor | None]]:
         if seed is None:
@@ -472,7 +479,7 @@ def _decode_blocks(
 @outside_autocast
 def decode_loss(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     loss: str,
@@ -513,7 +520,7 @@ def decode_loss(
 @outside_autocast
 def decode_loss_target_grad(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     loss: str,

@@ -13,37 +13,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import Function
 
-from ..gradients.once import first_order
+from ..gradients import UnitShard
 
-Context = Any
 Found = tuple[Tensor, Tensor, Tensor]  # pre-activations [E], latents [E] of this process, offsets [N + 1]
 
 
 @dataclass(frozen=True)
-class LatentShard:
-    """The latents ``first`` to ``first + number`` of ``total``, held by one process of a group.
+class LatentShard(UnitShard):
+    """The latents of one process of a group, as many as another's.
 
-    ``replicas`` is the group of processes that hold the same latents and train on other rows.
+    Attributes:
+        replicas: the processes that hold the same latents and train on other rows.
     """
 
-    group: Any
-    first: int
-    number: int
-    total: int
     replicas: Any = None
-
-    def __deepcopy__(self, memo: Any) -> LatentShard:
-        return self
-
-    def sum(self, partial: Tensor) -> Tensor:
-        """The sum over the group, in every process."""
-        return _Sum.apply(partial, self.group)
-
-    def shared(self, tensor: Tensor) -> Tensor:
-        """A tensor that all processes have, whose gradients are partial and are summed."""
-        return _Shared.apply(tensor, self.group)
 
     def count(self, number: int, device: torch.device) -> int:
         """The sum of a number over the group."""
@@ -72,12 +56,12 @@ class LatentShard:
         pad = torch.nn.functional.pad
         absent = torch.arange(k, device=values.device).expand(len(values), k) >= values.shape[1]
         values, latents = pad(values, (0, missing)), pad(latents, (0, missing))
-        everywhere, places = self.gather(values, 1), self.gather(absent, 1)
+        everywhere, places = self.gather_equal(values, 1), self.gather_equal(absent, 1)
         # equal ones are in the order of processes, and so of latents
         order = everywhere.sort(dim=1, descending=True, stable=True).indices
         order = order.gather(1, places.gather(1, order).sort(dim=1, stable=True).indices)[:, :k]
         kept = torch.zeros_like(places).scatter_(1, order, True)
-        kept = kept[:, dist.get_rank(self.group) * k :][:, :k]
+        kept = kept[:, self.rank * k :][:, :k]
         offsets = torch.cat((latents.new_zeros(1), kept.sum(1).cumsum(0)))
         return values[kept], latents[kept], offsets
 
@@ -90,49 +74,17 @@ class LatentShard:
             number: of entries over all processes.
         """
         rows = torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
-        everywhere = self.gather(values, 0)
-        place = self.gather(rows * self.total + latents + self.first, 0)
+        everywhere = self.gather_equal(values, 0)
+        place = self.gather_equal(rows * self.total + latents + self.first, 0)
         order = place.sort().indices
         order = order[everywhere[order].sort(descending=True, stable=True).indices][:number]
         kept = torch.zeros_like(everywhere, dtype=torch.bool).index_fill_(0, order, True)
-        kept = kept[dist.get_rank(self.group) * number :][:number] & ~(values <= 0.0)
+        kept = kept[self.rank * number :][:number] & ~(values <= 0.0)
         counts = torch.zeros_like(offsets[1:]).index_add_(0, rows, kept.long())
         return values[kept], latents[kept], torch.cat((offsets[:1], counts.cumsum(0)))
 
-    def gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The tensors of all processes, side by side."""
+    def gather_equal(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Tensors of one shape from all processes, side by side."""
         parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.size)]
         dist.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts, dim)
-
-    @property
-    def size(self) -> int:
-        """The number of processes of the group."""
-        return dist.get_world_size(self.group)
-
-
-class _Sum(Function):
-    @staticmethod
-    def forward(ctx: Context, partial: Tensor, group: Any) -> Tensor:
-        total = partial.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad, None
-
-
-class _Shared(Function):
-    @staticmethod
-    def forward(ctx: Context, tensor: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None

@@ -112,7 +112,12 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
         return arguments("encode", x, weight, bias, activation, noise_std=0.2, **options)
 
     def decode(
-        code=code, weight=decoder, bias: Tensor | None = decoder_bias, target=x, loss="mse", **options
+        code=code,
+        weight: Tensor | None = decoder,
+        bias: Tensor | None = decoder_bias,
+        target=x,
+        loss="mse",
+        **options,
     ) -> Arguments:
         options = {"column_sums": True} | options
         return arguments("decode_loss", code, weight, bias, target, loss, **options)
@@ -139,6 +144,8 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
         decode(target=x.float(), output_activation="sigmoid"),
         decode(loss="bce", reduction="mean"),
         decode(reduction="sum", column_sums=False, **mask),
+        decode(code=x / 2, weight=None, loss="bce", **mask),
+        decode(code=wide_x, weight=None, target=x.float(), output_activation="tanh", reduction="mean"),
         decode(code=code[:0], target=x[:0]),
         decode(code=code[:0], target=x[:0], reduction="sum"),
         decode(

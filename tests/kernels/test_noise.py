@@ -11,6 +11,7 @@ from torch import Tensor
 from fastae import Gaussian, Masking, SaltAndPepper, Swap, functional, ops, philox, reference
 from fastae.corruption import CORRUPTIONS as CLASSES
 from fastae.corruption import Corruption
+from fastae.philox import seed_of_columns
 from tests.kernels.drawing import a_seed, bits_of, normal_of
 from tests.kernels.support import DEVICE, DTYPES, small_tiles
 
@@ -48,18 +49,20 @@ def test_bits_of_far_rows_are_those_of_philox(width: int, first_row: int):
     assert torch.equal(bits_of(5, 1, 20, 100, width, (16, 64), first_row // 16), expected)
 
 
+@pytest.mark.parametrize("first", [0, 16, 48])
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda c: c.kind)
-def test_rows_of_a_shared_batch_get_the_noise_of_the_whole(corruption: Corruption):
-    """A seed of two numbers names the first row."""
-    x = torch.rand(7, 21, device=DEVICE)
-    seed = torch.tensor([2**62 + 5, 5], device=DEVICE)
+def test_a_part_of_a_matrix_gets_the_noise_of_the_whole(corruption: Corruption, first: int):
+    """A seed of four numbers names the first row and the first of some columns."""
+    x = torch.rand(7, 57, device=DEVICE)
+    seed = a_seed(2**62 + 5)
+    own = slice(first, first + 16)
+    place = seed_of_columns(torch.cat([seed, seed.new_tensor([5, 0, 0])]).view(torch.uint64), first, 57)
     part, whole = (
-        ops.corrupt(rows, key, corruption.kind, corruption.params, 3)
-        for rows, key in ((x[5:], seed.view(torch.uint64)), (x, seed[:1]))
+        ops.corrupt(matrix, key, corruption.kind, corruption.params, 3)
+        for matrix, key in ((x[5:, own], place), (x, seed))
     )
-    assert torch.equal(part, whole[5:])
-    signs = [ops.random_signs(x[5:], seed.view(torch.uint64), 9), ops.random_signs(x, seed[:1], 9)[5:]]
-    assert torch.equal(*signs)
+    assert torch.equal(part, whole[5:, own])
+    assert torch.equal(ops.random_signs(x[5:, own], place, 9), ops.random_signs(x, seed, 9)[5:, own])
 
 
 @pytest.mark.parametrize("columns", [1, 6, 17, 64])

@@ -6,8 +6,8 @@ One counter gives 256 bits, or k = 256 / WIDTH draws; row r of a matrix with D c
 least significant part of each 64-bit word first. A draw depends on (seed, stream, row, column) alone, so
 forward, backward and every tile shape agree bit for bit. All 256 bits of every counter are used.
 
-A seed is int64 [1], or uint64 [2] with the place of the matrix's first row in a larger one, whose draws the
-rows then have.
+A seed is int64 [1]; or uint64 [4] with the place of the matrix in a larger one, whose draws it then has: the
+first row, the first column (a multiple of 16), and the larger one's columns, 0 for as many as its own.
 
 Draws are signed; those at or below an integer threshold are the hits of an event.
 """
@@ -32,9 +32,13 @@ def _words(seed, stream, block_m, block_n, columns, DRAWS: tl.constexpr, BM: tl.
     tl.static_assert(BN % DRAWS == 0, "a tile must hold whole counters")
     GROUPS: tl.constexpr = BN // DRAWS
     row, group = tile_indices(block_m, block_n, BM, GROUPS)
-    counter = (row[:, None] * tl.cdiv(columns, DRAWS) + group[None, :]).to(tl.uint64)  # [BM, GROUPS]
     if seed.dtype.element_ty == tl.uint64:
-        counter += tl.load(seed + 1) * tl.cdiv(columns, DRAWS).to(tl.uint64)
+        whole = tl.load(seed + 3).to(tl.int64)
+        per_row = tl.cdiv(tl.where(whole == 0, columns, whole), DRAWS)
+        row, group = row + tl.load(seed + 1).to(tl.int64), group + tl.load(seed + 2).to(tl.int64) // DRAWS
+    else:
+        per_row = tl.cdiv(columns, DRAWS)
+    counter = (row[:, None] * per_row + group[None, :]).to(tl.uint64)  # [BM, GROUPS]
     zero = tl.zeros_like(counter)
     key0 = tl.load(seed).to(tl.uint64, bitcast=True)
     key1 = tl.cast(stream, tl.uint64)
@@ -105,7 +109,7 @@ class Mask(NamedTuple):
     Where entries are dropped, those that are kept are multiplied by ``keep_scale``.
     """
 
-    seed: Any = None  # int64 [1] or uint64 [2]
+    seed: Any = None  # int64 [1] or uint64 [4]
     stream: int = 0
     threshold: int = 0
     bits: Any = None  # a function of ``BITS``

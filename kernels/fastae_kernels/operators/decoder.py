@@ -10,6 +10,7 @@ from ..device import epilogues
 from ..device.activations import ACTIVATIONS
 from ..device.losses import LOSSES
 from ..device.noise import Mask
+from ..plan.schedules import Plan
 from . import buffers, run
 
 
@@ -44,9 +45,21 @@ def _decode_arguments(
     )
 
 
+def _plan(operator: str, code: Tensor, weight: Tensor | None) -> Plan:
+    return run.plan_of_pass(operator, code) if weight is None else run.plan_of(operator, code, weight.t())
+
+
+def _decode(code: Tensor, weight: Tensor | None, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
+    """The epilogue of the product of code and weight, or of ``code`` where it is the product."""
+    if weight is None:
+        run.elementwise_pass(code, out, epilogue, args, plan)
+    else:
+        run.product(code, weight.t(), epilogue, args, plan, out)
+
+
 def decode_loss(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     loss: str,
@@ -60,10 +73,11 @@ def decode_loss(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(loss [M], its gradient per row with respect to a [M, D], that one's column sums [D]).
 
-    code [M, H], weight [D, H]; entries that ``mask`` hits count ``corrupted``, the others ``clean``.
+    code [M, H], weight [D, H]; without a weight ``code`` is the product, [M, D]. Entries that ``mask`` hits
+    count ``corrupted``, the others ``clean``.
     """
     M, D = target.shape
-    plan = run.plan_of("decode_loss", code, weight.t())
+    plan = _plan("decode_loss", code, weight)
     blocks_m, blocks_n = plan.blocks(M, D)
     grad, per_row = buffers.empty(code, M, D), reduction == "none"
     args = _decode_arguments(
@@ -80,7 +94,7 @@ def decode_loss(
         total=None if per_row else buffers.empty_float(code, blocks_n, blocks_m),
         column_sums=buffers.empty_float(code, blocks_m, D) if column_sums else None,
     )
-    run.product(code, weight.t(), epilogues.decode_loss, args, plan, grad)
+    _decode(code, weight, epilogues.decode_loss, args, plan, grad)
     losses = run.columns(args.rows) or run.total(args.total, reduction, M)
     sums = run.columns(args.column_sums)
     assert losses is not None
@@ -90,7 +104,7 @@ def decode_loss(
 
 def decode_loss_target_grad(
     code: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     target: Tensor,
     loss: str,
@@ -101,7 +115,7 @@ def decode_loss_target_grad(
     clean: float = 1.0,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
-    plan = run.plan_of("decode_loss_target_grad", code, weight.t())
+    plan = _plan("decode_loss_target_grad", code, weight)
     grad = buffers.empty(target, *target.shape)
     args = _decode_arguments(
         code,
@@ -114,6 +128,7 @@ def decode_loss_target_grad(
         clean,
         grad,
     )
-    product = grad if grad.dtype == code.dtype else buffers.empty(code, *target.shape)
-    run.product(code, weight.t(), epilogues.decode_loss_target_gradient, args, plan, product)
+    in_place = weight is None or grad.dtype == code.dtype
+    product = grad if in_place else buffers.empty(code, *target.shape)
+    _decode(code, weight, epilogues.decode_loss_target_gradient, args, plan, product)
     return grad

@@ -1,0 +1,94 @@
+"""Layers whose units are spread over processes."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients import UnitShard
+from ..nn import Autoencoder, EncoderLayer
+from ..nn.calls import runs_code
+
+M = TypeVar("M", bound=nn.Module)
+
+Spread = dict[str, tuple[UnitShard, int]]
+"""Parameters of which a process holds some units: who holds the others, and their dimension, by name."""
+
+
+def shard_units(module: M, group: Any = None) -> M:
+    """Keep this process's part of every layer's units; returns the module, changed in place.
+
+    Each process holds about the same number of units of every :class:`~fastae.nn.Autoencoder` in the module,
+    in multiples of 16 but for the last ones: their rows of the encoder's weight, their biases, and their
+    columns of the decoder's weight. It holds the whole bias of the decoder. All processes of the group call
+    the module with the same rows, and losses, codes and gradients are those of whole layers. A step sums one
+    matrix of the input's size over the processes, and the penalties. Make the optimizer afterwards; it has to
+    treat each entry alone, as Adam does. Start from the same module everywhere, as from a common seed.
+
+        layer = shard_units(Autoencoder(4096, 2**20, contractive=0.1))
+        step = TrainingStep(layer, torch.optim.Adam(layer.parameters()))
+
+    Noise is a function of the row and of the unit's place in the whole layer. Seed all processes of a group
+    alike. Processes outside of the group may hold the same part and train on other rows; sum their gradients
+    as usual.
+
+    Args:
+        module: with whole layers, the same in every process.
+        group: a process group, as ``mesh.get_group("parts")``; all processes by default.
+
+    Raises:
+        ValueError: a process would have no unit of a layer, or a layer is sharded already or has hooks.
+    """
+    layers = _layers(module)
+    for layer in layers:
+        if layer.shard is not None:
+            raise ValueError("module: expected whole layers, got one that is sharded")
+        if any(runs_code(part) for part in (layer, layer.encoder, layer.decoder)):
+            raise ValueError("module: expected layers without hooks or a forward of their own")
+    shards = [UnitShard.of(layer.code_features, group) for layer in layers]
+    for layer, shard in zip(layers, shards, strict=True):
+        layer.encoder.shard = shard
+    for name, (shard, dim) in spread_parameters(module).items():
+        _put(module, name, shard.own(module.get_parameter(name), dim))
+    return module
+
+
+def gather_units(module: M) -> M:
+    """Make the layers that :func:`shard_units` has split whole again, in every process of the group."""
+    for name, (shard, dim) in spread_parameters(module).items():
+        _put(module, name, shard.gather(module.get_parameter(name).detach(), dim))
+    for layer in module.modules():
+        if isinstance(layer, EncoderLayer):
+            layer.shard = None
+    return module
+
+
+def spread_parameters(module: nn.Module) -> Spread:
+    """The parameters of a module of which this process holds some units."""
+    spread: Spread = {}
+    for prefix, part in module.named_modules(prefix="", remove_duplicate=False):
+        shard = getattr(part, "shard", None)
+        names: dict[str, int] = {}
+        if isinstance(part, EncoderLayer):
+            names = {"weight": 0} if part.bias is None else {"weight": 0, "bias": 0}
+        elif isinstance(part, Autoencoder) and not part.options.tied:
+            names = {"decoder.weight": 1}
+        if shard is not None:
+            spread |= {f"{prefix}.{name}".lstrip("."): (shard, dim) for name, dim in names.items()}
+    return spread
+
+
+def _layers(module: nn.Module) -> list[Autoencoder]:
+    layers = [part for part in module.modules() if isinstance(part, Autoencoder)]
+    if not layers:
+        raise ValueError(f"module: expected one with an Autoencoder, got {type(module).__name__}")
+    return layers
+
+
+@torch.no_grad()
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    parameter = module.get_parameter(name)
+    parameter.data = value.detach().clone(memory_format=torch.contiguous_format)
+    parameter.grad = None
