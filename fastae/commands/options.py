@@ -133,7 +133,7 @@ class Option:
 def options_of(cls: type) -> list[Option]:
     """The options that a configuration's class declares; first its own, then those of its base classes."""
     hints = get_type_hints(cls, include_extras=True)
-    texts = {name: text for base in cls.__mro__ for name, text in attribute_docs(base).items()}
+    texts = {name: text for base in reversed(cls.__mro__) for name, text in attribute_docs(base).items()}
     owners = {name: base for base in cls.__mro__ for name in vars(base).get("__annotations__", ())}
     options: list[Option] = []
     for f in fields(cls):
