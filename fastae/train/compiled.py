@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import warnings
 from collections.abc import Callable
@@ -31,7 +32,9 @@ class Compiled:
         self.problem: str | None = None
         self._function = function
         self._compiled = torch.compile(
-            _with_code_of_its_own(function), dynamic=False, options={"fallback_random": True}
+            _with_code_of_its_own(function),
+            dynamic=False,
+            options={"fallback_random": True, "post_grad_custom_post_pass": _additions_apart()},
         )
         self._shapes: set[Any] = set()
 
@@ -48,6 +51,37 @@ class Compiled:
         self.problem = first_line(cause)
         warnings.warn(f"the loss cannot be compiled ({self.problem}); it runs as it is", stacklevel=5)
         return result
+
+
+@functools.cache
+def _additions_apart() -> Any:
+    """A pass of the compiler that takes the addition out of addmm: add(c, mm(a, b)), in float32 on a CPU.
+
+    There addmm copies c into its result before the product adds to it, two passes over memory. The addition
+    alone becomes part of the elementwise loop that follows.
+    """
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    aten = torch.ops.aten
+
+    class AdditionsApart(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+                result: Tensor = node.meta["val"]
+                if node.kwargs or result.device.type != "cpu" or result.dtype != torch.float32:
+                    continue
+                added, a, b = node.args
+                with graph.inserting_before(node):
+                    product = graph.call_function(aten.mm.default, (a, b))
+                    total = graph.call_function(aten.add.Tensor, (product, added))
+                product.meta, total.meta = dict(node.meta), dict(node.meta)
+                node.replace_all_uses_with(total)
+                graph.erase_node(node)
+
+        def uuid(self) -> bytes:
+            return get_hash_for_files((__file__,))
+
+    return AdditionsApart()
 
 
 def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
