@@ -21,7 +21,7 @@ from fastae_kernels.tools.stub import stub_driver
 import fastae
 from fastae import functional, nn
 from fastae.bench.groups import STEP
-from fastae.bench.operators import OPERATORS, Call, Tensors
+from fastae.bench.operators import OPERATORS, Call, Tensors, cost_of
 from fastae.bench.problems import Problem, Shape
 from fastae.train.graph import Capture
 from fastae.train.step import TrainingStep
@@ -39,6 +39,12 @@ def step(function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
     seed = torch.ones(())
     seen.kernels.clear()
     torch.autograd.grad(function(*STEP.inputs(problem))[:1], STEP.leaves(problem), seed)
+
+
+def counted_bytes() -> int:
+    """Of a step, by the cost model."""
+    problem = Problem.make(SHAPE, torch.bfloat16)
+    return sum(cost_of(o, problem).bytes for name, o in OPERATORS.items() if name != "weight_grad")
 
 
 class Unrecorded(Capture):
@@ -154,8 +160,12 @@ def refusal(call: Callable[[], Any]) -> str | None:
 report: dict[str, Any] = {"cases": {}, "refused": {}}
 for name, (overrides, run) in CASES.items():
     with stub_driver() as seen, config.using(**overrides):
+        counted = counted_bytes()
         run()
-    report["cases"][name] = {"kernels": seen.kernels, "tensor_maps": seen.tensor_maps}
+    moved = sum(launch.bytes for launch in seen.kernels)
+    report["cases"][name] = {
+        "kernels": seen.kernels, "tensor_maps": seen.tensor_maps, "moved": moved, "counted": counted
+    }  # fmt: skip
 for name, call in REFUSED.items():
     with stub_driver():
         report["refused"][name] = refusal(call)

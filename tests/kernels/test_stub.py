@@ -49,6 +49,13 @@ def test_a_step_has_so_many_kernels(case: str, report: dict[str, Any]):
     assert (len(own), len(others)) == KERNELS[case], (own, others)
 
 
+@pytest.mark.parametrize("case", ["step, fused", "step, split"])
+def test_a_step_moves_the_bytes_of_the_cost_model(case: str, report: dict[str, Any]):
+    """By the arguments of its launches; between 15 and 26 MB at (256, 784, 1000)."""
+    seen = report["cases"][case]
+    assert seen["moved"] == seen["counted"] > 15e6
+
+
 def test_grids_are_the_tiles_of_the_results(report: dict[str, Any]):
     """With tiles of 64 x 64; K does not count."""
     kernels = report["cases"]["step, fused"]["kernels"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..device import epilogues, reductions
-from ..device.noise import Corruption, Mask, Noise
+from ..device.noise import Corruption, Mask, Noise, swap
 from ..device.reductions import SwapTargets
 from . import buffers, run
 
@@ -14,7 +14,9 @@ from . import buffers, run
 def corrupt(x: Tensor, corruption: Corruption, dtype: torch.dtype | None = None) -> Tensor:
     """x~ [M, D] in ``dtype`` or x's, for a corruption whose ``source`` and ``out`` are filled in here."""
     out = buffers.empty(x, *x.shape, dtype=dtype)
-    args = corruption._replace(source=x, stride_m=x.stride(0), stride_n=x.stride(1), out=out)
+    args = corruption._replace(out=out)
+    if corruption.corruption is swap:
+        args = args._replace(source=x, stride_m=x.stride(0), stride_n=x.stride(1))
     run.elementwise_pass(x, out, epilogues.corrupt, args, run.plan_of_pass("corrupt", x))
     return out
 

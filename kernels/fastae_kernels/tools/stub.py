@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,8 @@ class Launch(NamedTuple):
     kernel: str
     grid: tuple[int, int, int] | None = None
     warps: int = 0
-    shared: int = 0  # bytes a program
+    shared: int = 0  # bytes per program
+    bytes: int = 0  # of its tensors with more than one entry, of Triton's once per argument
 
 
 @dataclass
@@ -139,7 +140,9 @@ def _driver(target: Target) -> Any:
             super().__call__(x, y, z, stream, function, *arguments)
             if launches.value != before + 1:
                 raise RuntimeError(f"{name}: the launch did not reach the driver")
-            _seen.kernels.append(Launch(name, (x, y, z), self._metadata.num_warps, self._metadata.shared))
+            own = self._metadata
+            moved = _bytes(_tensors(arguments[4:]))
+            _seen.kernels.append(Launch(name, (x, y, z), own.num_warps, own.shared, moved))
 
     made, index = object.__new__(driver.CudaDriver), device_index(target)
     made.utils, made.launcher_cls = driver.CudaUtils(), Launcher
@@ -158,6 +161,10 @@ def _tensors(arguments: Any) -> Iterator[Tensor]:
             yield argument.base
         elif isinstance(argument, Tensor):
             yield argument
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor.numel() > 1)
 
 
 @contextmanager
@@ -194,8 +201,7 @@ class _Counting(TorchDispatchMode):
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         name = func._schema.name.partition("::")[2]
         allocates = "empty" in name or name == "resize_"
-        if func.namespace == "aten" and not (allocates or func.is_view or name in _NO_KERNEL):
-            self.seen.kernels.append(Launch(name))
+        counted = func.namespace == "aten" and not (allocates or func.is_view or name in _NO_KERNEL)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if self.compute or func.is_view or not self._is_large(func, tensors, args, kwargs):
             result = func(*args, **kwargs)
@@ -203,6 +209,9 @@ class _Counting(TorchDispatchMode):
             result = _without_work(func, args, kwargs)
         if allocates and isinstance(result, Tensor) and result.numel() <= _LARGE:
             result.zero_()
+        if counted:
+            seen = [t for t in (*tensors, *tree_leaves(result)) if isinstance(t, Tensor)]
+            self.seen.kernels.append(Launch(name, bytes=_bytes({t.data_ptr(): t for t in seen}.values())))
         return result
 
     @staticmethod
