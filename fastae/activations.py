@@ -25,6 +25,7 @@ _GELU_K = math.sqrt(2.0 / math.pi)
 _GELU_C = 0.044715
 _GELU_FAR = 50.0  # e^(-z^2 / 2) is 0 in float64, and powers of z are far from overflow
 _MISH_FAR = 750.0  # e^-|z| is 0 in float64
+_gelu_ = torch._C._nn.gelu_  # pyright: ignore[reportAttributeAccessIssue]  # PyTorch exports no name of it
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ _TABLE = (
         lambda h, z: _normal_cdf(z) + _saturated(z) * _normal_pdf(_saturated(z)),
         lambda h, s, z: _normal_pdf(_saturated(z)) * (2.0 - _saturated(z) ** 2),
         needs_preactivation=True,
+        inplace=_gelu_,
     ),
     Activation(
         "gelu_tanh",
@@ -221,6 +223,7 @@ _TABLE = (
         _gelu_tanh_derivative,
         _gelu_tanh_second,
         needs_preactivation=True,
+        inplace=lambda z: _gelu_(z, approximate="tanh"),
     ),
     Activation(
         "silu",

@@ -15,8 +15,9 @@ def check_floating(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
 
 
-def check_like(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    if tuple(tensor.shape) != tuple(shape):
+def check_like(name: str, tensor: Tensor, shape: tuple[int, ...] | None, like: Tensor) -> None:
+    """Raises for another device or dtype than the weight's, and for another shape than ``shape`` if given."""
+    if shape is not None and tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
     if tensor.device != like.device:
         raise ValueError(f"{name}: is on {tensor.device}, but the weight on {like.device}")
@@ -31,9 +32,9 @@ def check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> N
         raise ValueError(f"weight: expected two dimensions [out, in], got shape {list(weight.shape)}")
     if x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{name}: expected shape [*, {weight.shape[1]}] for the weight, got {list(x.shape)}")
-    check_like(name, x, tuple(x.shape), weight)
+    check_like(name, x, None, weight)
     if bias is not None:
-        check_like("bias", bias, (weight.shape[0],), weight)
+        check_like("bias", bias, weight.shape[:1], weight)
 
 
 def check_target(target: Tensor, shape: tuple[int, ...] | torch.Size, like: Tensor) -> None:
