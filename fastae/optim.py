@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .checks import check_nonnegative
-from .sparse.deferred import DeferredGradients
-from .sparse.module import SparseAutoencoder, normalize_rows_, project_rows_
+from .ops import adam_rows
+from .sparse.deferred import DeferredGradients, RowSums, joined
+from .sparse.module import SparseAutoencoder
 
 __all__ = ["DictionaryAdam", "constrain"]
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
-
-_BLOCK = 1 << 18  # entries of a block of rows: its weights, moments and gradient stay in a core's cache
 
 
 def constrain(optimizer: AnyOptimizer, sae: SparseAutoencoder) -> AnyOptimizer:
@@ -44,9 +43,9 @@ class DictionaryAdam(Optimizer):
     """Adam for the parameters of a sparse autoencoder, with decoder rows of norm 1 and no weight gradients.
 
     Equal to ``constrain(torch.optim.Adam(sae.parameters(), lr, betas, eps), sae)``. The gradients of the
-    encoder's and the decoder's weight are formed for some rows at a time, applied, and overwritten by those
-    of the next rows: memory is that of weights and moments. Backward passes leave ``.grad`` of both weights
-    unset, and add up until :meth:`zero_grad`. The state is Adam's, in both directions.
+    encoder's and the decoder's weight are formed for some rows at a time and applied, by kernels row by row
+    without being written: memory is that of weights and moments. Backward passes leave ``.grad`` of both
+    weights unset, and add up until :meth:`zero_grad`. The state is Adam's, in both directions.
 
     While ``relu``, ``jump_relu`` and ``gated`` codes are dense, their weights still have gradients.
 
@@ -98,36 +97,23 @@ class DictionaryAdam(Optimizer):
                     self._update(parameter, deferred, group, parameter is decoder)
         return loss
 
-    def _update(self, parameter: Tensor, deferred: list[Any], group: dict[str, Any], unit: bool) -> None:
+    def _update(self, parameter: Tensor, deferred: list[RowSums], group: dict[str, Any], unit: bool) -> None:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        if state["step"].device != parameter.device:  # one of an Adam that keeps its counts on the host
+            state["step"] = state["step"].to(parameter.device)
         state["step"] += 1.0
-        step, (beta1, beta2) = float(state["step"]), group["betas"]
-        rate = float(group["lr"]) / (1.0 - beta1**step)
-        scale = (1.0 - beta2**step) ** 0.5
-        height = max(1, _BLOCK // parameter[0].numel()) if deferred else len(parameter)
-        for block, gradient in _gradients(parameter, deferred, height):
-            p, m, v = parameter[block], state["exp_avg"][block], state["exp_avg_sq"][block]
-            if unit:
-                project_rows_(gradient, p)
-            m.lerp_(gradient, 1.0 - beta1)
-            v.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-            p.addcdiv_(m, (v.sqrt() / scale).add_(group["eps"]), value=-rate)
-            if unit:
-                normalize_rows_(p)
-
-
-def _gradients(parameter: Tensor, deferred: list[Any], height: int) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of ``height`` rows and their gradients: that of autograd and those that were handed over."""
-    parts = [term.blocks(height) for term in deferred]
-    for low in range(0, len(parameter), height):
-        block = slice(low, min(low + height, len(parameter)))
-        terms = [next(part) for part in parts]
-        if parameter.grad is not None:
-            terms.append(parameter.grad[block])
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        yield block, total
+        adam_rows(
+            parameter.data,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["step"],
+            group["lr"],
+            group["betas"],
+            group["eps"],
+            joined(deferred),
+            parameter.grad,
+            unit,
+        )

@@ -108,3 +108,15 @@ def _product_settings() -> tuple[Any, Any]:
     """Where PyTorch keeps the precision of float32 products: on CUDA, on a CPU."""
     mkldnn: Any = torch.backends.mkldnn
     return torch.backends.cuda.matmul, mkldnn.matmul
+
+
+def normalize_rows_(weight: Tensor) -> None:
+    """Scale the rows of a matrix to norm 1; rows of zeros stay."""
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    weight.div_(norms.where(norms > 0, 1.0))
+
+
+def project_rows_(gradient: Tensor, weight: Tensor) -> None:
+    """Remove from each row of a gradient its part along the weight's row."""
+    along = torch.linalg.vecdot(gradient, weight) / torch.linalg.vecdot(weight, weight)
+    gradient.addcmul_(weight, torch.where(along.isfinite(), along, 0.0)[:, None], value=-1.0)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..activations import get_activation
 from ..tensors import sum_dtype
 from . import backend, flops, torch_impl
+from .adam import Entries
 from .declaration import DECLARATIONS, operator
 
 
@@ -353,4 +354,31 @@ def segment_sums(
 
 
 NAMES = tuple(DECLARATIONS)
+
+
+# --- no operators: they write to their arguments ------------------------------------------------------------
+
+
+def adam_rows(
+    parameter: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    entries: Entries | None = None,
+    gradient: Tensor | None = None,
+    unit: bool = False,
+) -> None:
+    """A step of Adam on a parameter, in place, without a matrix of its gradient.
+
+    The gradient of a matrix [H, D] is the sum of ``entries`` (table [N, D], index, starts [H + 1] and values,
+    as for :func:`segment_sums`) and of ``gradient``, one of which may be ``None``. ``step`` counts this step,
+    too. With ``unit`` the gradient's part along each row is left out, and rows end with norm 1.
+    """
+    run = _implementation("adam_rows", parameter.device)
+    run(parameter, exp_avg, exp_avg_sq, step, lr, betas, eps, entries, gradient, unit)
+
+
 flops.register()

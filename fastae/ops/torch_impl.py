@@ -21,6 +21,7 @@ from ..corruption import Corruption, Event, Gaussian, SaltAndPepper, make_corrup
 from ..losses import get_loss
 from ..philox import row_blocks
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
+from .adam import adam_rows as adam_rows
 from .segments import segment_sums as segment_sums
 from .selection import top_entries as top_entries
 

@@ -20,11 +20,14 @@ from .. import philox
 from ..corruption import Corruption, Event, make_corruption
 from ..tensors import outside_autocast
 from . import torch_impl
+from .adam import Entries, rates
 from .declaration import DECLARATIONS
 
 
 def implementation(name: str) -> Callable[..., Any]:
-    """The operator ``name`` with its declared parameters."""
+    """The operator ``name`` with its declared parameters, or a function that is none."""
+    if name not in DECLARATIONS:
+        return outside_autocast(LAUNCHERS[name])
     declaration = DECLARATIONS[name]
     parameters = tuple(inspect.signature(declaration).parameters)
     result = get_type_hints(declaration)["return"]
@@ -169,9 +172,36 @@ def _segment_sums(
     return operators.segment_sums(table.contiguous(), index, starts, values, other, place)
 
 
+def _adam_rows(
+    parameter: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    entries: Entries | None,
+    gradient: Tensor | None,
+    unit: bool,
+) -> None:
+    matrices = [t for t in (parameter, exp_avg, exp_avg_sq, gradient) if t is not None]
+    fits = all(t.dim() == 2 and t.is_contiguous() and t.dtype in operators.DTYPES for t in matrices)
+    if not fits or parameter.shape[1] > sparse.WIDEST_ROW:
+        return torch_impl.adam_rows(
+            parameter, exp_avg, exp_avg_sq, step, lr, betas, eps, entries, gradient, unit
+        )
+    pair = rates(step, lr, betas)
+    both = torch.stack([torch.as_tensor(rate) for rate in pair]).to(parameter.device, torch.float32)
+    if entries is not None:
+        table, index, starts, values = entries
+        entries = table.contiguous(), index, starts, values
+    sparse.adam_rows(parameter, exp_avg, exp_avg_sq, both, betas, eps, entries, gradient, unit)
+
+
 LAUNCHERS: dict[str, Callable[..., Any]] = {
     "corrupt": _corrupt,
     "corrupt_backward": _corrupt_backward,
     "top_entries": _top_entries,
     "segment_sums": _segment_sums,
+    "adam_rows": _adam_rows,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..ops import segment_sums
+from ..ops.segments import segments_of
 
 
 class RowSums(NamedTuple):
@@ -22,12 +23,18 @@ class RowSums(NamedTuple):
     def whole(self) -> Tensor:
         return segment_sums(self.table, self.rows, self.starts, self.values).sums
 
-    def blocks(self, height: int) -> Iterator[Tensor]:
-        """Its rows, ``height`` at a time."""
-        bounds = [*self.starts[:-1:height].tolist(), len(self.rows)]  # waits for a device once
-        for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-            starts = self.starts[number * height : (number + 1) * height + 1] - first
-            yield segment_sums(self.table, self.rows[first:last], starts, self.values[first:last]).sums
+
+def joined(sums: list[RowSums]) -> RowSums | None:
+    """One sum of all; ``None`` of none. A latent's entries come in order of the terms."""
+    if len(sums) < 2:
+        return sums[0] if sums else None
+    latent = torch.cat([segments_of(term.starts, len(term.rows)) for term in sums])
+    order = latent.sort(stable=True).indices
+    first = itertools.accumulate((len(term.table) for term in sums), initial=0)
+    rows = torch.cat([term.rows + number for term, number in zip(sums, first, strict=False)])
+    starts = torch.stack([term.starts for term in sums]).sum(0)
+    values = torch.cat([term.values for term in sums])
+    return RowSums(torch.cat([term.table for term in sums]), rows[order], starts, values[order])
 
 
 class DeferredGradients:

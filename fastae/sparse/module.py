@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..arguments import check_linear
 from ..checks import check_whole
 from ..ops.selection import LargestOfAll, tiles
-from ..tensors import as_rows, autocast_like_linear
+from ..tensors import as_rows, autocast_like_linear, normalize_rows_, project_rows_
 from .code import SparseAutoencoderLoss, SparseCode
 from .deferred import DeferredGradients
 from .functional import Gate, prepare, sparse_decode
@@ -389,18 +389,6 @@ class SparseAutoencoder(nn.Module):
         changed = {k: v for k, v in vars(self.options).items() if v != getattr(defaults, k)}
         changed["activation"] = self.options.activation
         return ", ".join([widths, *(f"{name}={value!s}" for name, value in changed.items())])
-
-
-def normalize_rows_(weight: Tensor) -> None:
-    """Scale the rows of a matrix to norm 1; rows of zeros stay."""
-    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-    weight.div_(norms.where(norms > 0, 1.0))
-
-
-def project_rows_(gradient: Tensor, weight: Tensor) -> None:
-    """Remove from each row of a gradient its part along the weight's row."""
-    along = torch.linalg.vecdot(gradient, weight) / torch.linalg.vecdot(weight, weight)
-    gradient.addcmul_(weight, torch.where(along.isfinite(), along, 0.0)[:, None], value=-1.0)
 
 
 def geometric_median(rows: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from fastae_kernels import operators
 from fastae_kernels.operators import segments
 
-from fastae import AuxK, functional
+from fastae import AuxK, functional, ops
+from fastae.tensors import normalize_rows_, project_rows_
 
 DTYPES = [torch.float32, torch.float16]
 
@@ -57,6 +58,39 @@ def test_the_sparse_objective_runs_on_kernels(rule, monkeypatch):
         loss, _ = functional.sparse_autoencoder_loss(*leaves, activation=rule, auxk=AuxK(k=2), dead=dead)
         steps.append([loss.total, *torch.autograd.grad(loss.total, leaves)])
     torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "extra", "steps"),
+    [(torch.float32, False, 100), (torch.float32, True, 3), (torch.float16, False, 3)],
+)
+def test_adam_by_rows_is_torchs_with_projection(dtype, extra, steps, monkeypatch):
+    """Rows without entries move, too; one of them is of zeros, and stays."""
+    monkeypatch.setattr(sparse, "_CHUNK", 4)
+    g = torch.Generator().manual_seed(0)
+    values, index, starts = entries([3, 0, 11, 1], 9)
+    start = torch.nn.functional.normalize(torch.randn(4, 5, generator=g), dim=1)
+    start[1] = 0.0
+    weight = start.clone().requires_grad_()
+    adam = torch.optim.Adam([weight], 1e-2, (0.9, 0.99))
+    own = [start.to(dtype), *torch.zeros(2, 4, 5, dtype=dtype)]
+    again = [t.clone() for t in own]
+    segment = torch.arange(4).repeat_interleave(starts.diff())
+    for step in range(1, steps + 1):
+        table, more = torch.randn(2, 9, 5, generator=g).to(dtype)
+        more = more[:4] if extra else None
+        grad = torch.zeros(4, 5).index_add_(0, segment, values[:, None] * table.float()[index])
+        weight.grad = grad if more is None else grad + more
+        project_rows_(weight.grad, weight.data)
+        adam.step()
+        normalize_rows_(weight.data)
+        for tensors in (own, again):
+            count = torch.tensor(float(step))
+            options = {"entries": (table, index, starts, values), "gradient": more, "unit": True}
+            ops.adam_rows(*tensors, count, 1e-2, (0.9, 0.99), 1e-8, **options)
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 3e-3}
+    torch.testing.assert_close(own[0].float(), weight.detach(), **tolerance)
+    assert all(map(torch.equal, own, again)) and (dtype == torch.float32 or own[0][1].abs().max() == 0)
 
 
 def test_one_latent_in_every_row_is_summed_by_chunks(monkeypatch):

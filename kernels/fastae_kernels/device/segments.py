@@ -9,22 +9,62 @@ sums are added in order afterwards: no two additions race, and results repeat bi
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 
+class Entries(NamedTuple):
+    """Entries i = starts[s], ..., starts[s + 1] - 1 of segments s: values_i times rows index_i of a table."""
+
+    values: Any  # [E], or None: 1
+    index: Any  # [E] int64
+    starts: Any  # [segments + 1] int64
+    table: Any  # [R, D]
+
+
+class Dots(NamedTuple):
+    """Products of each entry's row with the row of its segment in another table."""
+
+    other: Any  # [segments, D]
+    place: Any  # [E] int64, or None: in order
+    out: Any  # [E] float32
+
+
+@triton.jit
+def _walk(e, dots, own, begin, end, col, D, BD: tl.constexpr, B: tl.constexpr):
+    """The weighted sum of entries begin, ..., end - 1, [BD] float32; ``own`` is the segment's other row."""
+    live = col < D
+    total = tl.zeros((BD,), tl.float32)
+    for first in range(begin, end, B):
+        i = first + tl.arange(0, B)
+        there = i < end
+        row = tl.load(e.index + i, mask=there, other=0)
+        entry = e.table + (row * D)[:, None] + col[None, :]
+        rows = tl.load(entry, mask=there[:, None] & live[None, :], other=0.0).to(tl.float32)  # [B, BD]
+        if e.values is not None:
+            value = tl.load(e.values + i, mask=there, other=0.0).to(tl.float32)
+            total += tl.sum(value[:, None] * rows, 0)
+        if dots is not None:
+            to = i
+            if dots.place is not None:
+                to = tl.load(dots.place + i, mask=there, other=0)
+            tl.store(dots.out + to, tl.sum(rows * own[None, :], 1), mask=there)
+    return total
+
+
 @triton.jit
 def segment_sums(
-    values, index, starts, chunk_segment, chunk_number, table, other, place, sums, dots, partials,
-    segments, D, CHUNK: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+    e, dots, chunk_segment, chunk_number, sums, partials, first, segments, D,
+    CHUNK: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """sums [segments, D] = sum_i values_i table[index_i] over the entries i of each segment.
+    """sums [segments, D], and with ``dots`` its products.
 
-    Programs 0..segments-1 take the first CHUNK entries of their segment, each further one a chunk of a
-    longer segment, into partials. With a second table ``other`` [segments, D], dots[place_i] is the product
-    of table[index_i] with the segment's row of it.
+    Programs ``first`` and those after it: 0..segments-1 take the first CHUNK entries of their segment, each
+    further one a chunk of a longer segment, into partials.
     """
-    program = tl.program_id(0)
+    program = first + tl.program_id(0)
     col = tl.arange(0, BD)
     live = col < D
     segment = tl.cast(program, tl.int64)
@@ -33,26 +73,13 @@ def segment_sums(
         segment = tl.load(chunk_segment + (program - segments))
         skip = tl.load(chunk_number + (program - segments)) * CHUNK
     if segment < segments:
-        begin = tl.load(starts + segment) + skip
-        end = tl.minimum(begin + CHUNK, tl.load(starts + segment + 1))
-        total = tl.zeros((BD,), tl.float32)
-        if other is not None:
-            own = tl.load(other + segment * D + col, mask=live, other=0.0).to(tl.float32)
-        for first in range(begin, end, B):
-            i = first + tl.arange(0, B)
-            there = i < end
-            row = tl.load(index + i, mask=there, other=0)
-            entry = table + (row * D)[:, None] + col[None, :]
-            rows = tl.load(entry, mask=there[:, None] & live[None, :], other=0.0).to(tl.float32)  # [B, BD]
-            if values is not None:
-                value = tl.load(values + i, mask=there, other=0.0).to(tl.float32)
-                total += tl.sum(value[:, None] * rows, 0)
-            if other is not None:
-                to = i
-                if place is not None:
-                    to = tl.load(place + i, mask=there, other=0)
-                tl.store(dots + to, tl.sum(rows * own[None, :], 1), mask=there)
-        if values is not None:
+        begin = tl.load(e.starts + segment) + skip
+        end = tl.minimum(begin + CHUNK, tl.load(e.starts + segment + 1))
+        own = None
+        if dots is not None:
+            own = tl.load(dots.other + segment * D + col, mask=live, other=0.0).to(tl.float32)
+        total = _walk(e, dots, own, begin, end, col, D, BD, B)
+        if e.values is not None:
             if program < segments:
                 tl.store(sums + segment * D + col, total, mask=live)
             else:
@@ -76,3 +103,65 @@ def fold_chunks(chunk_segment, partials, sums, segments, chunks, D, BD: tl.const
             at += 1
             same = tl.load(chunk_segment + at, mask=at < chunks, other=-1)
         tl.store(sums + segment * D + col, total, mask=live)
+
+
+class Adam(NamedTuple):
+    """A step of Adam (Kingma and Ba 2015) on the rows of a matrix [H, D], in place."""
+
+    parameter: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+    rates: Any  # [2] float32: lr / (1 - beta1^t), sqrt(1 - beta2^t)
+    weight1: float  # 1 - beta1
+    beta2: float
+    weight2: float  # 1 - beta2
+    eps: float
+
+
+@triton.jit
+def _norm_factor(square):
+    """1 over the root of a sum of squares; 1 for 0."""
+    return tl.where(square > 0.0, 1.0 / tl.sqrt_rn(square), 1.0)
+
+
+@triton.jit
+def adam_rows(
+    e, ends, partials, gradient, a, D,
+    UNIT: tl.constexpr, CHUNK: tl.constexpr, BD: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """The step of row j, whose gradient is the sum of segment j and, if given, its row of ``gradient``.
+
+    The first CHUNK entries are walked here; the sums of further chunks, up to ends[j], lie in partials. With
+    UNIT the gradient loses its part along the row, and the row ends with norm 1.
+    """
+    row = tl.cast(tl.program_id(0), tl.int64)
+    col = tl.arange(0, BD)
+    live = col < D
+    at = row * D + col
+    g = tl.zeros((BD,), tl.float32)
+    if e is not None:
+        begin = tl.load(e.starts + row)
+        end = tl.minimum(begin + CHUNK, tl.load(e.starts + row + 1))
+        g += _walk(e, None, None, begin, end, col, D, BD, B)
+        chunk = tl.load(ends + row - 1, mask=row > 0, other=0)
+        for further in range(chunk, tl.load(ends + row)):
+            g += tl.load(partials + further * D + col, mask=live, other=0.0)
+    if gradient is not None:
+        g += tl.load(gradient + at, mask=live, other=0.0).to(tl.float32)
+    p = tl.load(a.parameter + at, mask=live, other=0.0).to(tl.float32)
+    if UNIT:
+        square = tl.sum(p * p, 0)
+        along = tl.sum(g * p, 0) / tl.where(square > 0.0, square, 1.0)
+        g -= along * p
+    m = tl.load(a.exp_avg + at, mask=live, other=0.0).to(tl.float32)
+    m += a.weight1 * (g - m)
+    tl.store(a.exp_avg + at, m, mask=live)
+    v = tl.load(a.exp_avg_sq + at, mask=live, other=0.0).to(tl.float32)
+    v = a.beta2 * v + a.weight2 * g * g
+    tl.store(a.exp_avg_sq + at, v, mask=live)
+    rate = tl.load(a.rates)
+    root = tl.load(a.rates + 1)
+    p -= rate * m / (tl.sqrt(v) / root + a.eps)
+    if UNIT:
+        p *= _norm_factor(tl.sum(p * p, 0))
+    tl.store(a.parameter + at, p, mask=live)
