@@ -356,7 +356,29 @@ def segment_sums(
 NAMES = tuple(DECLARATIONS)
 
 
-# --- no operators: they write to their arguments ------------------------------------------------------------
+# --- no operators: sizes depend on values, or arguments are written -----------------------------------------
+
+
+def batch_entries(
+    x: Tensor, weight: Tensor, bias: Tensor | None, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``number`` largest relu(x W^T + b) of all rows: values and latents [number], offsets [N + 1].
+
+    In order of rows, then of latents. Ties go to the lower row, then to the lower latent. Where fewer are
+    positive, the last row is filled up with entries of value 0.
+    """
+    return _implementation("batch_entries", x.device)(x, weight, bias, number)
+
+
+def entries_above(
+    x: Tensor, weight: Tensor, bias: Tensor | None, bound: Tensor, most: int | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The entries x W^T + b > bound (a scalar or [H]): values and latents [E], and offsets [N + 1].
+
+    Returns:
+        ``None`` where there are more than ``most`` entries, or would be by the density of those seen.
+    """
+    return _implementation("entries_above", x.device)(x, weight, bias, bound, most)
 
 
 def adam_rows(

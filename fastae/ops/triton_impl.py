@@ -158,6 +158,20 @@ def _top_entries(
     return values, subset[places]
 
 
+def _batch_entries(
+    x: Tensor, weight: Tensor, bias: Tensor | None, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    fits = x.dtype in operators.DTYPES and number + len(weight) < 2**31
+    return (operators if fits else torch_impl).batch_entries(x, weight, bias, number)
+
+
+def _entries_above(
+    x: Tensor, weight: Tensor, bias: Tensor | None, bound: Tensor, most: int | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    fits = x.dtype in operators.DTYPES
+    return (operators if fits else torch_impl).entries_above(x, weight, bias, bound, most)
+
+
 def _segment_sums(
     table: Tensor,
     index: Tensor,
@@ -186,7 +200,7 @@ def _adam_rows(
 ) -> None:
     matrices = [t for t in (parameter, exp_avg, exp_avg_sq, gradient) if t is not None]
     fits = all(t.dim() == 2 and t.is_contiguous() and t.dtype in operators.DTYPES for t in matrices)
-    if not fits or parameter.shape[1] > sparse.WIDEST_ROW:
+    if not fits or parameter.shape[1] > segments.WIDEST_ROW:
         return torch_impl.adam_rows(
             parameter, exp_avg, exp_avg_sq, step, lr, betas, eps, entries, gradient, unit
         )
@@ -195,13 +209,15 @@ def _adam_rows(
     if entries is not None:
         table, index, starts, values = entries
         entries = table.contiguous(), index, starts, values
-    sparse.adam_rows(parameter, exp_avg, exp_avg_sq, both, betas, eps, entries, gradient, unit)
+    operators.adam_rows(parameter, exp_avg, exp_avg_sq, both, betas, eps, entries, gradient, unit)
 
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {
     "corrupt": _corrupt,
     "corrupt_backward": _corrupt_backward,
     "top_entries": _top_entries,
+    "batch_entries": _batch_entries,
+    "entries_above": _entries_above,
     "segment_sums": _segment_sums,
     "adam_rows": _adam_rows,
 }

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import top_entries
+from ..ops import batch_entries, entries_above, top_entries
 from ..ops.segments import segments_of
-from ..ops.selection import batch_entries, entries_above
 from ..tensors import sum_dtype
 from .bags import Entries, entries_of, fixed_offsets
 from .code import SparseAutoencoderLoss, SparseCode

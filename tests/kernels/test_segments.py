@@ -66,7 +66,7 @@ def test_the_sparse_objective_runs_on_kernels(rule, monkeypatch):
 )
 def test_adam_by_rows_is_torchs_with_projection(dtype, extra, steps, monkeypatch):
     """Rows without entries move, too; one of them is of zeros, and stays."""
-    monkeypatch.setattr(sparse, "_CHUNK", 4)
+    monkeypatch.setattr(segments, "_CHUNK", 4)
     g = torch.Generator().manual_seed(0)
     values, index, starts = entries([3, 0, 11, 1], 9)
     start = torch.nn.functional.normalize(torch.randn(4, 5, generator=g), dim=1)

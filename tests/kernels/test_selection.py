@@ -11,8 +11,9 @@ from fastae_kernels.plan.roofline import product
 from fastae_kernels.tools import sparse_cost
 
 from fastae import ops
+from fastae.ops import torch_impl
 from tests.kernels.support import DEVICE, ON_GPU, small_tiles
-from tests.sparse.test_selection import arguments, preactivations
+from tests.sparse.test_selection import LATENTS, arguments, preactivations
 
 
 @pytest.fixture
@@ -35,6 +36,58 @@ def test_top_entries_are_those_of_a_stable_sort(name: str, k: int, strategy: str
     expected, order = z.sort(dim=1, descending=True, stable=True)
     assert torch.equal(latents.cpu(), order[:, :k])
     assert torch.equal(values.cpu(), expected[:, :k])
+
+
+@pytest.fixture
+def short_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists hold the entries of one row beside those that are kept, and are written in two parts."""
+    monkeypatch.setattr(selection, "_FLAT", 1)
+    monkeypatch.setattr(selection, "_SAMPLE", 2)
+    monkeypatch.setattr(selection, "_PRODUCT", 2 * LATENTS)
+
+
+FLAT_CASES = pytest.mark.parametrize(
+    ("name", "strategy"),
+    [*((name, "fused") for name in [*NAMES, "growing", "all negative"]), ("growing", "split")],
+)
+
+
+@FLAT_CASES
+def test_batch_entries_are_those_of_a_stable_sort(name: str, strategy: str, short_lists: None):
+    _, problem = arguments(preactivations(name))
+    with small_tiles(strategy):
+        found = selection.batch_entries(*(None if t is None else t.to(DEVICE) for t in problem), 19)
+    for one, other in zip(found, torch_impl.batch_entries(*problem, 19), strict=True):
+        assert torch.equal(one.cpu(), other)
+
+
+@FLAT_CASES
+def test_entries_above_are_all_of_them_in_order(name: str, strategy: str, short_lists: None):
+    z, problem = arguments(preactivations(name))
+    bound = torch.linspace(-0.5, 1.0, LATENTS)
+    on_device = [None if t is None else t.to(DEVICE) for t in (*problem, bound)]
+    with small_tiles(strategy):
+        found = selection.entries_above(*on_device)
+        enough = selection.entries_above(*on_device, most=len(torch.nonzero(z > bound)))
+        for one, two, other in zip(found, enough, torch_impl.entries_above(*problem, bound), strict=True):
+            assert torch.equal(one.cpu(), other) and torch.equal(one, two)
+        assert selection.entries_above(*on_device, most=-1) is None
+
+
+def test_nan_is_above_every_bound_and_flat_lists_may_be_empty(short_lists: None):
+    x, weight = torch.ones(3, 2, device=DEVICE), torch.rand(20, 2, device=DEVICE)
+    x[1, 0] = torch.nan
+    with small_tiles("fused"):
+        values, latents, offsets = ops.batch_entries(x, weight, None, 12)
+        assert (
+            offsets.tolist() == [0, 0, 12, 12] and values.isnan().all() and latents.tolist() == [*range(12)]
+        )
+        values, latents, offsets = ops.entries_above(x, weight, None, torch.tensor(5.0, device=DEVICE))
+        assert offsets.tolist() == [0, 0, 20, 20] and values.isnan().all()
+        for number, rows in ((0, x), (0, x[:0])):
+            values, latents, offsets = ops.batch_entries(rows, weight, None, number)
+            assert not len(values) and offsets.tolist() == [0] * (len(rows) + 1)
+        assert ops.entries_above(x[:0], weight, None, torch.zeros(20, device=DEVICE))[2].tolist() == [0]
 
 
 def test_rows_with_more_candidates_than_slots_are_computed_again(few_slots: None):

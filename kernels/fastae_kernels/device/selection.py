@@ -85,6 +85,38 @@ def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr)
     tl.store(mine[:, None] + slot, key, mask=hit & (slot < a.slots))
 
 
+class Passing(NamedTuple):
+    """Entries of z = x W^T + b, [M, N] = [rows, latents], above a bound, as keys in one list.
+
+    A key's column is that of the flattened matrix, row N + latent, after ``first``; all are below 2^31.
+    """
+
+    bias: Any  # [N]
+    bound: Any  # [N], or one value
+    stride: int  # of bound: 1, or 0
+    keys: Any  # [capacity] int64
+    count: Any  # int32: slots that were asked for
+    capacity: int
+    first: int
+
+
+@triton.jit
+def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    row, col = tile_indices(block_m, block_n, BM, BN)
+    z = value
+    if a.bias is not None:
+        z += load_row(a.bias, col, N)
+    rank = rank_of(z)
+    bound = tl.load(a.bound + col * a.stride, mask=col < N, other=0.0).to(tl.float32)
+    hit = (rank > rank_of(bound)[None, :]) & inside(row, col, M, N)  # [BM, BN]
+    ones = hit.to(tl.int32)
+    number = tl.sum(ones, 1)
+    start = tl.atomic_add(a.count, tl.sum(number, 0), sem="relaxed")
+    slot = (start + tl.cumsum(number, 0) - number)[:, None] + tl.cumsum(ones, 1) - 1
+    key = key_of(rank, (a.first + row * N)[:, None] + col[None, :])
+    tl.store(a.keys + slot, key, mask=hit & (slot < a.capacity))
+
+
 @triton.jit
 def _products(
     x, weight, bias, col, columns, D, stride_xk, stride_wn, stride_wk,

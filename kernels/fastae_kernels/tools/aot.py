@@ -199,11 +199,25 @@ def _cases() -> Iterator[_Case]:
         yield case(
             f"top_entries {k}", lambda t, k=k: operators.top_entries(t(M, D), t(H, D), t(H), k), product=True
         )
+    flat, count = _meta(1 << 20, dtype=torch.int64), _meta(dtype=torch.int32)
+    yield case(
+        "append_passing",
+        lambda t: operators.append_passing(t(M, D), t(H, D), t(H), sums, flat, count),
+        product=True,
+    )
     yield case("sparse decode", lambda t: operators.segment_sums(t(H, D), places, by_row, values))
     yield case(
         "sparse decode_grad",
         lambda t: operators.segment_sums(t(M, D), places, by_latent, values, t(H, D), places),
     )
+    for width in (D, 2 * D):
+        rows = [_meta(H, width, dtype=torch.float32) for _ in range(3)]
+        yield case(
+            f"adam_rows D {width}",
+            lambda t, rows=rows, D=width: operators.adam_rows(
+                *rows, sums, (0.9, 0.99), 1e-8, (t(M, D), places, by_latent, values), unit=True
+            ),
+        )
     yield case(
         "slope_difference_grad",
         lambda t: operators.slope_difference_grad(t(M, H), None, t(M, H), None, "sigmoid", sums, scalar),
@@ -216,7 +230,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
         yield {}
         return
     heavy = case.name in ("encode everything gelu", "code_grad everything")
-    heavy |= case.name.startswith("top_entries")
+    heavy |= case.name.startswith(("top_entries", "append_passing"))
     for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}
