@@ -132,6 +132,11 @@ CASES["segment_sums"] = [
     arguments("segment_sums", X, INDEX, STARTS, rand(5), rand(3, D), torch.tensor([3, 0, 1, 4, 2])),
     arguments("segment_sums", X, INDEX[:0], STARTS[:1], rand(0)),
 ]
+CASES["segment_loss"] = [
+    arguments("segment_loss", X, INDEX, STARTS, rand(5), rand(3, D), C),
+    arguments("segment_loss", X.bfloat16(), INDEX, STARTS, rand(5), rand(3, D)),
+    arguments("segment_loss", X, INDEX[:0], STARTS[:1], rand(0), rand(0, D), C),
+]
 CASES["decode_loss_target_grad"] = [case[:-2] for case in CASES["decode_loss"]]
 
 

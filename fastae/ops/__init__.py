@@ -108,6 +108,13 @@ class SegmentSums(NamedTuple):
     dots: Tensor  # [E], float32 or wider, with a second table
 
 
+class SegmentLoss(NamedTuple):
+    """Results of :func:`segment_loss`."""
+
+    loss: Tensor  # [S], float32 or wider
+    grad: Tensor  # [S, D], the gradient of each segment's loss with respect to its sum
+
+
 _operator = operator(_implementation)
 
 
@@ -351,6 +358,20 @@ def segment_sums(
         _none(table) if values is None else table.new_empty(segments, width),
         _sums(table, entries, other is not None),
     )
+
+
+@_operator
+def segment_loss(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+) -> SegmentLoss:
+    """The squared error of each sum of :func:`segment_sums`, plus ``bias`` [D], against ``target`` [S, D]."""
+    segments = starts.shape[0] - 1
+    return SegmentLoss(_sums(table, segments), table.new_empty(segments, table.shape[1]))
 
 
 NAMES = tuple(DECLARATIONS)

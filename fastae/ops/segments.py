@@ -48,6 +48,22 @@ def segment_sums(
     return sums, dots
 
 
+@outside_autocast
+def segment_loss(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    error = segment_sums(table, index, starts, values)[0].to(sum_dtype(table.dtype))
+    if bias is not None:
+        error += bias
+    error -= target
+    return error.square().sum(1), error.mul_(2.0).to(table.dtype)
+
+
 def segments_of(starts: Tensor, entries: int) -> Tensor:
     """The segment of each entry, [E], where segment s holds the entries starts[s] to starts[s + 1]."""
     segments = torch.arange(starts.shape[0] - 1, device=starts.device)

@@ -22,6 +22,7 @@ from ..losses import get_loss
 from ..philox import row_blocks
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
 from .adam import adam_rows as adam_rows
+from .segments import segment_loss as segment_loss
 from .segments import segment_sums as segment_sums
 from .selection import batch_entries as batch_entries
 from .selection import entries_above as entries_above

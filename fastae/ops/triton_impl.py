@@ -186,6 +186,19 @@ def _segment_sums(
     return operators.segment_sums(table.contiguous(), index, starts, values, other, place)
 
 
+def _segment_loss(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if table.shape[1] > segments.WIDEST_ROW:
+        return torch_impl.segment_loss(table, index, starts, values, target, bias)
+    return operators.segment_loss(table.contiguous(), index, starts, values, target.contiguous(), bias)
+
+
 def _adam_rows(
     parameter: Tensor,
     exp_avg: Tensor,
@@ -219,5 +232,6 @@ LAUNCHERS: dict[str, Callable[..., Any]] = {
     "batch_entries": _batch_entries,
     "entries_above": _entries_above,
     "segment_sums": _segment_sums,
+    "segment_loss": _segment_loss,
     "adam_rows": _adam_rows,
 }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops import segment_sums
+from ..ops.backend import kernels_on_cpu
 from ..ops.segments import segments_of
 from ..tensors import sum_dtype
 from .deferred import RowSums
@@ -70,4 +71,7 @@ def by_latent(table: Tensor, values: Tensor, entries: Entries) -> RowSums:
 def latent_sums(values: Tensor, entries: Entries) -> Tensor:
     """The sum of values [E] per latent, [H], in the dtype of sums."""
     wide = values.to(sum_dtype(values.dtype))
+    if values.is_cuda or kernels_on_cpu():  # where index_add_ adds in any order
+        ones = wide.new_ones(1, 1), torch.zeros_like(entries.order)
+        return segment_sums(*ones, entries.starts, wide[entries.order]).sums.flatten()
     return wide.new_zeros(len(entries.starts) - 1).index_add_(0, entries.latents, wide)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
 from ..gradients.once import first_order
+from ..ops import segment_loss, segment_sums
 from . import bags
 from .bags import Entries
 from .deferred import DeferredGradients, hand_over
@@ -91,6 +93,64 @@ class Decode(Function):
             if ctx.needs_input_grad[1]:
                 hand_over(bags.by_latent(grad.to(weight.dtype), values, entries), ctx.deferred.decoder)
         return d_values.to(values.dtype), d_weight, None, *(None,) * len(places)
+
+
+class DecodeLoss(Function):
+    """(|e|^2 [levels, N], the residual -e [N, Do] of the first level).
+
+    Per bag e = sum_k values_k W_k + bias - target. The first ``number`` entries are those of the first N
+    bags, with targets [N, Do]. N further bags have the residual for their target and no bias. The second
+    result is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        values: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        bias: Tensor | None,
+        deferred: DeferredGradients | None,
+        number: int,
+        *entries: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        places = Entries(*entries)
+        N, levels = len(target), []
+        first = places.latents[:number], places.offsets[: N + 1], values[:number]
+        levels.append(segment_loss(weight, *first, target, bias))
+        grad = levels[0].grad
+        residual = grad * -0.5
+        if len(places.offsets) > N + 1:
+            others = places.latents[number:], places.offsets[N:] - number, values[number:]
+            levels.append(segment_loss(weight, *others, residual))
+            grad = torch.cat([level.grad for level in levels])
+        ctx.deferred = deferred
+        ctx.save_for_backward(values, weight, target, bias, grad, *entries)
+        ctx.mark_non_differentiable(residual)
+        return torch.stack([level.loss for level in levels]), residual
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Context, d_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        values, weight, target, bias, grad, *places = ctx.saved_tensors
+        entries, d_weight, N = Entries(*places), None, len(target)
+        _, need_weight, need_target, need_bias, *_ = ctx.needs_input_grad
+        scale = d_loss.flatten()[entries.bags]
+        sums = bags.by_latent(grad, values * scale, entries)
+        if need_weight and ctx.deferred is None:
+            d_weight = segment_sums(*sums, weight, entries.order)
+            d_values, d_weight = d_weight.dots, d_weight.sums
+        else:
+            d_values = bags.decode_value_grad(grad, weight, entries)
+            if need_weight:
+                hand_over(sums, ctx.deferred.decoder)
+        d_target = d_bias = None
+        if need_target or need_bias:
+            d_sum = grad[:N] * d_loss[0][:, None]  # in the dtype of sums
+            d_target = d_sum.neg().to(target.dtype) if need_target else None
+            d_bias = d_sum.sum(0).to(bias.dtype) if need_bias else None
+        d_values = (d_values * scale).to(values.dtype)
+        return d_values, d_weight, d_target, d_bias, None, None, *(None,) * len(places)
 
 
 class AtLatents(Function):

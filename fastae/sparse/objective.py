@@ -22,7 +22,7 @@ from ..tensors import sum_dtype
 from .bags import Entries, entries_of, fixed_offsets
 from .code import SparseAutoencoderLoss, SparseCode
 from .deferred import DeferredGradients
-from .gradients import AtLatents, Decode, Preactivations
+from .gradients import AtLatents, Decode, DecodeLoss, Preactivations
 from .options import SparseObjective
 from .shard import LatentShard
 from .specs import AuxK, BatchTopK, Gated, JumpReLU, Sparsity, TopK
@@ -77,11 +77,19 @@ class Outcome(NamedTuple):
     least: Tensor  # the least value that a selection kept, a scalar; 0 without entries
 
 
+class Errors(NamedTuple):
+    """Squared errors that were summed where a code was decoded."""
+
+    squares: Tensor  # [1 or 2, N]: of the reconstruction, and of the residual's estimate by dead latents
+    residual: Tensor  # [N, Do]: a constant
+
+
 class Parts(NamedTuple):
     """Contribution of one code to the objective."""
 
-    prefixes: Tensor  # [G, N, Do]: the part of the reconstruction by each prefix's own latents
+    prefixes: Tensor | None  # [G, N, Do]: the part of the reconstruction by each prefix's own latents
     dead: Tensor | None  # [N, Do]: the residual's estimate by dead latents
+    errors: Errors | None  # in place of both
     gates: Tensor | None  # [N, Do]: the reconstruction by gates alone
     l1: Tensor | None  # [N]
     l0: Tensor | None  # [N]
@@ -139,7 +147,10 @@ def _evaluate(
     if o.auxk is not None and dead is not None:
         dead_latents = dead.nonzero().flatten()
         number = len(dead_latents)
-    own, shard = x, w.shard
+    own, shard, skip = x, w.shard, None
+    if w.skip is not None:
+        skip = F.linear(x.to(w.skip.dtype), w.skip)
+        skip = skip.to(sum_dtype(skip.dtype))
     if shard is not None:
         number = shard.count(number, x.device)
         ends, own = shard.ends(ends), shard.shared(x)
@@ -153,10 +164,12 @@ def _evaluate(
         if want_code:
             parts = parts._replace(code=encode(o.activation, w, x, center))
     else:
-        parts = _sparse_parts(o, w, own, center, centred, found, ends, norms, dead_latents, number)
+        # a sum of several parts has no error before they are summed
+        goal = None if shard is not None or len(ends) > 1 else target if skip is None else target - skip
+        parts = _sparse_parts(o, w, own, center, centred, found, ends, norms, dead_latents, number, goal)
     if shard is not None:
         parts = _joined(parts, shard)
-    return Outcome(_loss(o, w, x, target, parts, number), parts.code, parts.fired, parts.least)
+    return Outcome(_loss(o, w, skip, target, parts, number), parts.code, parts.fired, parts.least)
 
 
 def _joined(parts: Parts, shard: LatentShard) -> Parts:
@@ -220,7 +233,9 @@ def _sparse_parts(
     norms: Tensor | None,
     dead_latents: Tensor | None,
     dead: int,
+    target: Tensor | None,
 ) -> Parts:
+    """The parts by entries; with a ``target`` [N, Do] of the decoder, errors in place of reconstructions."""
     z, latents, offsets = found
     rows, number = len(x), len(z)
     by_row = None
@@ -240,8 +255,15 @@ def _sparse_parts(
     values = h.code
     if dead_latents is not None and o.auxk is not None:
         values = torch.cat((values, _dead_values(o, w, z, number, entries)))
-    levels = Decode.apply(values, w.decoder_weight, w.deferred, *entries)
-    levels = levels.view(len(ends) + (dead_latents is not None), rows, w.decoder_weight.shape[1])
+    prefixes = estimate = errors = None
+    if target is not None:
+        errors = Errors(
+            *DecodeLoss.apply(values, w.decoder_weight, target, w.decoder_bias, w.deferred, number, *entries)
+        )
+    else:
+        levels = Decode.apply(values, w.decoder_weight, w.deferred, *entries)
+        levels = levels.view(len(ends) + (dead_latents is not None), rows, w.decoder_weight.shape[1])
+        prefixes, estimate = levels[: len(ends)], levels[-1] if dead_latents is not None else None
 
     def row_sums(values: Tensor) -> Tensor:
         return values.new_zeros(rows).index_add(0, entries.bags[:number] % max(rows, 1), values)
@@ -250,7 +272,7 @@ def _sparse_parts(
     if h.gate is not None:
         own = entries_of(latents[:number], offsets[: len(ends) * rows + 1], w.latents)
         gates = Decode.apply(h.gate, w.decoder_weight.detach(), None, *own)
-        gates = gates.view(len(ends), *levels.shape[1:]).sum(0)
+        gates = gates.view(len(ends), rows, w.decoder_weight.shape[1]).sum(0)
     with torch.no_grad():
         # one place more takes what is not active: a mask as an index would wait for the device
         places = torch.where(h.code > 0, latents[:number], w.latents)
@@ -261,8 +283,9 @@ def _sparse_parts(
             least = w.shard.least(h.code.detach(), int(o.activation.k * rows))
     code = h.code if by_row is None else h.code[by_row]
     return Parts(
-        levels[: len(ends)],
-        levels[-1] if dead_latents is not None else None,
+        prefixes,
+        estimate,
+        errors,
         gates,
         None if norms is None else row_sums((h.code if h.gate is None else h.gate) * at(norms)),
         row_sums(h.active) if o.l0 and h.active is not None else None,
@@ -293,7 +316,7 @@ def _streamed_parts(
         entries = entries_of(latents, offsets, w.latents)
         z = Preactivations.apply(z, x, center, w.weight, w.bias, centred, w.deferred, *entries)
         estimate = Decode.apply(_dead_values(o, w, z, 0, entries), w.decoder_weight, w.deferred, *entries)
-    return Parts(prefixes, estimate, gates, l1, l0, fired, None, prefixes.new_zeros(()))
+    return Parts(prefixes, estimate, None, gates, l1, l0, fired, None, prefixes.new_zeros(()))
 
 
 def _by_prefix(
@@ -338,31 +361,25 @@ def _dead_values(o: SparseObjective, w: Weights, z: Tensor, first: int, entries:
 
 
 def _loss(
-    o: SparseObjective, w: Weights, x: Tensor, target: Tensor, parts: Parts, dead: int
+    o: SparseObjective, w: Weights, skip: Tensor | None, target: Tensor, parts: Parts, dead: int
 ) -> SparseAutoencoderLoss:
-    wide = sum_dtype(parts.prefixes.dtype)
-    t = target.to(wide)
-    offset = t.new_zeros(()) if w.decoder_bias is None else w.decoder_bias.to(wide)
-    if w.skip is not None:
-        offset = offset + F.linear(x.to(w.skip.dtype), w.skip).to(wide)
-    prefixes = parts.prefixes.to(wide)
-    if len(prefixes) > 1:
-        prefixes = prefixes.cumsum(0)
-    errors = prefixes + (offset - t)
-    each = errors.square().sum(2).mean(1)
+    t = target.to(sum_dtype(w.decoder_weight.dtype))
+    offset = t.new_zeros(()) if w.decoder_bias is None else w.decoder_bias.to(t.dtype)
+    if skip is not None:
+        offset = offset + skip
+    (each, own), residual = _errors(parts, offset - t)
     total = reconstruction = each[-1]
     terms: dict[str, Tensor] = {}
     if o.matryoshka is not None:
         total = terms["matryoshka"] = each @ each.new_tensor(o.matryoshka.factors)
-    if o.auxk is not None and parts.dead is not None:
-        residual = -errors[-1].detach()
-        terms["auxk"] = _auxk(o.auxk, parts.dead.to(wide), residual, t, dead)
+    if o.auxk is not None and own is not None:
+        terms["auxk"] = _auxk(o.auxk, own, residual, t, dead)
         total = total + o.auxk.weight * terms["auxk"]
     if parts.l1 is not None:
         terms["l1"] = parts.l1.mean()
         total = total + o.l1 * terms["l1"]
     if parts.gates is not None:
-        terms["gate"] = (parts.gates.to(wide) + (offset.detach() - t)).square().sum(1).mean()
+        terms["gate"] = (parts.gates.to(t.dtype) + (offset.detach() - t)).square().sum(1).mean()
         total = total + terms["gate"]
     if parts.l0 is not None:
         l0 = parts.l0
@@ -371,15 +388,33 @@ def _loss(
     return SparseAutoencoderLoss(total, reconstruction, **terms)
 
 
-def _auxk(a: AuxK, estimate: Tensor, residual: Tensor, target: Tensor, dead: int) -> Tensor:
-    """The auxiliary loss; see :func:`fastae.sparse.reference.auxk_loss`."""
+def _errors(parts: Parts, offset: Tensor) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+    """Mean squared errors of the prefixes [G] and of the residual's estimate, and the residual [N, Do].
+
+    ``offset`` [N, Do] is what is added to reconstructions to make errors of them.
+    """
+    if parts.errors is not None:
+        each = parts.errors.squares.mean(1)
+        return (each[:1], each[1] if len(each) > 1 else None), parts.errors.residual
+    assert parts.prefixes is not None
+    prefixes = parts.prefixes.to(offset.dtype)
+    if len(prefixes) > 1:
+        prefixes = prefixes.cumsum(0)
+    errors = prefixes + offset
+    residual, own = -errors[-1].detach(), None
+    if parts.dead is not None:
+        own = (parts.dead.to(offset.dtype) - residual).square().sum(1).mean()
+    return (errors.square().sum(2).mean(1), own), residual
+
+
+def _auxk(a: AuxK, value: Tensor, residual: Tensor, target: Tensor, dead: int) -> Tensor:
+    """The auxiliary loss from its squared error; see :func:`fastae.sparse.reference.auxk_loss`."""
     if not dead:
-        return estimate.sum() * 0.0
-    value = (estimate - residual).square().sum(1).mean()
+        return value * 0.0
     if a.ramp:
         value = value * min(dead / a.width(target.shape[1]), 1.0)
     if a.normalize == "none":
         return value
-    spread = (residual if a.normalize == "residual" else target).detach()
+    spread = (residual if a.normalize == "residual" else target).detach().to(target.dtype)
     variance = (spread - spread.mean(0)).square().sum(1).mean()
     return value * torch.where(variance > 0, 1.0 / variance, 0.0)

@@ -92,6 +92,7 @@ def segments() -> None:
     launchers.segment_sums(table, index, starts, values)
     launchers.segment_sums(table, index, starts, values, other, torch.arange(512))
     launchers.top_entries(other, table, None, 8)
+    launchers.segment_loss(table, index, starts, values, other)
     launchers.batch_entries(other, table, None, 8)
     weight, moments = torch.rand(3, 96), torch.zeros(2, 3, 96)
     launchers.adam_rows(weight, *moments, torch.ones(2), (0.9, 0.99), 1e-8, (table, index, starts, values))

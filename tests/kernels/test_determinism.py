@@ -85,6 +85,11 @@ def _elementwise_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             (code, index, starts, None, code[:3], torch.tensor([3, 0, 1, 4, 2], device=DEVICE)),
             (code, index[:0], starts[:1], rows[:0].to(dtype)),
         ],
+        "segment_loss": [
+            (code, index, starts, rows[:5].to(dtype), code[5:7]),
+            (code, index, starts, rows[:5], code[5:7].float(), code[0]),
+            (code, index[:0], starts[:1], rows[:0], code[:0]),
+        ],
         "slope_difference_grad": [
             *(
                 (code, none, code / 2, none, activation, sq_norms, scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,11 @@ def test_costs_are_those_of_the_product_without_its_result():
     assert 2 * D * (M + H) < found.bytes < bare.bytes / 2
     decode = sparse_cost.segment_sums(M * k, M, D, 2)
     assert decode.bytes == M * k * (2 * D + 12) + M * (2 * D + 8)
+    step = sparse_cost.step_by_rows(M, D, H, 2, k)
+    assert step["adam_rows"].bytes < 2 * H * D * 25 + 2 * M * k * (2 * D + 12)
+    assert sparse_cost.batch_entries(M, D, H, 2, M * k).flops == bare.flops
+    table = (Path(__file__).parents[2] / "docs" / "sparse.md").read_text(encoding="utf-8")
+    assert all(line in table for line in sparse_cost.markdown().splitlines())
     assert set(sparse_cost.step(M, D, H, 2, k)) >= {"top_entries", "decode", "decode_grad", "encode_grad"}
 
 

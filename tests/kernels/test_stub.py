@@ -72,7 +72,7 @@ def test_operands_of_products_are_described_for_tma_where_they_are_aligned(repor
 
 def test_every_kernel_is_launched(report: dict[str, Any]):
     launched = {name for seen in report["cases"].values() for name, grid, *_ in seen["kernels"] if grid}
-    sparse = {"segment_sums", "fold_chunks", "keep_largest", "adam_rows"}
+    sparse = {"segment_sums", "fold_chunks", "keep_largest", "adam_rows", "segment_loss"}
     assert launched == {"gemm", "elementwise", "fold", "squared_norms"} | sparse
 
 

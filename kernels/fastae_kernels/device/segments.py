@@ -16,10 +16,13 @@ import triton.language as tl
 
 
 class Entries(NamedTuple):
-    """Entries i = starts[s], ..., starts[s + 1] - 1 of segments s: values_i times rows index_i of a table."""
+    """Entries i = starts[s], ..., starts[s + 1] - 1 of segments s: factors_i times rows_i of a table.
 
-    values: Any  # [E], or None: 1
-    index: Any  # [E] int64
+    Fields have names that Triton's own tuples do not have.
+    """
+
+    factors: Any  # [E], or None: 1
+    rows: Any  # [E] int64
     starts: Any  # [segments + 1] int64
     table: Any  # [R, D]
 
@@ -40,11 +43,11 @@ def _walk(e, dots, own, begin, end, col, D, BD: tl.constexpr, B: tl.constexpr):
     for first in range(begin, end, B):
         i = first + tl.arange(0, B)
         there = i < end
-        row = tl.load(e.index + i, mask=there, other=0)
+        row = tl.load(e.rows + i, mask=there, other=0)
         entry = e.table + (row * D)[:, None] + col[None, :]
         rows = tl.load(entry, mask=there[:, None] & live[None, :], other=0.0).to(tl.float32)  # [B, BD]
-        if e.values is not None:
-            value = tl.load(e.values + i, mask=there, other=0.0).to(tl.float32)
+        if e.factors is not None:
+            value = tl.load(e.factors + i, mask=there, other=0.0).to(tl.float32)
             total += tl.sum(value[:, None] * rows, 0)
         if dots is not None:
             to = i
@@ -79,11 +82,11 @@ def segment_sums(
         if dots is not None:
             own = tl.load(dots.other + segment * D + col, mask=live, other=0.0).to(tl.float32)
         total = _walk(e, dots, own, begin, end, col, D, BD, B)
-        if e.values is not None:
-            if program < segments:
-                tl.store(sums + segment * D + col, total, mask=live)
-            else:
+        if e.factors is not None:
+            if program >= segments:
                 tl.store(partials + tl.cast(program - segments, tl.int64) * D + col, total, mask=live)
+            elif sums is not None:
+                tl.store(sums + segment * D + col, total, mask=live)
 
 
 @triton.jit
@@ -105,6 +108,21 @@ def fold_chunks(chunk_segment, partials, sums, segments, chunks, D, BD: tl.const
         tl.store(sums + segment * D + col, total, mask=live)
 
 
+@triton.jit
+def segment_loss(e, bias, target, losses, grad, D, BD: tl.constexpr, B: tl.constexpr):
+    """|e|^2 and 2 e of each segment, where e is its weighted sum plus bias less target [segments, D]."""
+    segment = tl.cast(tl.program_id(0), tl.int64)
+    col = tl.arange(0, BD)
+    live = col < D
+    begin, end = tl.load(e.starts + segment), tl.load(e.starts + segment + 1)
+    error = _walk(e, None, None, begin, end, col, D, BD, B)
+    if bias is not None:
+        error += tl.load(bias + col, mask=live, other=0.0).to(tl.float32)
+    error -= tl.load(target + segment * D + col, mask=live, other=0.0).to(tl.float32)
+    tl.store(losses + segment, tl.sum(error * error, 0))
+    tl.store(grad + segment * D + col, 2.0 * error, mask=live)
+
+
 class Adam(NamedTuple):
     """A step of Adam (Kingma and Ba 2015) on the rows of a matrix [H, D], in place."""
 
@@ -121,7 +139,7 @@ class Adam(NamedTuple):
 @triton.jit
 def _norm_factor(square):
     """1 over the root of a sum of squares; 1 for 0."""
-    return tl.where(square > 0.0, 1.0 / tl.sqrt_rn(square), 1.0)
+    return 1.0 / tl.sqrt_rn(tl.where(square > 0.0, square, 1.0))
 
 
 @triton.jit

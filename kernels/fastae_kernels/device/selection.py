@@ -113,8 +113,8 @@ def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.co
     number = tl.sum(ones, 1)
     start = tl.atomic_add(a.count, tl.sum(number, 0), sem="relaxed")
     slot = (start + tl.cumsum(number, 0) - number)[:, None] + tl.cumsum(ones, 1) - 1
-    key = key_of(rank, (a.first + row * N)[:, None] + col[None, :])
-    tl.store(a.keys + slot, key, mask=hit & (slot < a.capacity))
+    place = (a.first + row.to(tl.int32) * N)[:, None] + col[None, :]
+    tl.store(a.keys + slot, key_of(rank, place), mask=hit & (slot < a.capacity))
 
 
 @triton.jit

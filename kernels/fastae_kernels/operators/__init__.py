@@ -12,7 +12,7 @@ import torch
 from .corruption import corrupt, perturb, random_signs, swap_backward
 from .decoder import decode_loss, decode_loss_target_grad
 from .encoder import cast_weight, code_grad, encode, slope_difference_grad, squared_norms, weight_grad
-from .segments import adam_rows, segment_sums
+from .segments import adam_rows, segment_loss, segment_sums
 from .selection import append_passing, batch_entries, entries_above, top_entries
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,6 +31,7 @@ __all__ = [
     "entries_above",
     "perturb",
     "random_signs",
+    "segment_loss",
     "segment_sums",
     "slope_difference_grad",
     "squared_norms",

@@ -72,6 +72,27 @@ def segment_sums(
     return sums, products
 
 
+def segment_loss(
+    table: Tensor,
+    index: Tensor,
+    starts: Tensor,
+    values: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(loss [S] float32, its gradient per segment with respect to the sum, [S, D] in the table's dtype).
+
+    The squared error of the sums of :func:`segment_sums`, plus ``bias`` [D], against ``target`` [S, D], which
+    is contiguous, too; the sums are never written. One program takes a segment, however long.
+    """
+    number, width = len(starts) - 1, table.shape[1]
+    losses = table.new_empty(number, dtype=torch.float32)
+    grad = table.new_empty(number, width)
+    arguments = segments.Entries(values, index, starts, table), bias, target, losses, grad, width
+    run.launch(segments.segment_loss, number, table.device, *arguments, **_options(width))
+    return losses, grad
+
+
 def adam_rows(
     parameter: Tensor,
     exp_avg: Tensor,

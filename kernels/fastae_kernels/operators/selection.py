@@ -136,6 +136,20 @@ def _values(ranks: Tensor) -> Tensor:
     return (ranks ^ ((ranks >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
+def flat_capacity(latents: int, number: int) -> int:
+    """The slots of a list that keeps ``number`` entries: one row at least finds place beside them."""
+    return max(8 * number, number + latents, _FLAT)
+
+
+def height_after(rows: int, latents: int, number: int, capacity: int) -> int:
+    """The rows of the round after so many.
+
+    At first as many as certainly fit, then so that the free slots are half used by rows in random order.
+    """
+    free = capacity - number
+    return max(1, free // latents, rows * free // (2 * number))
+
+
 def batch_entries(
     x: Tensor, weight: Tensor, bias: Tensor | None, number: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,23 +159,23 @@ def batch_entries(
     largest value. Where fewer are positive, the last row is filled up with entries of value 0. ``number``
     plus the latents is below 2^31.
 
-    Rows come in rounds of growing height, as columns do in :func:`rounds`. What is above the least kept value
-    is appended to a list, and the library cuts that. Equal values of later rows stay behind.
+    Rows come in rounds of growing height. What is above the least kept value is appended to a list, and the
+    library cuts that. Equal values of later rows stay behind.
     """
     M, H, device = len(x), len(weight), x.device
-    capacity = max(8 * number, number + H, _FLAT)
-    safe = (capacity - number) // H  # rows whose entries all fit
+    capacity = flat_capacity(H, number)
     keys = torch.empty(capacity, dtype=torch.int64, device=device)
     kept = torch.zeros(max(number, 1), dtype=torch.int64, device=device)  # places in z, as keys are ordered
     bound = torch.zeros(1, device=device)
-    held, start, height = 0, 0, safe
+    held, start, most = 0, 0, (_PLACES - number) // H
+    height = height_after(0, H, number, capacity) if number else 0
     while start < M and number:
-        stop = min(start + min(height, (_PLACES - number) // H), M)
+        stop = min(start + min(height, most), M)
         count = torch.full((), held, dtype=torch.int32, device=device)
         append_passing(x[start:stop], weight, bias, bound, keys, count, number)
         used = int(count)
         if used > capacity:  # once more with fewer rows
-            height = max(safe, (stop - start) // 4)
+            height = max(height_after(0, H, number, capacity), (stop - start) // 4)
             continue
         best = keys[:used].topk(min(number, used)).values
         held, place = len(best), _PLACES - (best & 0xFFFFFFFF)
@@ -170,7 +184,7 @@ def batch_entries(
         keys[:held] = (best >> 32 << 32) | (_PLACES - torch.arange(held, device=device))
         if held == number:
             bound = _values(_ranks(best[-1:]))
-        start, height = stop, max(safe, stop * (capacity - number) // (2 * number))
+        start, height = stop, height_after(stop, H, number, capacity)
     places, order = kept[:held].sort()
     values = _values(_ranks(keys[:held][order]))
     offsets = torch.searchsorted(places, torch.arange(M + 1, device=device) * H)

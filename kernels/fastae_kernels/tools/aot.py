@@ -205,6 +205,9 @@ def _cases() -> Iterator[_Case]:
         lambda t: operators.append_passing(t(M, D), t(H, D), t(H), sums, flat, count),
         product=True,
     )
+    yield case(
+        "segment_loss", lambda t: operators.segment_loss(t(H, D), places, by_row, values, t(M, D), t(D))
+    )
     yield case("sparse decode", lambda t: operators.segment_sums(t(H, D), places, by_row, values))
     yield case(
         "sparse decode_grad",
