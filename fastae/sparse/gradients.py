@@ -138,8 +138,8 @@ class DecodeLoss(Function):
         scale = d_loss.flatten()[entries.bags]
         sums = bags.by_latent(grad, values * scale, entries)
         if need_weight and ctx.deferred is None:
-            d_weight = segment_sums(*sums, weight, entries.order)
-            d_values, d_weight = d_weight.dots, d_weight.sums
+            both = segment_sums(*sums, weight, entries.order)
+            d_values, d_weight = both.dots, both.sums
         else:
             d_values = bags.decode_value_grad(grad, weight, entries)
             if need_weight:

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from fastae_kernels import operators
-from fastae_kernels.device import reductions
+from fastae_kernels.device import reductions, segments
 from fastae_kernels.device.tiles import entries, inside, store_column_sums, store_sums, tile_indices
 from torch import Tensor
 
@@ -107,6 +107,23 @@ def test_outputs_may_lie_far_out():
     store_far[(1,)](M - 1, blocks_n - 1, M, N, matrix, row_sums, column_sums, 1, N)
     assert (matrix[-N:] == 1.0).all() and (column_sums[-N:] == 1.0).all()
     assert row_sums[-1] == N
+
+
+def test_rows_of_dictionaries_may_lie_far_out():
+    """The last of 2^23 + 1 segments, whose entry is the last row of the table, and a chunk as far out."""
+    rows, D = 2**23 + 1, 256
+    table, sums = promised(rows * D, torch.float16), promised(rows * D, torch.float16)
+    partials = promised(rows * D, torch.float32)
+    starts, chunks = promised(rows + 1, torch.int64), promised(rows, torch.int64)
+    numbers = promised(rows, torch.int64)
+    table[-D:], starts[-1], chunks[-1], numbers[-1] = 1.0, 130, rows - 1, 1
+    e = segments.Entries(torch.full((130,), 2.0), torch.full((130,), rows - 1), starts, table)
+    dots = segments.Dots(table, None, torch.empty(130))
+    for first in (rows - 1, 2 * rows - 1):
+        segments.segment_sums[(1,)](
+            e, dots, chunks, numbers, sums, partials, first, rows, D, CHUNK=128, BD=256, B=2
+        )
+    assert (sums[-D:] == 256.0).all() and (partials[-D:] == 4.0).all() and (dots.out == D).all()
 
 
 def test_partial_sums_may_lie_far_apart():

@@ -86,8 +86,8 @@ def _elementwise_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
             (code, index[:0], starts[:1], rows[:0].to(dtype)),
         ],
         "segment_loss": [
-            (code, index, starts, rows[:5].to(dtype), code[5:7]),
-            (code, index, starts, rows[:5], code[5:7].float(), code[0]),
+            (code, index, starts, rows[:5].to(dtype), code[5:8]),
+            (code, index, starts, rows[:5], code[5:8].float(), code[0]),
             (code, index[:0], starts[:1], rows[:0], code[:0]),
         ],
         "slope_difference_grad": [

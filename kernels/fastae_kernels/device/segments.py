@@ -4,7 +4,7 @@ One program owns a segment's row, and walks its entries in order. Long segments 
 sums are added in order afterwards: no two additions race, and results repeat bit for bit.
 """
 
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # (Triton's own annotations know neither numbers for constants nor its loops)
 
 from __future__ import annotations
