@@ -408,7 +408,7 @@ def _sparse_times(here: Machine, M: int, D: int, H: int, k: int) -> dict[str, An
         by_row, values = torch.arange(0, M * k + 1, k), torch.rand(M * k)
         ordered, order = latents.sort(stable=True)
         by_latent = torch.searchsorted(ordered, torch.arange(H + 1))
-        state, rates = torch.zeros(3, H, D), torch.tensor([1e-3, 0.1])
+        (p, m, v), rates = torch.zeros(3, H, D), torch.tensor([1e-3, 0.1])
     sums = x, order // k, by_latent, values[order]
     work: dict[str, Callable[[], object]] = {
         "product": lambda: torch.mm(x, weight.t()),
@@ -416,7 +416,7 @@ def _sparse_times(here: Machine, M: int, D: int, H: int, k: int) -> dict[str, An
         "batch_entries": lambda: operators.batch_entries(x, weight, bias, M * k),
         "segment_loss": lambda: operators.segment_loss(weight, latents, by_row, values, x),
         "decode_grad": lambda: operators.segment_sums(*sums, weight, order),
-        "adam_rows": lambda: operators.adam_rows(*state, rates, (0.9, 0.999), 1e-8, sums, unit=True),
+        "adam_rows": lambda: operators.adam_rows(p, m, v, rates, (0.9, 0.999), 1e-8, sums, unit=True),
     }  # fmt: skip
     tasks = {}
     for name, run in work.items():  # one of which waits for the device

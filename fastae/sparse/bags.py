@@ -31,8 +31,9 @@ class Entries(NamedTuple):
 
 def entries_of(latents: Tensor, offsets: Tensor, width: int) -> Entries:
     """The places of entries whose ``latents`` [E] lie in bags by ``offsets`` [B + 1]; ``width`` latents."""
-    ordered, order = latents.sort(stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(width + 1, device=latents.device))
+    keys = torch.int32 if width < 2**31 else torch.int64  # a sort takes a pass per byte
+    ordered, order = latents.to(keys).sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(width + 1, dtype=keys, device=latents.device))
     return Entries(latents, offsets, segments_of(offsets, len(latents)), order, starts)
 
 

@@ -131,7 +131,7 @@ class DecodeLoss(Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Context, d_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, d_loss: Tensor, d_residual: None) -> tuple[Tensor | None, ...]:
         values, weight, target, bias, grad, *places = ctx.saved_tensors
         entries, d_weight, N = Entries(*places), None, len(target)
         _, need_weight, need_target, need_bias, *_ = ctx.needs_input_grad

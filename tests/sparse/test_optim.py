@@ -65,6 +65,16 @@ def test_weights_have_no_gradients_and_backward_passes_add_up():
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
+def test_gradients_of_lower_precision_are_widened():
+    ours, theirs = pair("topk:3")
+    optimizers = DictionaryAdam(ours), constrain(torch.optim.Adam(theirs.parameters(), 1e-3), theirs)
+    for sae, optimizer in zip((ours, theirs), optimizers, strict=True):
+        step = TrainingStep(sae, optimizer, autocast=torch.bfloat16)
+        for x in rows(40).split(20):
+            step(x)
+    torch.testing.assert_close(ours.encoder.weight, theirs.encoder.weight, rtol=1e-5, atol=1e-5)
+
+
 def test_the_state_is_adams():
     ours, theirs = pair("topk:3")
     optimizer, adam = DictionaryAdam(ours), constrain(torch.optim.Adam(theirs.parameters(), 1e-3), theirs)
