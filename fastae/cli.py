@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             return 128 + error.number
         advice = ""
         if error.run is not None:
-            advice = f"; it goes on with: fastae train --resume --out {shlex.quote(str(error.run))}"
+            advice = f"; it goes on with: fastae {error.command} --resume --out {shlex.quote(str(error.run))}"
         return _fail(f"interrupted{advice}", 128 + error.number)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)

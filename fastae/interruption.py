@@ -21,11 +21,12 @@ class Interrupted(KeyboardInterrupt):
     Attributes:
         number: the signal.
         run: the folder of the run that can be resumed, if any.
+        command: the command that resumes it.
     """
 
-    def __init__(self, number: int, run: Path | None = None) -> None:
-        super().__init__(number, run)
-        self.number, self.run = number, run
+    def __init__(self, number: int, run: Path | None = None, command: str = "train") -> None:
+        super().__init__(number, run, command)
+        self.number, self.run, self.command = number, run, command
 
 
 @contextmanager

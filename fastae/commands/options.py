@@ -194,7 +194,23 @@ def parse(cls: type[T], args: Sequence[str], prog: str = "fastae") -> T:
     if rest:
         raise ValueError(f"{rest[0]!r} was not expected; {prog} --help shows the options")
     hints = {option.name: (option.flag, option.hint) for option in options}
-    return _build(cls, {name: _typed(*hints[name], value) for name, value in values.items()})
+    config = _build(cls, {name: _typed(*hints[name], value) for name, value in values.items()})
+    names = {
+        f"{field}.{option.name}" if len(option.fields) > 1 else option.name
+        for option in options
+        if option.name in values
+        for field in option.fields or [""]
+    }
+    object.__setattr__(config, _GIVEN, frozenset(names))
+    return config
+
+
+def given_options(config: Any) -> frozenset[str]:
+    """The fields that were given on the command line of a configuration, as ``lr`` or ``pretrain.lr``."""
+    return getattr(config, _GIVEN, frozenset())
+
+
+_GIVEN = "_given"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -21,6 +21,7 @@ from ..train.config import POSITIONAL
 from ..train.data import load_dataset
 from ..train.dictionary import SparseTrainConfig
 from ..train.evaluation import PartName, evaluation_parts
+from .options import given_options
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,10 @@ def _train(config: SparseTrainConfig, console: Console) -> None:
         described = "  ".join(f"{name} {value:.5g}" for name, value in terms.items())
         console.print(f"epoch {epoch}/{config.epochs}  {described}")
 
-    result = training.train(config, progress)
-    _print(console, result.figures, f"{config.data}, rows held out")
+    if config.resume and (Path(config.out) / training.RUN).exists():
+        console.print(f"{config.out} is finished: there is nothing left to train")
+    result = training.train(config, progress, given=given_options(config))
+    _print(console, result.figures, f"{result.config.data}, rows held out")
     console.print(f"Run: {result.path} (model.safetensors, log.csv, train.json)")
 
 

@@ -16,6 +16,7 @@ from ..train.config import TrainConfig
 from ..train.engine import train
 from ..train.folder import folder_of_launch
 from ..train.reporting import LineProgress, RichProgress
+from .options import given_options
 from .tables import as_json, print_figures
 
 ABOUT = "Train a stack of autoencoders, and perhaps a classifier on top of it."
@@ -61,23 +62,24 @@ class Config(TrainConfig):
 def run(config: Config, console: Console) -> None:
     """Run the command."""
     settings = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+    given = given_options(config)
     if config.processes == 1 or is_launched():
-        _train(settings)
+        _train(settings, given)
         return
     name = uuid.uuid4().hex
     try:
-        launch(_train, (settings,), config.processes, config.restarts, name)
+        launch(_train, (settings, given), config.processes, config.restarts, name)
     except Interrupted as error:
         raise Interrupted(error.number, folder_of_launch(config.out, name)) from None
 
 
-def _train(config: TrainConfig) -> None:
+def _train(config: TrainConfig, given: frozenset[str]) -> None:
     """Train and evaluate, as one process of a run or as its only one."""
     tolerate_encodings()
     console = Console()
     interactive = console.is_terminal and not console.is_dumb_terminal
     progress = RichProgress(console) if interactive else LineProgress()
-    result = train(config, progress=progress, announce=console.print)
+    result = train(config, progress=progress, announce=console.print, given=given)
     if not leads():
         return
     rows, part, training = result.parts

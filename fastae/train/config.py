@@ -7,7 +7,8 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -349,6 +350,29 @@ class TrainConfig(_layer_config()):
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; ``ValueError`` names what does not fit."""
         return cls(**typed_fields(cls, values))
+
+
+def differing(
+    options: Mapping[str, Any],
+    own: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    given: Collection[str] | None,
+) -> list[str]:
+    """Names of the options given to a resumed run that are not those of the run itself.
+
+    ``given`` are the names that were given; ``None`` where only values tell, by differing from the defaults.
+    """
+    return [
+        name
+        for name, value in options.items()
+        if value != own[name] and (value != defaults[name] if given is None else name in given)
+    ]
+
+
+def warn_of_kept(names: Sequence[str], stacklevel: int) -> None:
+    """Warn that a resumed run keeps its own values of the options called ``names``."""
+    if names:
+        warnings.warn(f"resume: the run keeps its own {', '.join(names)}", stacklevel=stacklevel + 1)
 
 
 @functools.cache

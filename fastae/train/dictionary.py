@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +22,19 @@ from ..checks import check_name, check_nonnegative, check_whole
 from ..devices import resolve_device
 from ..errors import CheckpointError
 from ..files import check_writable, remove_leftovers, write_whole
+from ..interruption import Interrupted, Interruption
 from ..optim import DictionaryAdam, constrain
 from ..sparse.module import SparseAutoencoder
 from ..sparse.planted import Planted, planted_rows, recovered_share
 from ..sparse.specs import AuxK, BatchTopK, Matryoshka
 from .batches import Resident, Source, free_memory, open_rows
+from .config import differing, warn_of_kept
 from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
 from .data.rows import chosen_window
 from .data.scaling import AffineScaling
 from .dictionary_state import STATE, Position, read_config, restore_state, save_state
+from .folder import locked
 from .seeds import mix
 from .step import TrainingStep
 from .typed import typed_fields
@@ -152,6 +156,7 @@ class _Data(NamedTuple):
     width: int
     sample: Tensor
     held_out: Iterable[Tensor]
+    rows: Rows | None = None  # of a data set
     scaling: AffineScaling | None = None
     directions: Tensor | None = None
 
@@ -161,6 +166,7 @@ def train(
     progress: Callable[[int, dict[str, float]], None] | None = None,
     *,
     dataset: Dataset | None = None,
+    given: Collection[str] | None = None,
 ) -> SparseRun:
     """Train a dictionary, measure it on rows held out, and write its folder.
 
@@ -172,36 +178,78 @@ def train(
         config: what to train on, and how.
         progress: called after each epoch with its number, from 1, and the terms of the loss.
         dataset: in place of ``config.data``.
+        given: names of the options that were given to a resumed run, which warns of those that it does not
+            take; by default those that differ from their defaults.
 
     Raises:
-        ValueError: an option or data that do not fit; before any training.
+        ValueError, DataError, CheckpointError: a wrong argument, file or folder, before any training.
         FloatingPointError: the loss is not finite.
+        Interrupted: a KeyboardInterrupt, after Ctrl-C, SIGTERM or SIGHUP, with the current step finished and
+            the state written.
     """
     folder = Path(config.out)
+    with ExitStack() as held:
+        made = folder.is_dir()
+        if made:
+            held.enter_context(locked(folder))
+        if (folder / RUN).exists() and config.resume:
+            finished = load(folder)
+            _kept(config, finished.config, given)
+            return finished
+        begun = _begun(folder, config.resume)
+        if begun:
+            config = _kept(config, _config(read_config(folder)), given)
+        device = resolve_device(config.device)
+        torch.manual_seed(config.seed)
+        if dataset is None and config.data == "planted":
+            data = _planted(config, device)
+        else:
+            data = _open(config, device, dataset)
+        sae = config.module(data.width)
+        check_writable(folder)
+        if not made:
+            held.enter_context(locked(folder))
+            _begun(folder, resume=False)  # another process may have been faster
+        remove_leftovers(folder)
+        return _run(config, data, sae.to(device), progress, begun)
+
+
+def _begun(folder: Path, resume: bool) -> bool:
+    """True if a folder has an unfinished run; ``CheckpointError`` for a run that is not to be resumed."""
     if (folder / RUN).exists():
-        if config.resume:
-            return load(folder)
         raise CheckpointError(f"out: {folder} has a run already; choose another folder")
     begun = (folder / STATE).exists()
-    if begun and not config.resume:
-        raise CheckpointError(f"out: {folder} has an unfinished run; continue it with resume")
-    if begun:
-        config = _config({**read_config(folder), **{name: getattr(config, name) for name in _FREE}})
-    device = resolve_device(config.device)
-    torch.manual_seed(config.seed)
-    if dataset is None and config.data == "planted":
-        data = _planted(config, device)
-    else:
-        data = _open(config, device, dataset)
-    sae = config.module(data.width)
-    check_writable(folder)
-    remove_leftovers(folder)
-    sae = sae.to(device)
+    if begun and not resume:
+        raise CheckpointError(f"out: {folder} has an unfinished run; continue it with resume (--resume)")
+    return begun
+
+
+def _kept(
+    config: SparseTrainConfig, own: SparseTrainConfig, given: Collection[str] | None
+) -> SparseTrainConfig:
+    """The configuration of a run as it is resumed, with the options of ``config`` that it takes anew."""
+    asked = asdict(config)
+    names = differing(asked, asdict(own), asdict(SparseTrainConfig()), given)
+    warn_of_kept([name for name in names if name not in _FREE], stacklevel=3)
+    return replace(own, **{name: asked[name] for name in _FREE})
+
+
+def _run(
+    config: SparseTrainConfig,
+    data: _Data,
+    sae: SparseAutoencoder,
+    progress: Callable[[int, dict[str, float]], None] | None,
+    begun: bool,
+) -> SparseRun:
+    """Train and measure an untrained module, and write its folder."""
+    folder, rows = Path(config.out), data.rows
     optimizer = OPTIMIZERS[config.optimizer](sae, config.rate)
     if begun:
         start = restore_state(folder, sae, optimizer)
+        if start.data is not None and rows is not None and not rows.matches(start.data):
+            raise CheckpointError(f"{folder}: was trained on other data than {config.data} is now")
     else:
-        start = Position(0, 0, {}, [])
+        start = Position(data=None if rows is None else rows.fingerprint())
         sae.initialize_(data.sample)
     log = _fit(config, sae, optimizer, data.source, start, progress)
     sae.eval()
@@ -225,24 +273,39 @@ def _fit(
     """Train from a position to the end, saving the state now and then; returns the log."""
     step, rows = TrainingStep(sae, optimizer), len(source)
     per_epoch = -(-rows // config.batch_size)
+    try:
+        start.check(config.epochs, per_epoch)
+    except ValueError as error:
+        raise CheckpointError(f"{Path(config.out) / STATE}: {error}") from error
     log, saved = list(start.log), time.monotonic()
-    for epoch in range(start.epoch, config.epochs):
-        first = start.batch if epoch == start.epoch else 0
-        step.reset(start.sums if first else None)
-        order = source.order(mix(config.seed, epoch))
-        batches = source.batches(order, config.batch_size, first * config.batch_size)
-        for number, (x, _) in enumerate(batches, first):
-            done = (epoch * per_epoch + number + 1) / (config.epochs * per_epoch)
-            step(x, rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
-            if number + 1 < per_epoch and time.monotonic() - saved >= config.checkpoint_seconds:
-                position = Position(epoch, number + 1, step.sums(), log)
-                save_state(Path(config.out), asdict(config), sae, optimizer, position)
-                saved = time.monotonic()
-        terms = {name: total / rows for name, total in step.sums().items()}
-        terms["dead"] = int(sae.dead.sum())
-        log.append({"epoch": epoch + 1, **terms})
-        if progress is not None:
-            progress(epoch + 1, terms)
+
+    def save(epoch: int, batch: int) -> None:
+        """Write the state where that is due, and stop if a signal came."""
+        nonlocal saved
+        if interruption.number or time.monotonic() - saved >= config.checkpoint_seconds:
+            position = Position(epoch, batch, step.sums() if batch else {}, log, start.data)
+            save_state(Path(config.out), asdict(config), sae, optimizer, position)
+            saved = time.monotonic()
+        if interruption.number:
+            raise Interrupted(interruption.number, Path(config.out), "sae train")
+
+    with Interruption() as interruption:
+        for epoch in range(start.epoch, config.epochs):
+            first = start.batch if epoch == start.epoch else 0
+            step.reset(start.sums if first else None)
+            order = source.order(mix(config.seed, epoch))
+            batches = source.batches(order, config.batch_size, first * config.batch_size)
+            for number, (x, _) in enumerate(batches, first + 1):
+                done = (epoch * per_epoch + number) / (config.epochs * per_epoch)
+                step(x, rates=[config.rate * min(done / _WARM_UP, (1 - done) / _DECAY, 1.0)])
+                if number < per_epoch:
+                    save(epoch, number)
+            terms = {name: total / rows for name, total in step.sums().items()}
+            terms["dead"] = int(sae.dead.sum())
+            log.append({"epoch": epoch + 1, **terms})
+            if progress is not None:
+                progress(epoch + 1, terms)
+            save(epoch + 1, 0)
     return log
 
 
@@ -354,7 +417,7 @@ def _open(config: SparseTrainConfig, device: torch.device, dataset: Dataset | No
     source = open_rows(rows, device, torch.float32, budget, window_mib=window)
     places = np.arange(0, len(rows), max(1, len(rows) // _SAMPLE))
     sample = torch.from_numpy(rows.read(places[:_SAMPLE])).to(device)
-    return _Data(source, rows.width, sample, rows_of(held_out, device), dataset.scaling)
+    return _Data(source, rows.width, sample, rows_of(held_out, device), rows, dataset.scaling)
 
 
 def _write(run: SparseRun, log: list[dict[str, float]]) -> None:

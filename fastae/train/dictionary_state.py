@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch.optim import Optimizer
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, one_line
 from ..files import write_whole
 from ..sparse.module import SparseAutoencoder
 from .optimizer_state import optimizer_state, restore_optimizer
+from .typed import typed, typed_fields
 
 STATE = "training.safetensors"
 _MODULE, _OPTIMIZER = "module.", "optimizer."
 
 
-class Position(NamedTuple):
-    """Where training stands: before batch ``batch`` of epoch ``epoch``, both from 0."""
+@dataclass(frozen=True)
+class Position:
+    """Where training stands.
 
-    epoch: int
-    batch: int
-    sums: dict[str, float]  # of the epoch's terms so far
-    log: list[dict[str, float]]  # of the epochs before
+    Attributes:
+        epoch: the current one, from 0.
+        batch: the next one of the epoch, from 0.
+        sums: of the epoch's terms so far.
+        log: the terms of the epochs before.
+        data: fingerprint of the rows, where they are a data set's.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    data: str | None = None
+
+    def check(self, epochs: int, batches: int) -> None:
+        """Raise ``ValueError`` unless training for so many epochs of ``batches`` batches can stand here."""
+        within = self.epoch < epochs and 0 < self.batch < batches
+        if not (0 <= self.epoch <= epochs and (within or self.batch == 0)):
+            raise ValueError(f"position: epoch {self.epoch}, batch {self.batch} is beyond the run")
+        if len(self.log) != self.epoch or any(row.keys() != self.log[0].keys() for row in self.log):
+            raise ValueError(f"position.log: expected {self.epoch} rows of the same terms")
+        for number, row in enumerate(self.log):
+            for name, value in row.items():
+                typed(f"position.log[{number}].{name}", value, float)
 
 
 def save_state(
@@ -36,17 +61,21 @@ def save_state(
     values, tensors = optimizer_state(optimizer)
     named = {_MODULE + name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
     named |= {_OPTIMIZER + name: tensor.contiguous() for name, tensor in tensors.items()}
-    state = {"config": config, "position": position._asdict(), "optimizer": values}
+    state = {"config": config, "position": asdict(position), "optimizer": values}
     write_whole(folder / STATE, save(named, {"state": json.dumps(state)}))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration that the state in a folder was written with.
+    """The configuration that the state in a folder was written with, of as many latents as its tensors have.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    return _read(folder)[0]["config"]
+    with _opened(folder) as (file, state):
+        latents = file.get_slice(f"{_MODULE}encoder.weight").get_shape()[0]
+        if state["config"]["latents"] != latents:  # which a module may be too large for
+            raise ValueError(f"latents: {state['config']['latents']!r}, but its tensors have {latents}")
+        return dict(state["config"])
 
 
 def restore_state(folder: Path, sae: SparseAutoencoder, optimizer: Optimizer) -> Position:
@@ -55,22 +84,21 @@ def restore_state(folder: Path, sae: SparseAutoencoder, optimizer: Optimizer) ->
     Raises:
         CheckpointError: the file cannot be read, or does not fit.
     """
-    state, tensors = _read(folder)
-    module = {name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)}
-    moments = {name.removeprefix(_OPTIMIZER): t for name, t in tensors.items() if name.startswith(_OPTIMIZER)}
-    try:
+    with _opened(folder) as (file, state):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        module = {name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)}
+        moments = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
         sae.load_state_dict(module)
         restore_optimizer(optimizer, torch.optim.Adam, state["optimizer"], moments)
-        return Position(**state["position"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / STATE}: does not fit ({error})") from error
+        return Position(**typed_fields(Position, state["position"], "position."))
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open file and the values in its header; whatever fails within is a ``CheckpointError``."""
     path = folder / STATE
     try:
         with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: could not be read ({error})") from error
+            yield file, json.loads((file.metadata() or {})["state"])
+    except Exception as error:  # a damaged file leads to errors of any kind
+        raise CheckpointError(f"{path}: cannot be used ({one_line(error)})") from error

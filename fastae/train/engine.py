@@ -11,7 +11,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -30,7 +30,7 @@ from ..nn import StackedAutoencoder
 from ..tensors import float32_products, float32_products_of
 from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
-from .config import TrainConfig
+from .config import TrainConfig, differing, warn_of_kept
 from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
 from .data.rows import chosen_window
@@ -82,17 +82,20 @@ def train(
     dataset: Dataset | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    given: Collection[str] | None = None,
 ) -> TrainResult:
     """Train a stack as ``config`` says and return it; everything is also in the run's folder.
 
     Args:
         config: the run. With ``resume``, the checkpoint's own configuration holds, except for ``out``,
             ``device``, ``memory_gib`` and ``checkpoint_seconds``, more epochs for a stage, and a classifier.
-            Other options that differ from the defaults and from the run's own are named in a warning.
+            Other options that were given and differ from the run's own are named in a warning.
         dataset: in place of ``config.data``, which becomes its name.
         progress: what to show; nothing by default.
         announce: called before training starts with a line on the data and the device, and, with ``resume``,
             one on where the run goes on.
+        given: names of the options that were given, as ``seed`` or ``pretrain.lr``; by default those that
+            differ from their defaults.
 
     Raises:
         ValueError, DataError, CheckpointError: a wrong argument, file or folder, before training starts.
@@ -109,7 +112,7 @@ def train(
             folder = world.first(partial(_hold, config, held))
             with world.agreed():
                 checkpoint = load_checkpoint(folder, with_state=True)
-                config = _resumed(config, checkpoint)
+                config = _resumed(config, checkpoint, given)
         else:
             world.first(partial(check_new, config.out))
         if dataset is None:
@@ -201,30 +204,28 @@ def _load_data(config: TrainConfig) -> Dataset:
     )
 
 
-def _resumed(config: TrainConfig, checkpoint: Checkpoint) -> TrainConfig:
+def _resumed(config: TrainConfig, checkpoint: Checkpoint, given: Collection[str] | None) -> TrainConfig:
     """The configuration of a checkpoint, with what a resumed run may choose anew.
 
-    These are the options in ``_FREE`` and ``_FREE_ONCE_GIVEN``, and more epochs for a stage. Other options
-    that were given and differ are named in a warning.
+    These are the options in ``_FREE`` and ``_FREE_ONCE_GIVEN``, and more epochs for a stage.
     """
     try:
         kept = TrainConfig.from_dict(checkpoint.config)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{checkpoint.path / 'config.json'}: train.{error}") from error
-    own, given, defaults = _flat(kept), _flat(config), _flat(TrainConfig())
-    ignored = []
-    for name, value in given.items():
-        if name in _FREE or value in (own[name], defaults[name]):
+    own, asked, ignored = _flat(kept), _flat(config), []
+    for name in differing(asked, own, _flat(TrainConfig()), given):
+        value = asked[name]
+        if name in _FREE:
             continue
         stage, _, setting = name.partition(".")
-        if setting == "epochs" and value > (own[name] or 0):
+        if setting == "epochs" and (value or 0) > (own[name] or 0):
             kept = replace(kept, **{stage: replace(getattr(kept, stage), epochs=value)})
-        elif name in _FREE_ONCE_GIVEN:
+        elif name in _FREE_ONCE_GIVEN and (value or name != "classifier"):  # which it may only gain
             kept = replace(kept, **{name: value})
         else:
             ignored.append(name)
-    if ignored:
-        warnings.warn(f"resume: the run keeps its own {', '.join(ignored)}", stacklevel=3)
+    warn_of_kept(ignored, stacklevel=3)
     return replace(kept, **{name: getattr(config, name) for name in _FREE})
 
 

@@ -205,9 +205,10 @@ def test_resume_continues_a_run(fastae_, run, here):
 
 def test_a_finished_run_is_trained_further_and_other_options_are_named(fastae_, here):
     assert fastae_("train --hidden 4 --epochs 1 --finetune.epochs 0 --no-tensorboard --out run")[0] == 0
-    code, out, err = fastae_("train --resume --out run --pretrain.epochs 2 --lr 0.5")
+    code, out, err = fastae_("train --resume --out run --pretrain.epochs 2 --lr 0.5 --tensorboard --seed 0")
     assert code == 0 and "run is finished and trained further: layer 1 from epoch 2" in out
-    assert err == "fastae: resume: the run keeps its own pretrain.lr, finetune.lr, supervised.lr\n"
+    own = "tensorboard, pretrain.lr, finetune.lr, supervised.lr"  # defaults that were given, too
+    assert err == f"fastae: resume: the run keeps its own {own}\n"
     assert [line.split(",")[:2] for line in Path("run/log.csv").read_text().splitlines()[1:]] == [
         ["layer 1", "1"],
         ["layer 1", "2"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from fastae.errors import CheckpointError
+from fastae.interruption import Interrupted
 from fastae.train import dictionary as training
 from fastae.train.dictionary import SparseTrainConfig
 from fastae.train.dictionary_state import STATE
+from fastae.train.folder import locked
 from fastae.train.step import TrainingStep
 
 
@@ -59,7 +64,8 @@ def test_killed_runs_end_as_others(optimizer, tmp_path, monkeypatch):
         assert process.exitcode == -signal.SIGKILL
     with pytest.raises(CheckpointError, match="has an unfinished run"):
         training.train(replace(config, resume=False))
-    resumed = training.train(make(tmp_path / "killed", resume=True, latents=99))
+    with pytest.warns(UserWarning, match="the run keeps its own latents$"):
+        resumed = training.train(make(tmp_path / "killed", resume=True, latents=99))
     assert resumed.config.latents == 32 and not (tmp_path / "killed" / STATE).exists()
     for name, value in whole.sae.state_dict().items():
         assert torch.equal(resumed.sae.state_dict()[name], value), name
@@ -69,9 +75,50 @@ def test_killed_runs_end_as_others(optimizer, tmp_path, monkeypatch):
     assert training.train(config).figures == whole.figures  # a finished run is returned
 
 
-def test_a_state_that_does_not_fit_is_refused(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / STATE).write_bytes(b"no tensors")
-    with pytest.raises(CheckpointError, match="could not be read"):
-        training.train(make(folder, resume=True))
+def interrupt(config: SparseTrainConfig) -> None:
+    """Train until SIGTERM comes at the end of the first epoch."""
+    with pytest.raises(Interrupted) as caught:
+        training.train(config, lambda epoch, terms: os.kill(os.getpid(), signal.SIGTERM))
+    assert (caught.value.number, caught.value.run) == (signal.SIGTERM, Path(config.out))
+
+
+def test_a_signal_ends_training_with_its_state_kept(tmp_path):
+    config = make(tmp_path / "run", checkpoint_seconds=1e9)
+    whole = training.train(replace(config, out=str(tmp_path / "whole")))
+    interrupt(config)
+    with locked(tmp_path / "run"), pytest.raises(CheckpointError, match=f"process {os.getpid()} is training"):
+        training.train(replace(config, resume=True))
+    resumed = training.train(replace(config, resume=True), given=("resume",))
+    assert resumed.figures == whole.figures and len((tmp_path / "run/log.csv").read_text().split()) == 3
+    with pytest.warns(UserWarning, match="the run keeps its own epochs, batch_size$"):
+        training.train(
+            replace(config, resume=True, epochs=20, batch_size=256), given=("epochs", "batch_size")
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 1e308}, "position.epoch: must be a whole number"),
+        ({"epoch": 5}, "epoch 5, batch 0 is beyond the run"),
+        ({"batch": 9}, "epoch 1, batch 9 is beyond the run"),
+        ({"log": [{}, {}]}, "expected 1 rows of the same terms"),
+        ({"data": "all:0"}, "was trained on other data than .*run.npy is now"),
+        ({"latents": 10**12}, "latents: 1000000000000, but its tensors have 32"),
+    ],
+    ids=str,
+)
+def test_a_state_that_does_not_fit_is_refused(tmp_path, change, message):
+    config = make(tmp_path / "run")
+    interrupt(config)
+    path = tmp_path / "run" / STATE
+    with safe_open(path, "pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    (state["config"] if "latents" in change else state["position"]).update(change)
+    save_file(tensors, path, {"state": json.dumps(state)})
+    with pytest.raises(CheckpointError, match=message):
+        training.train(replace(config, resume=True))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="cannot be used"):
+        training.train(replace(config, resume=True))
