@@ -49,7 +49,11 @@ def test_every_picture_is_shown_and_small():
 
 
 def test_readme_shows_on_a_package_index():
-    assert "![" not in README and "<img" not in README, "an index cannot show the files of a checkout"
+    """An index has no files of a checkout, so no picture and no link may need one."""
+    assert "![" not in README and "<img" not in README
+    assert not [link for link in links(README) if not link.startswith("https://")]
+    for path in re.findall(r"`((?:docs|benchmarks|examples)[\w/.-]*|[A-Z]+\.md)`", README):
+        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from .config import Stage, TrainConfig
 from .data import Dataset, Shards, ShardWriter, dataset_from_arrays, dataset_from_iterator, load_dataset
 from .engine import TrainResult, train
 from .estimate import Estimate, StageEstimate, estimate
+from .evaluation import encode_rows, evaluate
+from .reporting import LineProgress, Progress, RichProgress
 from .step import TrainingStep
 
 __all__ = [
@@ -15,6 +17,9 @@ __all__ = [
     "DataError",
     "Dataset",
     "Estimate",
+    "LineProgress",
+    "Progress",
+    "RichProgress",
     "ShardWriter",
     "Shards",
     "Stage",
@@ -26,7 +31,9 @@ __all__ = [
     "collect",
     "dataset_from_arrays",
     "dataset_from_iterator",
+    "encode_rows",
     "estimate",
+    "evaluate",
     "load_checkpoint",
     "load_dataset",
     "train",

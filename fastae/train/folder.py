@@ -81,7 +81,7 @@ def check_new(out: str | None) -> None:
         raise CheckpointError(f"out: {folder} is a file; a run needs a folder")
     if has_checkpoint(folder):
         raise CheckpointError(
-            f"out: {folder} holds a run already; continue it with --resume or choose another folder"
+            f"out: {folder} holds a run already; continue it with resume (--resume) or choose another folder"
         )
 
 
