@@ -131,7 +131,8 @@ def reconstruction_loss(
 
     With a = h V^T + c and r = f_out(a), the sum over features of: ``"mse"``, (r - x)^2; ``"huber"``,
     (r - x)^2 / 2 within 1 of x and |r - x| - 1/2 beyond (Huber 1964); ``"bce"``, softplus(a) - x a, the
-    cross-entropy of x in [0, 1] against sigmoid(a), which takes logits and has no ``output_activation``.
+    cross-entropy of x in [0, 1] against sigmoid(a), which takes logits and has no ``output_activation``. That
+    the target lies in [0, 1] is not checked: beyond it, the loss has no least value.
 
     Args:
         code: [*, H].

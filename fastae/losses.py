@@ -41,6 +41,11 @@ class Loss:
         """The activation that turns the decoder's product into the reconstruction."""
         return self.link or output_activation
 
+    @property
+    def is_bounded(self) -> bool:
+        """True if the loss is not defined for all values."""
+        return self.bounds != (-math.inf, math.inf)
+
     def takes(self, low: float, high: float) -> bool:
         """True if the loss is defined for values from ``low`` to ``high``."""
         return self.bounds[0] <= low and high <= self.bounds[1]

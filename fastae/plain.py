@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import ops, reference
 from .activations import get_activation
@@ -47,6 +48,15 @@ def is_wanted(device: torch.device) -> bool:
     if torch.compiler.is_compiling():
         return _is_exporting() or (device.type == "cpu" and not kernels_on_cpu())
     return is_transformed() or torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
+
+
+def is_concrete(x: Tensor) -> bool:
+    """True if the values of a tensor can be looked at."""
+    if torch.compiler.is_compiling() or is_wanted(x.device) or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if _get_current_dispatch_mode() is not None:  # perhaps a tracer's
+        return False
+    return x.device.type != "meta" and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 # --- layers ---------------------------------------------------------------------------------------------

@@ -158,6 +158,19 @@ def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activati
     return LOSSES[loss](get_activation(output_activation).function(a), target)
 
 
+def errors_of_any(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:
+    """:func:`reconstruction_entries` of any values, as a measure of how far off a reconstruction is.
+
+    Values that the loss is not defined for count as the nearest ones that it is, plus the square of their
+    distance to them. The loss as it stands would fall without end the further they lie outside.
+    """
+    table = get_loss(loss)
+    if not table.is_bounded:
+        return reconstruction_entries(a, target, loss, output_activation)
+    nearest = target.clamp(*table.bounds)
+    return reconstruction_entries(a, nearest, loss, output_activation) + (target - nearest).square()
+
+
 # --- corruption -----------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .devices import resolve_device
+from .losses import get_loss
 from .nn import Options, StackedAutoencoder
 from .optional import require
 from .train import TrainingStep
@@ -103,8 +104,6 @@ class _Autoencoder(BaseEstimator):
         """Dense, scaled rows of a validated X."""
         X = X if self.scaler_ is None else self.scaler_.transform(X)
         dense = X.toarray() if sparse.issparse(X) else X
-        if self.loss == "bce":  # rows may lie beyond the range that was fitted
-            dense = np.clip(dense, 0.0, 1.0)
         device = next(self._stack.parameters()).device
         return torch.from_numpy(np.ascontiguousarray(dense)).to(device, dtype)
 
@@ -117,6 +116,19 @@ class _Autoencoder(BaseEstimator):
             parts = [function(module, self._rows(X[start : start + _CHUNK], dtype)) for start in starts]
         return torch.cat(parts).cpu().numpy()
 
+    def _check_range(self, X: Any) -> None:
+        """Refuse rows that the loss is not defined for, as scaled."""
+        loss = get_loss(self.loss)
+        if not loss.is_bounded or not X.shape[0]:
+            return
+        scaled = X if self.scaler_ is None else self.scaler_.transform(X)
+        low, high = float(scaled.min()), float(scaled.max())
+        if not loss.takes(low + 1e-6, high - 1e-6):  # but for rounding
+            raise ValueError(
+                f"loss: {self.loss!r} needs values in [{loss.bounds[0]:g}, {loss.bounds[1]:g}], and X with "
+                f"scaling={self.scaling!r} has {low:g} to {high:g}; use scaling='minmax' or loss='mse'"
+            )
+
     # --- training -----------------------------------------------------------------------------------------
 
     def _start(self, X: Any) -> None:
@@ -126,6 +138,7 @@ class _Autoencoder(BaseEstimator):
         self.scaler_ = self._make_scaler(X)
         if self.scaler_ is not None:
             self.scaler_.fit(X)
+        self._check_range(X)
         options = Options(
             activation=self.activation,
             loss=self.loss,
@@ -156,13 +169,15 @@ class _Autoencoder(BaseEstimator):
         optimizer = getattr(torch.optim, self.optimizer, None)
         if optimizer is None:
             raise ValueError(f"optimizer: torch.optim has no {self.optimizer!r}")
+        bounds = get_loss(self.loss).bounds
         step = TrainingStep(loss, optimizer(module.parameters(), lr=self.lr))
         module.train()
         for _ in range(epochs):
             order = random.permutation(X.shape[0])
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]
-                batch = self._rows(X[rows])
+                # rounding, and rows after those that the scaling was fitted to, may lie beyond its range
+                batch = self._rows(X[rows]).clamp_(*bounds)
                 if depth:
                     with torch.no_grad():
                         batch = self._stack.encode(batch, depth)

@@ -62,7 +62,9 @@ def reconstruction_errors(
             between 0 and 1 look anomalous however well they are reconstructed.
 
     Returns:
-        Sums over features, [*], and means over rows, [D].
+        Sums over features, [*], and means over rows, [D]. Values that the loss is not defined for, such as
+        those outside of [0, 1] for bce, count as the nearest ones that it is, plus the square of their
+        distance to them.
 
     Raises:
         ValueError: x does not fit the model, or has no rows.
@@ -76,7 +78,7 @@ def reconstruction_errors(
     for place, rows in chunks(x, widest(layers)):
         code = apply_layers(layers[:-1], rows)
         a = F.linear(code, *layers[-1][:2])
-        entries = reference.reconstruction_entries(a, rows, options.loss, options.output_activation)
+        entries = reference.errors_of_any(a, rows, options.loss, options.output_activation)
         if excess and least is not None:
             entries -= least(rows)
         row_errors[place] = entries.sum(1)

@@ -55,9 +55,8 @@ class _LayerFigures:
         options = self.autoencoder.options
         code, slope = code_and_slope(x, encoder)
         squared = slope.square()
-        self.loss += _total(
-            reference.reconstruction_loss(code, *decoder[:2], x, options.loss, options.output_activation)
-        )
+        a = F.linear(code, *decoder[:2])
+        self.loss += _total(reference.errors_of_any(a, x, options.loss, options.output_activation))
         least = get_loss(options.loss).least
         self.least += 0.0 if least is None else _total(least(x))
         norms = reference.squared_norms(encoder[0])
@@ -116,9 +115,8 @@ class Diagnosis:
             code = figures.add(code, encoder, decoder)
         weight, bias, activation = decoders[-1]
         a = F.linear(apply_layers(decoders[:-1], code), weight, bias)
-        self._loss += _total(
-            reference.reconstruction_entries(a, x, self._options.loss, self._options.output_activation)
-        )
+        loss, output_activation = self._options.loss, self._options.output_activation
+        self._loss += _total(reference.errors_of_any(a, x, loss, output_activation))
         self._squared += _total((get_activation(activation).function(a) - x).square().mean(1))
         if len(encoders) > 1:
             self._penalty += _total(squared_jacobian_norm(encoders, x, "estimate", _PROBES, self._generator))

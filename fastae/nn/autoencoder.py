@@ -123,7 +123,8 @@ class Autoencoder(Sampler):
         """The objective on x [*, in], an :class:`AutoencoderLoss`; noise only in training mode.
 
         The objective reads the parameters of encoder and decoder. Where one of them has hooks or a forward of
-        its own, both are called instead.
+        its own, both are called instead. A warning names values that the loss is not defined for, such as
+        those outside of [0, 1] for bce; only the first batch in training mode is checked.
 
         Args:
             x: input, [*, in].
@@ -133,6 +134,7 @@ class Autoencoder(Sampler):
         """
         if within is not None:
             return within(self, x)
+        self._check_range(x)
         options = self.options if self.training else self.options.without_noise()
         if runs_code(self.encoder) or runs_code(self.decoder):
             return functional.parts_loss(x, self._parts(), options, reduction=reduction, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from .. import functional
 from ..checks import check_nonnegative, check_whole
 from ..losses import get_loss
+from ..plain import is_concrete
 from .options import Options
 
 
 class Sampler(nn.Module, ABC):
     """Base of modules that encode and decode: reconstructions and samples without noise on the code."""
+
+    _range_is_checked = False
 
     @property
     @abstractmethod
@@ -28,6 +32,23 @@ class Sampler(nn.Module, ABC):
     @abstractmethod
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, D] from a code [*, H]."""
+
+    def _check_range(self, x: Tensor) -> None:
+        """Warn of values that the loss is not defined for, at the first batch in training mode alone.
+
+        Under the transforms, compilers and tracers of PyTorch no values can be looked at.
+        """
+        if self._range_is_checked or not self.training or not x.is_floating_point() or not is_concrete(x):
+            return
+        self._range_is_checked, loss = True, get_loss(self.input_options.loss)
+        if loss.is_bounded and x.numel():
+            low, high = (float(value) for value in x.detach().aminmax())
+            if not loss.takes(low, high):
+                warnings.warn(
+                    f"x: {loss.name} is a loss for values in [{loss.bounds[0]:g}, {loss.bounds[1]:g}], got "
+                    f"{low:g} to {high:g}; scale them, or use loss='mse' (only the first batch is checked)",
+                    stacklevel=5,
+                )
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The reconstruction [*, D] of x [*, D], without noise."""

@@ -105,6 +105,7 @@ class StackedAutoencoder(Sampler):
         layers = self.autoencoders
         if len(layers) == 1:
             return layers[0](x, reduction=reduction, generator=generator)
+        self._check_range(x)
         if any(runs_code(part) for layer in layers for part in (layer, layer.encoder, layer.decoder)):
             objective = Objective(
                 **self._deep_options(),

@@ -130,7 +130,7 @@ def _evaluate(
         x = torch.from_numpy(values).to(parameter)
         diagnosis.add(x)
         sums += values.sum(0, dtype=np.float64), np.square(values, dtype=np.float64).sum(0)
-        if loss.bounds != (-math.inf, math.inf):
+        if loss.is_bounded:
             is_defined &= loss.takes(float(values.min()), float(values.max()))
             squared += float((first.reconstruct(x) - x).square().sum(dtype=torch.float64))
         if classifier is not None and rows.targets is not None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastae.activations import ACTIVATIONS
-from fastae.diagnostics import reconstruction_errors, score, vector_field
+from fastae.diagnostics import diagnose, reconstruction_errors, score, vector_field
 from fastae.nn import Autoencoder, StackedAutoencoder
 
 MODELS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -66,6 +66,21 @@ def test_what_exceeds_the_least_loss_is_0_for_a_perfect_reconstruction(loss, mak
         expected = 0.0 if loss == "bce" else 6 * 0.25
         rows_errors = reconstruction_errors(model, half, excess=True)[0]
     torch.testing.assert_close(rows_errors, torch.full((2,), expected, dtype=torch.float64))
+
+
+def test_errors_grow_with_the_distance_from_the_range_of_cross_entropy(make_model, rows):
+    """There the loss itself falls without end on one side."""
+    model, x = make_model((6, 4)), rows(1, 6)
+    for direction in (1.0, -1.0):
+        far = torch.cat([x + direction * distance for distance in (0.0, 2.0, 5.0, 100.0)])
+        errors = reconstruction_errors(model, far, excess=True)[0]
+        assert (errors.diff() > 0).all() and diagnose(model, far)["reconstruction"] > 2000.0
+    nearest = far[-1:].clamp(0, 1)
+    expected = reconstruction_errors(model, nearest)[0] + (far[-1:] - nearest).square().sum(1)
+    layer = model.decoder_product(model.encode(far[-1:])).detach()
+    change = F.binary_cross_entropy_with_logits(layer, nearest, reduction="none").sum(1)
+    change -= F.binary_cross_entropy(model.reconstruct(nearest), nearest, reduction="none").sum(1)
+    torch.testing.assert_close(reconstruction_errors(model, far[-1:])[0], (expected + change).detach())
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -118,6 +118,13 @@ def test_outliers_have_the_lowest_scores_and_contamination_sets_their_number():
     assert roc_auc_score(truth, scores) > 0.9
 
 
+def test_rows_beyond_the_range_of_cross_entropy_score_by_their_distance(digits):
+    x = digits[0][:60]
+    model = AutoencoderTransformer(4, loss="bce", **QUICK).fit(x)
+    scores = model.score_samples(np.stack((x[0], x[0] + 16.0, x[0] + 160.0)))
+    assert (np.diff(scores) < 0.0).all()
+
+
 def test_the_classifier_learns_text_labels(digits):
     x, y = digits
     names = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])[y]
@@ -136,6 +143,7 @@ def test_the_classifier_learns_text_labels(digits):
         ({"activation": "swish"}, "activation: 'swish' is not one of linear, sigmoid"),
         ({"hidden": (4, 0)}, "code_features: must be a whole number >= 1, got 0|sizes: must be whole"),
         ({"corruption": "masking:2"}, "corruption: Masking: p must be in"),
+        ({"loss": "bce", "scaling": "none"}, "loss: 'bce' needs values in .0, 1., and X with scaling='none'"),
     ],
     ids=str,
 )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastae import AutoencoderLoss, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, functional
-from fastae.nn import Autoencoder, EncoderLayer, Options
+from fastae.nn import Autoencoder, EncoderLayer, Options, StackedAutoencoder
 
 TIED = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 KINDS = {
@@ -109,6 +111,25 @@ def test_the_clean_objective_is_the_loss_of_the_reconstruction(kind):
     r = model.reconstruct(x)
     entries = F.binary_cross_entropy(r, x, reduction="none") if "loss" not in kind else (r - x).square()
     torch.testing.assert_close(model(x).total, entries.sum(1).mean())
+
+
+@pytest.mark.parametrize("model", [Autoencoder(6, 4), StackedAutoencoder([6, 5, 4])], ids=["layer", "stack"])
+def test_the_first_batch_is_checked_for_values_beyond_the_loss(model):
+    model = copy.deepcopy(model)
+    x = torch.linspace(-1.0, 7.0, 12).reshape(2, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.eval()(x)
+        torch.func.vmap(lambda row: model.train()(row[None]).total)(x)
+        copy.deepcopy(model)(x.sigmoid())
+        Autoencoder(6, 4, loss="mse")(x)
+        make_fx(lambda rows: model(rows).total)(x)
+    with pytest.warns(
+        UserWarning, match=r"^x: bce is a loss for values in \[0, 1\], got -1 to 7; "
+    ) as caught:
+        model(x)
+        model(x)
+    assert len(caught) == 1 and caught[0].filename == __file__
 
 
 def test_a_generator_makes_the_noise_repeatable():
