@@ -377,13 +377,17 @@ class _Run:
         config = self.config
         name, epochs = list(_epochs_by_stage(config, self.stack).items())[number]
         if name == _FINE_TUNING:
-            return Plan(name, "finetune", config.finetune, epochs, self.stack, objective(self.stack))
+            least = get_loss(self.stack.input_options.loss).least
+            return Plan(
+                name, "finetune", config.finetune, epochs, self.stack, objective(self.stack), least=least
+            )
         if name == _CLASSIFIER:
             module = self._own_classifier()
             loss, stage = cross_entropy(module), config.supervised
             return Plan(name, "supervised", stage, epochs, module, loss, noisy_validation=False)
         layer = self.stack.autoencoders[number]
-        return Plan(name, "pretrain", config.pretrain, epochs, layer, objective(layer), depth=number)
+        least, stage = get_loss(layer.options.loss).least, config.pretrain
+        return Plan(name, "pretrain", stage, epochs, layer, objective(layer), depth=number, least=least)
 
     def _own_classifier(self) -> nn.Sequential:
         """A classifier with encoders of its own, so that the stack stays as it is."""
@@ -505,7 +509,7 @@ def _check_schedules(config: TrainConfig, rows: int) -> None:
 def _check_values(dataset: Dataset, loss: Loss) -> None:
     """Refuse training rows that a loss is not defined for; warn of such test rows."""
     low, high = loss.bounds
-    if loss.bounds == (-math.inf, math.inf):
+    if not loss.is_bounded:
         return
     for rows in (dataset.train, dataset.test):
         for _, chunk in rows.chunks(_CHUNK) if rows is not None and not rows.is_sequential else ():

@@ -30,9 +30,11 @@ COLUMNS = (
     "rows_per_second",
     "lr",
     *(f"{part}_{term}" for part in ("train", "validation") for term in (*AutoencoderLoss._fields, "error")),
+    "validation_least",
 )
 """Columns of log.csv, one row per epoch. The terms are those of fastae.AutoencoderLoss, means over rows;
-error is the share of rows that the classifier gets wrong; lr is the rate of the next step."""
+error is the share of rows that the classifier gets wrong; lr is the rate of the next step; validation_least
+is the least value that the reconstruction loss of any model can have: for bce, the entropy of the rows."""
 
 
 class Progress(Protocol):
@@ -239,7 +241,9 @@ def _figures(prefix: str, values: Mapping[str, Any]) -> list[str]:
     kind = "validation " if prefix == "validation_" else ""
     found = []
     if (total := values.get(f"{prefix}total")) is not None:
-        found.append(f"{kind}loss {total:.5g}")
+        least = values.get(f"{prefix}least") or 0.0
+        above = f" (least {least:.5g})" if least > 0.01 * total else ""
+        found.append(f"{kind}loss {total:.5g}{above}")
     if (error := values.get(f"{prefix}error")) is not None:
         found.append(f"{kind}error {100 * error:.2f} %")
     return found

@@ -49,6 +49,7 @@ class Plan:
         loss: what is minimised.
         depth: number of layers below, whose clean codes are the input.
         noisy_validation: validate with the noise of training, the same in every epoch.
+        least: the least value of the loss of each entry of a target, where that is not 0.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Plan:
     loss: Loss
     depth: int = 0
     noisy_validation: bool = True
+    least: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -155,6 +157,7 @@ class StageRunner:
         self._rows_per_second = 0.0
         self.optimizer = stage.make_optimizer(list(plan.module.parameters()))
         self.best: dict[str, Tensor] = {}
+        self._least: float | None = None  # of the validation rows, once they have been read
 
     def restore(self, values: Any, tensors: dict[str, Tensor]) -> None:
         """Bring back what :meth:`saved` gave.
@@ -292,6 +295,7 @@ class StageRunner:
         session, plan = self._session, self.plan
         session.seed(self._number, -1)
         plan.module.train(plan.noisy_validation)
+        least = plan.least if self._least is None else None
         sums: dict[str, float] = {}
         world, begun = session.world, 0
         with torch.no_grad(), session.autocast():
@@ -300,12 +304,17 @@ class StageRunner:
                 begun += len(x) if share is None else share.total
                 with sharing(share):
                     terms = plan.loss(x, labels)
+                rows = len(x) if share is None else share.rows
                 for name, value in terms.items():
-                    rows = len(x) if share is None else share.rows
                     sums[name] = sums.get(name, 0.0) + float(value) * rows
+                if least is not None:
+                    sums["least"] = sums.get("least", 0.0) + float(least(x[:rows]).sum(dtype=torch.float64))
         plan.module.train()
         values = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
-        return {name: value / len(source) for name, value in zip(sums, values, strict=True)}
+        means = {name: value / len(source) for name, value in zip(sums, values, strict=True)}
+        if plan.least is not None:
+            self._least = means.setdefault("least", self._least)
+        return means
 
     def _stop_early(self, loss: float) -> bool:
         """Keep the parameters of a new best validation loss; whether patience has run out."""

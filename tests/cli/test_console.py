@@ -138,6 +138,15 @@ def test_lines_come_every_epoch_or_every_two_seconds(clock, seconds, epochs):
     )
 
 
+@pytest.mark.parametrize("least, told", [(20.0, " (least 20)"), (0.1, ""), (None, "")])
+def test_a_loss_stands_beside_its_least_value_where_that_is_large(least, told):
+    file = io.StringIO()
+    progress = LineProgress(file)
+    progress.start("layer 2", 4, 0, 1)
+    progress.end_epoch(row(1, validation_least=least))
+    assert f"validation loss 21.25{told}  1,234 rows/s" in file.getvalue()
+
+
 def test_long_epochs_have_a_line_per_minute(clock):
     file = io.StringIO()
     progress = LineProgress(file)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastae.train import (
     CheckpointError,
@@ -20,6 +21,7 @@ from fastae.train import (
     dataset_from_arrays,
     train,
 )
+from fastae.train.data import split
 from fastae.train.folder import locked
 from fastae.train.reporting import COLUMNS, Log
 
@@ -206,6 +208,16 @@ def test_log_csv_is_the_history(tiny, make_config):
     assert len(rows) == len(result.history) == 8
     for text, row in zip(rows, result.history, strict=True):
         assert {name: value for name, value in text.items() if value} == {k: str(v) for k, v in row.items()}
+
+
+def test_the_least_loss_of_validation_rows_is_that_of_the_stages_input(tiny, make_config):
+    result = train(make_config(classifier=False), dataset=tiny)
+    _, rows = split(tiny.train, 0.2, result.config.seed)
+    least = {row["stage"]: row["validation_least"] for row in result.history}
+    assert least["layer 1"] == least["fine-tuning"] and least["layer 2"] > 0.0
+    x = torch.from_numpy(rows.read()).double()
+    entropy = torch.special.entr(x) + torch.special.entr(1 - x)
+    assert least["layer 1"] == pytest.approx(float(entropy.sum(1).mean()), rel=1e-5)
 
 
 def test_log_csv_grows_with_every_epoch(tiny, make_config, updates):
