@@ -15,6 +15,7 @@ from ..activations import get_activation
 from ..arguments import check_floating, check_linear
 from ..functional import Layer
 from ..nn import Autoencoder, EncoderLayer, StackedAutoencoder
+from ..nn.calls import runs_code
 from ..tensors import autocast_enabled, sum_dtype
 
 Network: TypeAlias = (
@@ -63,7 +64,7 @@ def encoder_layers(model: Network) -> list[Layer]:
     layers: list[Layer] = []
     for layer in model if isinstance(model, nn.Sequential | Sequence) else [model]:
         if isinstance(layer, EncoderLayer):
-            layers.append((layer.weight, layer.bias, layer.activation))
+            layers.append(_read(layer, layer, lambda m=layer: (m.weight, m.bias, m.activation)))
         elif isinstance(layer, tuple) and len(layer) == 3:
             layers.append(layer)
         else:
@@ -78,11 +79,40 @@ def encoder_layers(model: Network) -> list[Layer]:
 
 def reconstruction_layers(model: Autoencoder | StackedAutoencoder) -> list[Layer]:
     """The encoder and then the decoder; the last activation gives the reconstruction."""
-    decoders = [
-        (layer.decoder_weight, layer.decoder.bias, layer.options.reconstruction_activation)
-        for layer in reversed(autoencoders(model))
-    ]
-    return encoder_layers(model) + decoders
+    return encoder_layers(model) + [_decoder_layer(layer) for layer in reversed(autoencoders(model))]
+
+
+def _decoder_layer(model: Autoencoder) -> Layer:
+    activation = model.options.reconstruction_activation
+    return _read(
+        model.decoder,
+        lambda code: get_activation(activation).function(model.decoder_product(code)),
+        lambda: (model.decoder_weight, model.decoder.bias, activation),
+    )
+
+
+@torch.no_grad()
+def _read(module: nn.Module, call: Callable[[Tensor], Tensor], layer: Callable[[], Layer]) -> Layer:
+    """The layer that ``module`` computes by ``call``, after the hooks that may compute its weight.
+
+    Raises:
+        ValueError: hooks or a forward of its own compute something else than the layer's parameters.
+    """
+    if not runs_code(module):
+        return layer()
+    weight = layer()[0]
+    probe = torch.linspace(-1.0, 1.0, 2 * weight.shape[1], device=weight.device).to(weight.dtype).view(2, -1)
+    training, module.training = module.training, False
+    try:
+        found = call(probe)
+    finally:
+        module.training = training
+    if not torch.allclose(found, apply_layers([layer()], probe), 1e-2, 1e-2, equal_nan=True):
+        raise ValueError(
+            f"model: its {type(module).__name__} computes something else than its parameters tell, by hooks "
+            "or a forward of its own, and cannot be measured"
+        )
+    return layer()
 
 
 def widened(layers: Sequence[Layer], x: Tensor, *, rows: int = 0) -> list[Layer]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,8 +22,8 @@ def reads_like_its_class(cls: type[M]) -> type[M]:
 def runs_code(module: nn.Module) -> bool:
     """True if a call of ``module`` runs more than its parameters tell.
 
-    Hooks may compute a weight (spectral norm, weight norm, pruning), gather it (FSDP) or look at the output;
-    a subclass or a replaced ``forward`` may do anything.
+    Hooks, also those of all modules, may compute a weight (spectral norm, weight norm, pruning), gather it
+    (FSDP) or look at the output; a subclass or a replaced ``forward`` may do anything.
     """
     return bool(
         module._forward_pre_hooks
@@ -31,4 +32,5 @@ def runs_code(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in vars(module)
         or type(module).forward not in _FORWARDS
+        or _has_any_global_hook()
     )

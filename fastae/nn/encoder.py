@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .. import functional
 from ..activations import get_activation
 from ..gradients import UnitShard
-from .calls import reads_like_its_class
+from .calls import reads_like_its_class, runs_code
 
 
 @reads_like_its_class
@@ -57,12 +57,18 @@ class EncoderLayer(nn.Linear):
         return self.shard.join(own)
 
     def contractive(self, x: Tensor, *, reduction: str = "mean") -> tuple[Tensor, Tensor]:
-        """The code and the contractive penalty; see :func:`fastae.functional.contractive_encode`."""
+        """The code and the contractive penalty; see :func:`fastae.functional.contractive_encode`.
+
+        Where the layer has hooks, it is called first, and the penalty is that of its parameters after that.
+        """
+        called = self(x) if runs_code(self) else None
         layer = self.weight, self.bias, self.activation
         if self.shard is None:
-            return functional.contractive_encode(x, *layer, reduction=reduction)
-        code, penalty = functional.contractive_encode(self.shard.shared(x), *layer, reduction=reduction)
-        return self.shard.join(code), self.shard.sum(penalty)
+            code, penalty = functional.contractive_encode(x, *layer, reduction=reduction)
+        else:
+            code, penalty = functional.contractive_encode(self.shard.shared(x), *layer, reduction=reduction)
+            code, penalty = self.shard.join(code), self.shard.sum(penalty)
+        return code if called is None else called, penalty
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

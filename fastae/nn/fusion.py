@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import functional
 from .encoder import EncoderLayer
@@ -55,7 +54,6 @@ _CALLED: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.relu6: (nn.ReLU6, ("inplace",)),
 }
 
-_GLOBAL_HOOKS = re.compile(r"_global_(forward|backward)\w*_hooks")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FORWARDS = {cls: cls.forward for cls in (nn.Linear, nn.Sequential, *(type(m()) for m in _MODULES.values()))}
 
@@ -246,7 +244,7 @@ def _customised(module: nn.Module) -> str | None:
 
 def _problem(linear: nn.Module) -> str | None:
     """The reason why a linear layer cannot be fused with any activation, if there is one."""
-    if any(value for name, value in vars(torch_module).items() if _GLOBAL_HOOKS.match(name)):
+    if _has_any_global_hook():
         return "a hook of all modules is registered"
     if type(linear) not in (nn.Linear, FusedLinear):
         return f"is a {type(linear).__name__}"

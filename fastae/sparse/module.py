@@ -40,6 +40,10 @@ class SparseEncoder(nn.Module):
             "bias", nn.Parameter(torch.empty(latents, device=device, dtype=dtype)) if bias else None
         )
 
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias. Hooks of this call may compute or change them."""
+        return self.weight, self.bias
+
 
 class SparseDecoder(nn.Module):
     """The decoder's parameters: ``weight`` [H, Do], a row per latent, and ``bias`` [Do]."""
@@ -48,6 +52,10 @@ class SparseDecoder(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(latents, features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The weight and the bias. Hooks of this call may compute or change them."""
+        return self.weight, self.bias
 
 
 class SparseAutoencoder(nn.Module):
@@ -201,14 +209,11 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(f"target: expected None with normalization {self.options.normalization!r}")
         normalised = self._normalise(x)[0]
         dead = None if self.options.auxk is None else self.dead
-        encoder, decoder = self.encoder, self.decoder
         w = prepare(
             self.options,
             normalised,
-            encoder.weight,
-            encoder.bias,
-            decoder.weight,
-            decoder.bias,
+            *self.encoder(),
+            *self.decoder(),
             self._threshold(not self.training),
             self._gate(),
             self.skip,
@@ -234,11 +239,12 @@ class SparseAutoencoder(nn.Module):
     def _encode(self, normalised: Tensor) -> SparseCode:
         if self.shard is not None:
             raise ValueError("sae: expected a whole dictionary to encode with, got one that is sharded")
-        check_linear("x", normalised, self.encoder.weight, self.encoder.bias)
-        weight, bias = autocast_like_linear(self.encoder.weight, self.encoder.bias)
+        encoder, (decoder_weight, decoder_bias) = self.encoder(), self.decoder()
+        check_linear("x", normalised, *encoder)
+        weight, bias = autocast_like_linear(*encoder)
         vectors = Vectors(self._threshold(True), *(self._gate() or ()))
-        w = Weights(weight, bias, self.decoder.weight, None, None, vectors)
-        center = self.decoder.bias if self.options.center else None
+        w = Weights(weight, bias, decoder_weight, None, None, vectors)
+        center = decoder_bias if self.options.center else None
         code = encode(self.options.activation, w, as_rows(normalised), center)
         if code.offsets is None and normalised.dim() != 2:
             shape = (*normalised.shape[:-1], code.values.shape[-1])
@@ -250,7 +256,7 @@ class SparseAutoencoder(nn.Module):
 
         It is that of normalised rows where ``normalization`` is on.
         """
-        return sparse_decode(code.values, code.indices, self.decoder.weight, self.decoder.bias, code.offsets)
+        return sparse_decode(code.values, code.indices, *self.decoder(), code.offsets)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The reconstruction [*, Do] of x [*, D], in the scale of x."""
@@ -318,10 +324,11 @@ class SparseAutoencoder(nn.Module):
         if not number:
             raise ValueError("batches: needs at least one row")
         largest = LargestOfAll(number)
+        (weight, bias), center = self.encoder(), self.decoder()[1] if self.options.center else None
         first = 0
         for batch in rows:
-            centred = batch - self.decoder.bias if self.options.center else batch
-            for tile in tiles(centred.to(self.encoder.weight.dtype), self.encoder.weight, self.encoder.bias):
+            centred = batch if center is None else batch - center
+            for tile in tiles(centred.to(weight.dtype), weight, bias):
                 largest.add(tile, first)
             first += len(batch)
         values = largest.result().values

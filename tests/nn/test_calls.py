@@ -11,11 +11,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from fastae import Masking, reference
-from fastae.nn import Autoencoder, StackedAutoencoder
+from fastae.diagnostics import diagnose
+from fastae.nn import Autoencoder, EncoderLayer, StackedAutoencoder
+from fastae.nn.autoencoder import TiedDecoder
 
 NORMS = {
     "spectral norm": spectral_norm,
@@ -56,6 +59,46 @@ def test_hooks_see_codes_and_products_and_may_change_them():
     torch.testing.assert_close(seen["a"], model.decoder.bias.expand(8, 6))
     entries = F.binary_cross_entropy_with_logits(seen["a"], rows(), reduction="none")
     torch.testing.assert_close(loss.total, entries.sum(1).mean())
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_the_penalty_of_a_normed_layer_trains_its_own_parameters(norm):
+    layer = EncoderLayer(6, 5)
+    norm(layer)
+    for _ in range(2):
+        code, penalty = layer.contractive(rows())
+        layer.zero_grad()
+        (code.sum() + penalty).backward()  # a weight of an earlier call would have no graph left
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+    layer.eval()
+    torch.testing.assert_close(layer.contractive(rows())[0], layer(rows()))
+    expected = reference.contractive_penalty(rows(), layer.weight, layer.bias, "sigmoid").mean()
+    torch.testing.assert_close(layer.contractive(rows())[1], expected)
+
+
+def test_hooks_of_all_modules_see_the_layers():
+    seen = []
+    handle = register_module_forward_hook(lambda module, args, out: seen.append(type(module)))
+    try:
+        StackedAutoencoder([6, 5, 4])(rows())
+    finally:
+        handle.remove()
+    assert seen.count(EncoderLayer) == seen.count(TiedDecoder) == 2
+
+
+def test_diagnostics_read_the_weights_that_a_call_would_compute():
+    models = [Autoencoder(6, 5, loss="mse") for _ in range(2)]
+    for model in models:
+        weight_norm(model.encoder)
+    models[0].encoder(rows())
+    models[1].load_state_dict(models[0].eval().state_dict())  # its weight is still the one before
+    assert diagnose(models[1], rows())["mse"] == pytest.approx(
+        float((models[0].reconstruct(rows()) - rows()).square().mean())
+    )
+    assert models[1].training and models[1].encoder.training
+    models[1].decoder.forward = lambda code, weight: code @ weight * 2.0
+    with pytest.raises(ValueError, match=r"^model: its TiedDecoder computes something else"):
+        diagnose(models[1], rows())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

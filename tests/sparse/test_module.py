@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from fastae import AuxK, Matryoshka, functional
 from fastae.nn import SparseAutoencoder
@@ -52,6 +53,27 @@ def test_forward_is_the_function(rule):
     )
     for term, right in zip(sae(x), expected, strict=True):
         assert (term is None and right is None) or torch.equal(term, right)
+
+
+@pytest.mark.parametrize("norm", [spectral_norm, weight_norm, parametrizations.weight_norm])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_weights_that_hooks_compute_are_those_of_each_call(norm, part):
+    sae, seen = make("topk:3"), []
+    norm(getattr(sae, part))
+    getattr(sae, part).register_forward_hook(lambda module, args, parameters: seen.append(module))
+    for _ in range(2):  # a weight of an earlier call would have no graph left
+        sae.zero_grad()
+        sae(rows()).total.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in getattr(sae, part).parameters())
+    with torch.no_grad():
+        before = sae.eval().reconstruct(rows())
+        state = {name: value.clone() for name, value in sae.state_dict().items()}
+        for parameter in sae.parameters():
+            parameter.mul_(2.0)
+        sae.reconstruct(rows())
+        sae.load_state_dict(state)
+        assert torch.equal(sae.reconstruct(rows()), before)
+    assert len(seen) > 4
 
 
 @EVERY
