@@ -14,7 +14,7 @@ from torch import Tensor
 from .diagnostics import reconstruction_errors
 from .train.checkpoint import Checkpoint, load_checkpoint
 from .train.data import Dataset, Rows
-from .train.data.parts import as_array, is_sparse, select_columns
+from .train.data.parts import as_array, check_finite, is_sparse, select_columns
 from .train.evaluation import evaluate
 
 _CHUNK = 4096
@@ -137,6 +137,8 @@ def _array(rows: Any) -> np.ndarray:
     array = array.toarray() if is_sparse(array) else array
     if array.dtype.kind not in "buif":
         raise ValueError(f"rows: expected numbers, got {array.dtype}")
+    if array.ndim and array.size:
+        check_finite("rows", array.reshape(len(array) if array.ndim > 1 else 1, -1))
     return array
 
 

@@ -253,6 +253,8 @@ def _typed(flag: str, hint: Any, value: Any) -> Any:
     """The words of a command line as a value of a type."""
     if hint is bool:
         return value
+    if hint is str and not value:
+        raise ValueError(f"{flag}: is empty")  # which as a path would be the current folder
     if get_origin(hint) is not tuple:
         return _single(flag, hint, value)
     kind = get_args(hint)[0]

@@ -138,6 +138,7 @@ def test_a_setting_without_a_stage_is_that_of_every_stage(line, setting, value):
         ("--precision half", "did you mean bfloat16?"),
         ("--scaling standart", "did you mean standard?"),
         ("--hidden 10 fish", "--hidden: expected a whole number, got 'fish'"),
+        ("--out=", "--out: is empty"),
     ],
 )
 def test_guesses_that_are_refused_by_train_with_a_way_on(line, answer):

@@ -58,9 +58,21 @@ def test_columns_of_a_data_frame_are_taken_by_name(tmp_path):
         run.encode(mixed.drop(columns="b"))
 
 
-def test_masked_rows_are_refused(trained):
-    with pytest.raises(ValueError, match=r"^rows: 1 values are masked"):
-        trained.encode(np.ma.masked_equal(np.r_[1.0, np.zeros(63)], 1.0))
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (np.ma.masked_equal(np.r_[1.0, np.zeros(63)], 1.0), "1 values are masked"),
+        (
+            np.r_[np.zeros(63), np.nan],
+            "1 value.s. NaN, infinite or beyond 4e.37, the first in row 0, column 63",
+        ),
+        (np.r_[1e300, np.inf, np.zeros(62)], "2 value.s. NaN"),
+    ],
+)
+def test_masked_rows_and_values_that_are_no_numbers_are_refused(trained, row, message):
+    for function in (trained.encode, trained.score, trained.predict, trained.reconstruct):
+        with pytest.raises(ValueError, match=rf"^rows: {message}"):
+            function(row)
 
 
 def test_scores_are_the_reconstruction_errors_of_scaled_rows(trained):

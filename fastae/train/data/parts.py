@@ -169,7 +169,7 @@ def check_part(
     if len(x.shape) > 2:
         # flattening a map in Fortran order reads all of it: the result is a plain array, not a map
         x = x.reshape(len(x), -1) if x.flags.c_contiguous else np.asarray(x).reshape(len(x), -1)
-    _check_finite(name, x)
+    check_finite(name, x)
     if labels is not None:
         labels = check_labels(name, as_array(f"{name}: labels", labels), x.shape[0])
     return RawPart(name, x, labels, feature_shape, feature_names, label_source, notes)
@@ -286,7 +286,8 @@ def _numbers(name: str, column: str, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _check_finite(name: str, x: RowArray) -> None:
+def check_finite(name: str, x: RowArray) -> None:
+    """Raise ``DataError`` for values that are NaN, infinite, or too large for float32."""
     if x.dtype.kind != "f" or (is_stored(x) and x.is_checked):
         return
     count, row, column, start = 0, 0, 0, 0

@@ -50,7 +50,8 @@ def read_source(path: Path, columns: Columns | None = None) -> RawData:
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can
-        raise DataError(f"{name}: cannot be read: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"{name}: cannot be read: {reason}") from error
     if is_folder:
         return _read_folder(path, name, columns)
     if not exists:
@@ -93,9 +94,13 @@ def read_labels(path: Path, rows: int) -> np.ndarray:
         raise DataError(f"{path.name}: labels are read from .npy, .npz, IDX, .csv, .tsv and .txt")
 
 
+_LONGEST_NAME = 255  # that file systems allow
+
+
 def file_name(path: Path) -> str:
     """The last part of a path, also of one that ends in a dot."""
-    return one_line(path.name or path.absolute().name or path)
+    name = one_line(path.name or path.absolute().name or path)
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def _check_options(name: str, reader: object, columns: Columns) -> None:

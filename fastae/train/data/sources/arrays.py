@@ -12,7 +12,7 @@ import torch
 from numpy.lib.format import open_memmap
 from safetensors import safe_open
 
-from ....errors import DataError
+from ....errors import DataError, one_line
 from ....optional import require
 from ..parts import RawData, RawPart, check_part
 from ..tables import Columns
@@ -70,7 +70,13 @@ def read_safetensors(path: Path, columns: Columns) -> RawData:
 
 def read_torch(path: Path, columns: Columns) -> RawData:
     """Read a tensor, named tensors, or a pair of rows and labels. Nothing but tensors is unpickled."""
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of any kind where a file is damaged
+        reason = one_line(error).partition(". ")[0]  # and not what torch advises
+        raise DataError(f"{path.name}: damaged, or holds more than tensors ({reason})") from error
     if isinstance(loaded, torch.Tensor):
         loaded = {"x": loaded}
     elif isinstance(loaded, list | tuple) and 1 <= len(loaded) <= 2:
