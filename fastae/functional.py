@@ -129,17 +129,26 @@ def reconstruction_loss(
 ) -> Tensor:
     """The loss of the reconstruction from a code; the reconstruction itself is never kept.
 
-    With a = h V^T + c and r = f_out(a), the sum over features of: ``"mse"``, (r - x)^2; ``"huber"``,
-    (r - x)^2 / 2 within 1 of x and |r - x| - 1/2 beyond (Huber 1964); ``"bce"``, softplus(a) - x a, the
-    cross-entropy of x in [0, 1] against sigmoid(a), which takes logits and has no ``output_activation``. That
-    the target lies in [0, 1] is not checked: beyond it, the loss has no least value.
+    With a = h V^T + c and r = f_out(a), the sum over features of:
+
+    - ``"mse"``: (r - x)^2;
+    - ``"huber"`` or ``"huber:d"``: (r - x)^2 / 2 within d of x and d (|r - x| - d / 2) beyond, with d = 1 by
+      default (Huber 1964);
+    - ``"bce"``: softplus(a) - x a, the cross-entropy of x in [0, 1] against sigmoid(a);
+    - ``"poisson"``: m - x log m, the negative log-likelihood of counts x with the mean
+      m = softplus(a), without log x!, which is the same for all m;
+    - ``"negative_binomial"`` or ``"negative_binomial:t"``: (x + t) log(1 + m / t) - x log m, the same where
+      the variance is m + m^2 / t, with t = 1 by default.
+
+    The last three take a before any activation and have no ``output_activation``. That the target
+    lies in the loss's range is not checked: beyond it, the loss has no least value.
 
     Args:
         code: [*, H].
         weight: the decoder's, [D, H] as in its ``nn.Linear``; pass ``encoder_weight.t()`` for tied weights.
         bias: [D].
         target: [*, D].
-        loss: ``"mse"``, ``"huber"`` or ``"bce"``.
+        loss: one of these.
         output_activation: f_out, for mse and huber.
         reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for one value per row, [*].
 
@@ -355,7 +364,7 @@ def deep_autoencoder_loss(
         x: [*, D].
         encoder: layers from the input to the code, as in :func:`deep_contractive_encode`.
         decoder: layers from the code to the reconstruction. The last one's activation is the output
-            activation for mse and must be ``"linear"`` for bce, which takes logits.
+            activation for mse and huber, and must be ``"linear"`` for the other losses.
         probes: random probes per row for the penalty of the whole encoder.
         reduction, generator: as in :func:`autoencoder_loss`.
         **options: as in :func:`autoencoder_loss`; the penalties and the noise are those of the last code.

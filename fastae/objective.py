@@ -59,8 +59,10 @@ class Objective:
 
     Attributes:
         activation: activation of the code: a name in :data:`fastae.activations.ACTIVATIONS`.
-        loss: reconstruction loss: ``"bce"`` for data in [0, 1], ``"mse"``, or ``"huber"``, which is less
-            sensitive to outliers; a sum over features.
+        loss: reconstruction loss, a sum over features: ``"bce"`` for data in [0, 1], ``"mse"``, ``"huber"``,
+            which is less sensitive to outliers, or for counts ``"poisson"`` and ``"negative_binomial"``. A
+            number may follow: ``"huber:0.5"`` is linear beyond errors of 0.5, and the variance of
+            ``"negative_binomial:10"`` is m + m^2 / 10 for the mean m; both are 1 by default.
         output_activation: activation of the reconstruction, for mse and huber.
         corruption: corruption of the input while training (Vincent et al. 2010).
         emphasis: weights of the loss on corrupted and on clean entries (Vincent et al. 2010, sec. 4.3).

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import philox
-from .activations import get_activation
+from .activations import get_activation, softplus
 from .corruption import Corruption, Event, Gaussian, SaltAndPepper, Swap
-from .losses import get_loss
+from .losses import get_loss, log_softplus
 from .objective import AutoencoderLoss, Objective, ObjectiveOptions
 from .tensors import sum_dtype
 
@@ -134,9 +134,11 @@ def reconstruction_loss(
 ) -> Tensor:
     """The loss of each row, [M], summed over features; ``entry_weights`` [M, D] weigh the entries.
 
-    With a = h V^T + c and the reconstruction r = f_out(a): ``mse`` is (r - x)^2; ``huber`` is
-    (r - x)^2 / 2 within 1 of x and |r - x| - 1/2 beyond (Huber 1964); ``bce`` is softplus(a) - x a, the
-    cross-entropy of x against sigmoid(a).
+    With a = h V^T + c and the reconstruction r = f_out(a): ``mse`` is (r - x)^2; ``huber:d`` is
+    (r - x)^2 / 2 within d of x and d (|r - x| - d / 2) beyond (Huber 1964); ``bce`` is softplus(a) - x a, the
+    cross-entropy of x against sigmoid(a). For counts x with the mean m = softplus(a), without the terms of x
+    alone: ``poisson`` is m - x log m, and ``negative_binomial:t``, whose variance is m + m^2 / t, is
+    (x + t) log(1 + m / t) - x log m.
     """
     entries = reconstruction_entries(F.linear(code, weight, bias), target, loss, output_activation)
     if entry_weights is not None:
@@ -144,18 +146,24 @@ def reconstruction_loss(
     return entries.sum(1)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": lambda r, x: (r - x).square(),
-    "huber": lambda r, x: F.huber_loss(r, x, reduction="none"),
-    "bce": lambda a, x: F.binary_cross_entropy_with_logits(a, x, reduction="none"),
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "mse": lambda r, x, _: (r - x).square(),
+    "huber": lambda r, x, delta: F.huber_loss(r, x, reduction="none", delta=delta),
+    "bce": lambda a, x, _: F.binary_cross_entropy_with_logits(a, x, reduction="none"),
+    "poisson": lambda a, x, _: softplus(a) - x * log_softplus(a),
+    "negative_binomial": lambda a, x, t: (x + t) * torch.log1p(softplus(a) / t) - x * log_softplus(a),
 }
-"""Each entry's loss, of the reconstruction, or of a where the loss brings its own link function."""
+"""Each entry's loss, of the reconstruction, or of a where the loss brings its own link function.
+
+The third argument is the loss's number.
+"""
 
 
 def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:
     """The loss of each entry, [M, D], of the decoder's product a [M, D]."""
-    get_loss(loss, output_activation)
-    return LOSSES[loss](get_activation(output_activation).function(a), target)
+    parameter = get_loss(loss, output_activation).parameter
+    v = get_activation(output_activation).function(a)
+    return LOSSES[loss.partition(":")[0]](v, target, parameter)
 
 
 def errors_of_any(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:

@@ -93,7 +93,10 @@ class _Autoencoder(BaseEstimator):
             return None
         name = self.scaling
         if name == "auto":
-            name = "maxabs" if sparse.issparse(X) else ("minmax" if self.loss == "bce" else "standard")
+            loss = get_loss(self.loss)
+            if loss.of_counts:
+                return None
+            name = "maxabs" if sparse.issparse(X) else ("minmax" if loss.bounds[0] == 0.0 else "standard")
         if name not in _SCALERS:
             raise ValueError(f"scaling: {self.scaling!r} is not one of auto, none, {', '.join(_SCALERS)}")
         if sparse.issparse(X) and name != "maxabs":
@@ -219,7 +222,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         of the reconstruction, codes are always reconstructed with the squared error.
     scaling : {"auto", "standard", "minmax", "maxabs", "none"}, default="auto"
         Scaling of the features, fitted with the model. ``"auto"`` is ``"standard"``, ``"minmax"`` for
-        ``loss="bce"``, and ``"maxabs"`` for sparse input.
+        ``loss="bce"``, ``"none"`` for losses of counts, and ``"maxabs"`` for sparse input.
     epochs, finetune_epochs : int, default=50
         Passes over the rows for each layer, and for a stack as a whole.
     batch_size : int, default=128

@@ -79,7 +79,10 @@ def test_contractive_encode_is_the_reference(activation: str, reduction: str, us
 OUTPUTS = [
     ("bce", "linear"),
     ("huber", "linear"),
-    ("huber", "tanh"),
+    ("huber:0.3", "tanh"),
+    ("poisson", "linear"),
+    ("negative_binomial", "linear"),
+    ("negative_binomial:3", "linear"),
     *(("mse", name) for name in ACTIVATIONS),
 ]
 EVERY_LOSS = pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from torch.func import jacrev, vmap
 from fastae import Emphasis, Gaussian, Masking, functional, philox
 from fastae import reference as R
 from fastae.activations import ACTIVATIONS
+from fastae.losses import get_loss
 
 EVERY = pytest.mark.parametrize("activation", ACTIVATIONS)
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -226,6 +228,25 @@ def test_unknown_loss_is_refused(parameters):
     p = parameters()
     with pytest.raises(ValueError, match="loss: 'mae' is not one of mse, huber, bce"):
         R.reconstruction_loss(p.x, p.weight, None, p.x, "mae")
+    for text in ("huber:", "huber:0", "negative_binomial:inf", "huber:x"):
+        with pytest.raises(ValueError, match=f"loss: .* takes a number above 0 .*'{text}'"):
+            R.reconstruction_loss(p.x, p.weight, None, p.x, text)
+
+
+def test_losses_of_counts_are_likelihoods():
+    stats = pytest.importorskip("scipy.stats")
+    a = torch.linspace(-6.0, 60.0, 45, dtype=torch.float64)
+    x = torch.arange(45, dtype=torch.float64)
+    mean = F.softplus(a, threshold=50.0)
+    poisson = F.poisson_nll_loss(mean, x, log_input=False, eps=0.0, reduction="none")
+    torch.testing.assert_close(R.reconstruction_entries(a, x, "poisson"), poisson, **EXACT)
+    for t in (0.3, 1.0, 20.0):
+        free = torch.lgamma(x + t) - math.lgamma(t) - torch.lgamma(x + 1.0) - x * math.log(t)
+        exact = -torch.from_numpy(stats.nbinom.logpmf(x.numpy(), t, (t / (t + mean)).numpy()))
+        value = R.reconstruction_entries(a, x, f"negative_binomial:{t}")
+        torch.testing.assert_close(value - free, exact, rtol=1e-11, atol=1e-11)
+        least = get_loss(f"negative_binomial:{t}").least
+        assert least is not None and (value >= least(x) - 1e-12).all()
 
 
 # --- the whole objective --------------------------------------------------------------------------------

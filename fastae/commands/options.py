@@ -41,6 +41,7 @@ _SPELLINGS = {
     "logistic": "sigmoid",
     "binary_crossentropy": "bce",
     "binary_cross_entropy": "bce",
+    "nb": "negative_binomial",
     "l2": "mse",
     "mean_squared_error": "mse",
     "squared_error": "mse",
@@ -127,7 +128,7 @@ class Option:
     def choices(self) -> tuple[str, ...]:
         """The values that there are, if they are few and have names."""
         hint = get_args(self.hint)[0] if get_origin(self.hint) is tuple else self.hint
-        return get_args(hint) if get_origin(hint) is Literal else ()
+        return get_args(hint) if get_origin(hint) is Literal else getattr(hint, "choices", ())
 
 
 def options_of(cls: type) -> list[Option]:
@@ -272,6 +273,9 @@ def _single(flag: str, hint: Any, word: str) -> Any:
         return _choice(flag, get_args(hint), word)
     if hint is bool:
         return _choice(flag, ("True", "False"), word) == "True"
+    if choices := getattr(hint, "choices", None):
+        name, colon, number = word.partition(":")
+        return _choice(flag, choices, name) + colon + number
     if parse := getattr(hint, "parse", None):
         return parse(word)
     expected = {int: "a whole number", float: "a number"}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PAGE = "report.html"
 _FIGURES = {
     "reconstruction": "The loss of the clean rows' reconstruction, summed over features: smaller is better. "
-    "bce is given above its least value, the entropy of the data.",
+    "A likelihood is given above its least value, which for bce is the entropy of the data.",
     "squared error per feature": "The mean over rows and features of (reconstruction - row)².",
     "R^2": "1 - mse / variance: 1 is perfect, 0 is what predicting the mean reaches, below 0 is worse.",
     "PCA": "The reconstruction by as many principal components as the code has units: the best that a linear "

@@ -177,7 +177,7 @@ class Autoencoder(Sampler):
         return self.encoder(x)
 
     def decode(self, code: Tensor) -> Tensor:
-        """The reconstruction [*, in] from a code [*, code]: for bce the mean sigmoid(a)."""
+        """The reconstruction [*, in] from a code [*, code]: of likelihoods the mean."""
         activation = self.options.reconstruction_activation
         if runs_code(self.decoder) or self.shard is not None:
             return get_activation(activation).function(self.decoder_product(code))

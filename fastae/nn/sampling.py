@@ -66,8 +66,8 @@ class Sampler(nn.Module, ABC):
     ) -> Tensor:
         """Alternate x~ ~ C(x~ | x) and x ~ p(x | h(x~)), ``steps`` times, starting from x [*, D].
 
-        C is the corruption of the input; without one, x~ is x. The decoder's distribution p is Bernoulli for
-        bce. For mse it is normal about the reconstruction.
+        C is the corruption of the input; without one, x~ is x. The decoder's distribution p is that
+        of the loss (Bernoulli for bce, Poisson, negative binomial), else normal about the reconstruction.
 
         Args:
             x: start of the chain, [*, D].

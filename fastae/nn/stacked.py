@@ -187,7 +187,7 @@ def layerwise_options(
     """One :class:`Options` per layer, from single values and values per layer.
 
     Raises:
-        ValueError: a number of values other than ``depth``, or a bce layer over codes outside [0, 1].
+        ValueError: a number of values other than ``depth``, or a loss that codes below do not fit.
     """
     if isinstance(options, Options) or options is None:
         options = [options or Options()] * depth
@@ -203,10 +203,12 @@ def layerwise_options(
     result = [Options.make(base, change) for base, change in zip(options, per_layer, strict=True)]
     for l in range(1, depth):
         below = get_activation(result[l - 1].activation)
-        if not get_loss(result[l].loss).takes(*below.bounds):
+        loss = get_loss(result[l].loss)
+        if not loss.takes(*below.bounds):
+            low, high = loss.bounds
             losses = [o.loss for o in result[:l]] + ["mse"] * (depth - l)
             raise ValueError(
-                f"loss: layer {l + 1} reconstructs {below.name} codes, which are not in [0, 1] "
+                f"loss: layer {l + 1} reconstructs {below.name} codes, which are not in [{low:g}, {high:g}] "
                 f"as {result[l].loss} needs; use loss={losses}"
             )
     return result

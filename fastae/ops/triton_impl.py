@@ -1,7 +1,7 @@
 """The operators on Triton kernels; float64 goes to PyTorch.
 
 A launcher of :mod:`fastae_kernels.operators` has its operator's parameters, except for those that describe
-noise. Imported on first use, since it imports Triton.
+noise and losses. Imported on first use, since it imports Triton.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import philox
 from ..corruption import Corruption, Event, make_corruption
+from ..losses import get_loss
 from ..tensors import outside_autocast
 from . import torch_impl
 from .adam import Entries, rates
@@ -80,20 +81,22 @@ def _code_noise(
     return {"seed": seed, "noise": drawn, **_dropout(seed, dropout)}
 
 
-def _emphasis(
+def _decoding(
+    loss: str = "mse",
     seed: Tensor | None = None,
     kind: str = "none",
     params: list[float] | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
 ) -> dict[str, Any]:
-    """The weights of hit and of other entries; an event of probability 0 hits none."""
+    """The loss, its number, and the weights of hit and of other entries; probability 0 hits none."""
+    formula = {"loss": loss.partition(":")[0], "parameter": get_loss(loss).parameter}
     if seed is None:
-        return {"mask": None, "corrupted": corrupted, "clean": clean}
+        return {**formula, "mask": None, "corrupted": corrupted, "clean": clean}
     event = make_corruption(kind, params or []).event
     assert event is not None
     mask = _mask(seed, philox.STREAM_CORRUPTION, event)
-    return {"mask": mask, "corrupted": corrupted if event.p else clean, "clean": clean}
+    return {**formula, "mask": mask, "corrupted": corrupted if event.p else clean, "clean": clean}
 
 
 def _corruption(seed: Tensor, corruption: Corruption, stream: int) -> drawing.Corruption:
@@ -113,8 +116,8 @@ NOISE: dict[str, Callable[..., dict[str, Any]]] = {
     "perturb": _code_noise,
     "encode": _code_noise,
     "code_grad": _dropout,
-    "decode_loss": _emphasis,
-    "decode_loss_target_grad": _emphasis,
+    "decode_loss": _decoding,
+    "decode_loss_target_grad": _decoding,
 }
 """Functions that turn an operator's parameters of the same names into arguments of its launcher."""
 

@@ -19,7 +19,7 @@ from ..activations import ACTIVATIONS
 from ..checks import check_nonnegative, check_share, check_whole
 from ..corruption import Emphasis, parse_corruption
 from ..distributed import Sharding
-from ..losses import LOSSES
+from ..losses import LossText
 from ..nn.options import Options
 from ..nn.stacked import layerwise_options
 from ..objective import CODE_NOISES, Objective
@@ -142,8 +142,9 @@ class _DataConfig:
         labels: File with the labels, where the data has none.
         drop: Columns of a table to leave out.
         test_fraction: Share of the rows to hold out as the test part; for data without one.
-        scaling: Scaling of the features, fitted on the training part; auto is minmax, per column, for tables
-            whose columns differ in range, and one range for all values of other data.
+        scaling: Scaling of the features, fitted on the training part; auto is none for losses of counts,
+            minmax, per column, for tables whose columns differ in range, and one range for all values
+            otherwise.
         hidden: Units of each layer, the code's last. By default 512 256.
         sizes: In place of hidden: the width of the input and the units of each layer, as in 784 512 256.
     """
@@ -162,12 +163,11 @@ class _DataConfig:
 _CHOICES: dict[str, Collection[str]] = {
     "activation": ACTIVATIONS,
     "output_activation": ACTIVATIONS,
-    "loss": LOSSES,
     "code_noise": CODE_NOISES,
 }
 
 LAYER_TYPES: dict[str, Any] = {
-    name: Literal[tuple(_CHOICES[name])] if name in _CHOICES else type(value)
+    name: Literal[tuple(_CHOICES[name])] if name in _CHOICES else LossText if name == "loss" else type(value)
     for name, value in Options().to_dict().items()
     if name != "emphasis"
 }

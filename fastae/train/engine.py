@@ -192,10 +192,11 @@ def _load(config: TrainConfig, checkpoint: Checkpoint | None, world: World) -> D
 
 
 def _load_data(config: TrainConfig) -> Dataset:
+    scaled = config.scaling != "auto" or not get_loss(config.loss[0]).of_counts
     return load_dataset(
         config.data,
         test=config.test,
-        scaling=config.scaling,
+        scaling=config.scaling if scaled else "none",
         label=config.label,
         labels=config.labels,
         drop=config.drop,
@@ -519,6 +520,7 @@ def _check_values(dataset: Dataset, loss: Loss) -> None:
             what = f"{loss.name} needs values in [{low:g}, {high:g}], and {dataset.name} scaled by"
             what = f"{what} {dataset.scaling.name!r} has {least:g} to {most:g}"
             if rows is dataset.train:
-                raise ValueError(f"loss: {what}; use scaling unit or minmax, or the loss mse")
+                scalings = "none" if loss.of_counts else "unit or minmax"
+                raise ValueError(f"loss: {what}; use scaling {scalings}, or the loss mse")
             warnings.warn(f"loss: {what} in its test part, which mse is reported for", stacklevel=5)
             break

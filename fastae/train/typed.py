@@ -31,9 +31,9 @@ def typed(name: str, value: Any, hint: Any) -> Any:
             return None
         (hint,) = (option for option in args if option is not NoneType)
         return typed(name, value, hint)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in args:
-            raise ValueError(f"{name}: {reprlib.repr(value)} is not one of {', '.join(args)}")
+    if (choices := args if origin is Literal else getattr(hint, "choices", None)) is not None:
+        if not isinstance(value, str) or (value if origin else value.partition(":")[0]) not in choices:
+            raise ValueError(f"{name}: {reprlib.repr(value)} is not one of {', '.join(choices)}")
         return value
     if origin is tuple:
         return _tuple(name, value, args)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastae import reference
 from fastae.activations import ACTIVATIONS, softplus
 from fastae.losses import LOSSES as LOSS_NAMES
+from fastae.losses import get_loss, log_softplus
 from tests.kernels.support import DEVICE, ON_GPU
 
 pytestmark = pytest.mark.filterwarnings(
@@ -35,6 +36,7 @@ class Functions(NamedTuple):
     function: Any
     slope: Any
     second: Any
+    parameter: float = 0.0  # of a loss
 
 
 @triton.jit
@@ -226,14 +228,14 @@ def test_nan_stays_nan(name: str):
 # --- losses ---------------------------------------------------------------------------------------------
 
 LOGITS = symmetric(torch.cat((torch.logspace(-6, 0, 301), torch.linspace(0.01, 100.0, 3_001))))
-TARGETS = (0.0, 0.3, 0.999, 1.0)
 
 
 def kernel_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> list[Tensor]:
     """The loss of each entry and its gradients to a and x, in float64."""
     a, x = a.to(DEVICE), x.to(DEVICE)
     values = [torch.full_like(a, math.nan) for _ in range(3)]
-    arguments = len(a), LOSSES[loss], functions(output_activation), BLOCK
+    f = functions(output_activation)._replace(parameter=get_loss(loss).parameter)
+    arguments = len(a), LOSSES[loss.partition(":")[0]], f, BLOCK
     evaluate_loss[(triton.cdiv(len(a), BLOCK),)](a, x, *values, *arguments)
     return [value.cpu().double() for value in values]
 
@@ -244,13 +246,16 @@ def exact_losses(loss: str, output_activation: str, a: Tensor, x: Tensor) -> lis
     return [value.detach(), *torch.autograd.grad(value.sum(), (a, x))]
 
 
-def assert_loss_is_exact(loss: str, output_activation: str) -> None:
-    for target in TARGETS:
+def assert_loss_is_exact(
+    loss: str, output_activation: str, targets: tuple[float, ...] = (0.0, 0.3, 0.999, 1.0)
+) -> None:
+    for target in targets:
         x = torch.full_like(LOGITS, target)
         values = kernel_losses(loss, output_activation, LOGITS, x)
         exacts = exact_losses(loss, output_activation, LOGITS, x)
-        # bce is a difference of terms of the logit's size
-        sizes = [LOGITS.double().abs() if loss == "bce" else exacts[0], exacts[1], exacts[2]]
+        sizes = list(exacts)
+        if get_loss(loss).link is not None:  # a difference of terms
+            sizes[0] = LOGITS.double().abs() + target * (1.0 + log_softplus(LOGITS.double()).abs())
         for part, value, exact, size in zip(("loss", "grad", "target"), values, exacts, sizes, strict=True):
             error = (value - exact).abs() / size.abs().clamp_min(1.0)
             assert error.max() <= 2.0 * TOLERANCE, f"{part} of {target}: {error.max():.3g}"
@@ -266,8 +271,13 @@ def test_mse_and_its_gradients_are_accurate(name: str):
 
 
 def test_huber_and_its_gradients_are_accurate():
-    for name in ("linear", "tanh"):
-        assert_loss_is_exact("huber", name)
+    for loss, name in (("huber", "linear"), ("huber:0.3", "tanh")):
+        assert_loss_is_exact(loss, name)
+
+
+@pytest.mark.parametrize("loss", ["poisson", "negative_binomial", "negative_binomial:100"])
+def test_losses_of_counts_and_their_gradients_are_accurate(loss: str):
+    assert_loss_is_exact(loss, "linear", (0.0, 1.0, 7.0, 1e3))
 
 
 def test_bce_of_a_certain_right_answer_keeps_its_digits():

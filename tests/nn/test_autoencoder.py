@@ -335,6 +335,20 @@ def test_bce_samples_are_binary_draws_of_the_reconstruction():
         torch.testing.assert_close(state.mean(0), torch.sigmoid(model.decoder.bias), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("loss, dispersion", [("poisson", math.inf), ("negative_binomial:2", 2.0)])
+def test_samples_of_counts_have_the_mean_and_variance_of_the_loss(loss, dispersion):
+    model = build(loss=loss)
+    with torch.no_grad():
+        model.encoder.weight.zero_()
+        model.decoder.bias.fill_(3.0)
+    drawn = model.sample(
+        torch.zeros(20000, 6, dtype=torch.float64), generator=torch.Generator().manual_seed(0)
+    )
+    mean = model.reconstruct(torch.zeros(1, 6, dtype=torch.float64)).mean().item()
+    assert torch.equal(drawn, drawn.round()) and abs(drawn.mean() / mean - 1.0) < 0.02
+    assert abs(drawn.var() / (mean + mean**2 / dispersion) - 1.0) < 0.05
+
+
 def test_mse_without_noise_iterates_the_reconstruction():
     model, x = build(loss="mse", tied=False), rows(5)
     chain = model.sample(x, 3, std=0.0, return_chain=True)

@@ -236,7 +236,7 @@ def another(name: str) -> tuple[list[str], Any]:
     if name == "emphasis":
         return ["1.0", "0.5"], Emphasis(1.0, 0.5)
     if isinstance(default, str):
-        *_, last = {"loss": LOSSES, "code_noise": CODE_NOISES}.get(name, ACTIVATIONS)
+        *_, last = {"loss": ["huber:0.5"], "code_noise": CODE_NOISES}.get(name, ACTIVATIONS)
         value = last if last != default else "mse"
         return [value], value
     value = (not default) if isinstance(default, bool) else type(default)(default + 0.125) or 1

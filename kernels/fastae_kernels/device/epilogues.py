@@ -104,6 +104,7 @@ class DecodeLoss(NamedTuple):
     """The loss of a = h V^T + c against the target, [M, N] = [rows, features]; a is not written."""
 
     entry: Any  # a function of losses.py
+    parameter: float  # its number
     function: Any  # the output activation of mse
     slope: Any
     second: Any

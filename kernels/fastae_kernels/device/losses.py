@@ -1,4 +1,7 @@
-"""Reconstruction losses of an entry as device functions of the pre-activation a and the target x."""
+"""Reconstruction losses of an entry as device functions of the pre-activation a and the target x.
+
+``f`` holds the decoder's output activation, and the loss's number as ``parameter``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import triton
 import triton.language as tl
 
 from .activations import log1p
-from .elementary import exp, reciprocal
+from .elementary import exp, log, reciprocal
+
+_LEAST_LOGIT = tl.constexpr(-40.0)  # from here down softplus(a) is e^a to the digits of float32
 
 
 @triton.jit
@@ -42,21 +47,58 @@ def bce_target_gradient(a, x, f):
 
 @triton.jit
 def huber(a, x, f):
-    """s (e - s / 2) and its derivative by a, for the error e = f(a) - x and s = e held in [-1, 1]."""
+    """s (e - s / 2) and its derivative by a, for the error e = f(a) - x and s = e held in [-d, d]."""
     r = f.function(a)
     error = r - x
-    s = _held(error)
+    s = _held(error, f.parameter)
     return s * (error - 0.5 * s), s * f.slope(r, a)
 
 
 @triton.jit
 def huber_target_gradient(a, x, f):
-    return _held(x - f.function(a))
+    return _held(x - f.function(a), f.parameter)
 
 
 @triton.jit
-def _held(error):
-    return tl.where(error > 1.0, 1.0, tl.where(error < -1.0, -1.0, error))  # nan stays nan
+def _held(error, bound):
+    return tl.where(error > bound, bound, tl.where(error < -bound, -bound, error))  # nan stays nan
+
+
+@triton.jit
+def _rate(a):
+    """The mean m = softplus(a), which is held above 0, log m and d log m / da."""
+    held = tl.where(a < _LEAST_LOGIT, _LEAST_LOGIT, a)
+    e = exp(-tl.abs(held))
+    rate = tl.where(held < 0.0, 0.0, held) + log1p(e)
+    sigmoid = tl.where(held < 0.0, e, 1.0) * reciprocal(1.0 + e)
+    return rate, log(rate) + (a - held), sigmoid * reciprocal(rate)
+
+
+@triton.jit
+def poisson(a, x, f):
+    """m - x log m and its derivative by a, for the mean m = softplus(a)."""
+    rate, log_rate, slope = _rate(a)
+    return rate - x * log_rate, (rate - x) * slope
+
+
+@triton.jit
+def poisson_target_gradient(a, x, f):
+    _, log_rate, _ = _rate(a)
+    return -log_rate
+
+
+@triton.jit
+def negative_binomial(a, x, f):
+    """(x + t) log(1 + m / t) - x log m and its derivative by a, for the mean m = softplus(a)."""
+    rate, log_rate, slope = _rate(a)
+    ratio = rate * (1.0 / f.parameter)
+    return (x + f.parameter) * log1p(ratio) - x * log_rate, (rate - x) * slope * reciprocal(1.0 + ratio)
+
+
+@triton.jit
+def negative_binomial_target_gradient(a, x, f):
+    rate, log_rate, _ = _rate(a)
+    return log1p(rate * (1.0 / f.parameter)) - log_rate
 
 
 class Loss(NamedTuple):
@@ -66,8 +108,13 @@ class Loss(NamedTuple):
     target_gradient: Any
 
 
+HEAVY = frozenset({"negative_binomial"})
+"""Losses with too many numbers at once for the registers of the largest tiles."""
+
 LOSSES: dict[str, Loss] = {
     "mse": Loss(mse, mse_target_gradient),
     "huber": Loss(huber, huber_target_gradient),
     "bce": Loss(bce, bce_target_gradient),
+    "poisson": Loss(poisson, poisson_target_gradient),
+    "negative_binomial": Loss(negative_binomial, negative_binomial_target_gradient),
 }

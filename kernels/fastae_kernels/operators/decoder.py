@@ -19,6 +19,7 @@ def _decode_arguments(
     bias: Tensor | None,
     target: Tensor,
     entry: Any,
+    parameter: float,
     output_activation: str,
     mask: Mask | None,
     corrupted: float,
@@ -30,6 +31,7 @@ def _decode_arguments(
 ) -> epilogues.DecodeLoss:
     return epilogues.DecodeLoss(
         entry=entry,
+        parameter=parameter,
         **ACTIVATIONS[output_activation].functions,
         bias=buffers.vector(bias),
         target=target,
@@ -65,6 +67,7 @@ def decode_loss(
     loss: str,
     output_activation: str = "linear",
     *,
+    parameter: float = 0.0,
     mask: Mask | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
@@ -74,7 +77,7 @@ def decode_loss(
     """(loss [M], its gradient per row with respect to a [M, D], that one's column sums [D]).
 
     code [M, H], weight [D, H]; without a weight ``code`` is the product, [M, D]. Entries that ``mask`` hits
-    count ``corrupted``, the others ``clean``.
+    count ``corrupted``, the others ``clean``. ``parameter`` is the loss's number.
     """
     M, D = target.shape
     plan = _plan("decode_loss", code, weight)
@@ -85,6 +88,7 @@ def decode_loss(
         bias,
         target,
         LOSSES[loss].entry,
+        parameter,
         output_activation,
         mask,
         corrupted,
@@ -110,6 +114,7 @@ def decode_loss_target_grad(
     loss: str,
     output_activation: str = "linear",
     *,
+    parameter: float = 0.0,
     mask: Mask | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
@@ -122,6 +127,7 @@ def decode_loss_target_grad(
         bias,
         target,
         LOSSES[loss].target_gradient,
+        parameter,
         output_activation,
         mask,
         corrupted,

@@ -139,7 +139,7 @@ def _pass(key: choices.Key, target: Target) -> PassConfig:
     tall = PassConfig(128, 64, 8)
     tiles = -(-key.M // tall.block_m) * -(-key.N // tall.block_n)
     enough = tiles >= 4 * target.multiprocessors
-    return tall if key.operator in _SUMMING and enough else PassConfig()
+    return tall if key.operator in _SUMMING and enough and not key.heavy else PassConfig()
 
 
 def heuristic(key: choices.Key, dtype: torch.dtype, target: Target) -> Plan:

@@ -159,6 +159,9 @@ def _cases() -> Iterator[_Case]:
     yield case("decode_loss bce rows", decode(False, "bce", reduction="none"), product=True)
     yield case("decode_loss bce tied", decode(True, "bce"), product=True)
     yield case(
+        "decode_loss negative_binomial", decode(False, "negative_binomial", parameter=1.0), product=True
+    )
+    yield case(
         "decode_loss mse emphasis", decode(False, "mse", mask=mask, corrupted=2.0, clean=0.5), product=True
     )
     yield case(
