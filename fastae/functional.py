@@ -36,7 +36,7 @@ from .philox import MOST_DRAWS, draw_seed
 from .reference import kl_divergence, l1_penalty
 from .share import batch_mean
 from .sparse.functional import sparse_autoencoder_loss, sparse_decode, topk_encode
-from .tensors import as_rows, autocast_dtype, autocast_like_linear, reduce_rows, sum_dtype
+from .tensors import as_rows, autocast_dtype, autocast_like_linear, fill_missing, reduce_rows, sum_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,6 +125,7 @@ def reconstruction_loss(
     loss: str = "bce",
     *,
     output_activation: str = "linear",
+    missing: bool = False,
     reduction: str = "mean",
 ) -> Tensor:
     """The loss of the reconstruction from a code; the reconstruction itself is never kept.
@@ -150,6 +151,8 @@ def reconstruction_loss(
         target: [*, D].
         loss: one of these.
         output_activation: f_out, for mse and huber.
+        missing: whether NaN in the target stands for entries that are missing: they have no loss and no
+            gradient. ``target.masked_fill(~mask, torch.nan)`` takes a mask.
         reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for one value per row, [*].
 
     Raises:
@@ -160,7 +163,7 @@ def reconstruction_loss(
     get_loss(loss, output_activation)
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
     code, weight, bias = autocast_like_linear(code, weight, bias)
-    decoding = Decoding(loss, output_activation)
+    decoding = Decoding(loss, output_activation, missing=missing)
     value = _reconstruction(as_rows(code), weight, bias, as_rows(target), decoding, reduction)
     return value.view(code.shape[:-1]) if reduction == "none" else value
 
@@ -261,6 +264,7 @@ def objective_loss(
         target = x
     else:
         check_target(target, x.shape, x)
+    x = fill_missing(x) if objective.missing else x
     draw = draw_seed if shard is None else shard.draw_seed
     seed = draw(x.device, generator) if objective.random else None
     layers = weight, bias, decoder_weight, decoder_bias
@@ -292,7 +296,8 @@ def parts_loss(
     check_name("reduction", reduction, REDUCTIONS)
     seed = draw_seed(x.device, generator) if objective.random else None
     rows = as_rows(x)
-    *terms, divergence = plain.objective(rows, rows, parts, seed, objective, reduction)
+    seen = fill_missing(rows) if objective.missing else rows
+    *terms, divergence = plain.objective(seen, rows, parts, seed, objective, reduction)
     if reduction == "none":
         terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
     return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -387,11 +392,12 @@ def deep_autoencoder_loss(
         raise ValueError(
             f"decoder: its last layer gives {decoder[-1][0].shape[0]} features, but x has {x.shape[-1]}"
         )
-    rows = code = as_rows(x)
+    rows = as_rows(x)
+    code = fill_missing(rows) if o.missing else rows
     seed = None
     if o.corruption is not None:
         seed = draw_seed(x.device, generator)
-        code = plain.corrupt(rows, seed, o.corruption)
+        code = plain.corrupt(code, seed, o.corruption)
     terms: dict[str, Tensor] = {}
     if o.contractive:
         code, terms["contractive"] = deep_contractive_encode(

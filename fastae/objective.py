@@ -64,6 +64,8 @@ class Objective:
             number may follow: ``"huber:0.5"`` is linear beyond errors of 0.5, and the variance of
             ``"negative_binomial:10"`` is m + m^2 / 10 for the mean m; both are 1 by default.
         output_activation: activation of the reconstruction, for mse and huber.
+        missing: whether NaN in the rows stands for missing entries, which have no loss; the encoder sees 0 in
+            their place.
         corruption: corruption of the input while training (Vincent et al. 2010).
         emphasis: weights of the loss on corrupted and on clean entries (Vincent et al. 2010, sec. 4.3).
         contractive: weight of the penalty P = ||dh/dx||_F^2 (Rifai et al. 2011a).
@@ -87,6 +89,7 @@ class Objective:
     activation: str = "sigmoid"
     loss: str = "bce"
     output_activation: str = "linear"
+    missing: bool = False
     corruption: Corruption | None = None
     emphasis: Emphasis | None = None
     contractive: float = 0.0
@@ -167,6 +170,7 @@ class ObjectiveOptions(TypedDict, total=False):
     activation: str
     loss: str
     output_activation: str
+    missing: bool
     corruption: Corruption | None
     emphasis: Emphasis | None
     contractive: float

@@ -104,7 +104,7 @@ def decode_loss(a: Tensor, target: Tensor, decoding: Decoding) -> Tensor:
     """The reconstruction loss per row, [M], of the decoder's product a [M, D]."""
     a = a.to(sum_dtype(a.dtype))
     entries = reference.reconstruction_entries(
-        a, target.to(a.dtype), decoding.loss, decoding.output_activation
+        a, target.to(a.dtype), decoding.loss, decoding.output_activation, decoding.missing
     )
     if decoding.seed is not None:
         entries = entries * _entry_weights(a, decoding)

@@ -20,7 +20,7 @@ from .activations import get_activation, softplus
 from .corruption import Corruption, Event, Gaussian, SaltAndPepper, Swap
 from .losses import get_loss, log_softplus
 from .objective import AutoencoderLoss, Objective, ObjectiveOptions
-from .tensors import sum_dtype
+from .tensors import fill_missing, sum_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -131,8 +131,11 @@ def reconstruction_loss(
     loss: str,
     output_activation: str = "linear",
     entry_weights: Tensor | None = None,
+    missing: bool = False,
 ) -> Tensor:
     """The loss of each row, [M], summed over features; ``entry_weights`` [M, D] weigh the entries.
+
+    With ``missing``, entries whose target is NaN have no loss.
 
     With a = h V^T + c and the reconstruction r = f_out(a): ``mse`` is (r - x)^2; ``huber:d`` is
     (r - x)^2 / 2 within d of x and d (|r - x| - d / 2) beyond (Huber 1964); ``bce`` is softplus(a) - x a, the
@@ -140,7 +143,7 @@ def reconstruction_loss(
     alone: ``poisson`` is m - x log m, and ``negative_binomial:t``, whose variance is m + m^2 / t, is
     (x + t) log(1 + m / t) - x log m.
     """
-    entries = reconstruction_entries(F.linear(code, weight, bias), target, loss, output_activation)
+    entries = reconstruction_entries(F.linear(code, weight, bias), target, loss, output_activation, missing)
     if entry_weights is not None:
         entries = entries * entry_weights
     return entries.sum(1)
@@ -159,19 +162,29 @@ The third argument is the loss's number.
 """
 
 
-def reconstruction_entries(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:
+def reconstruction_entries(
+    a: Tensor, target: Tensor, loss: str, output_activation: str = "linear", missing: bool = False
+) -> Tensor:
     """The loss of each entry, [M, D], of the decoder's product a [M, D]."""
+    if missing:
+        entries = reconstruction_entries(a, fill_missing(target), loss, output_activation)
+        return entries.masked_fill(target.isnan(), 0.0)
     parameter = get_loss(loss, output_activation).parameter
     v = get_activation(output_activation).function(a)
     return LOSSES[loss.partition(":")[0]](v, target, parameter)
 
 
-def errors_of_any(a: Tensor, target: Tensor, loss: str, output_activation: str = "linear") -> Tensor:
+def errors_of_any(
+    a: Tensor, target: Tensor, loss: str, output_activation: str = "linear", missing: bool = False
+) -> Tensor:
     """:func:`reconstruction_entries` of any values, as a measure of how far off a reconstruction is.
 
     Values that the loss is not defined for count as the nearest ones that it is, plus the square of their
     distance to them. The loss as it stands would fall without end the further they lie outside.
     """
+    if missing:
+        entries = errors_of_any(a, fill_missing(target), loss, output_activation)
+        return entries.masked_fill(target.isnan(), 0.0)
     table = get_loss(loss)
     if not table.is_bounded:
         return reconstruction_entries(a, target, loss, output_activation)
@@ -271,6 +284,7 @@ def autoencoder_loss(
     """The objective of ``fastae.functional.autoencoder_loss``, one value per row (kl: a scalar)."""
     o = Objective(**options)
     target = x if target is None else target
+    x = fill_missing(x) if o.missing else x
     noisy = x if o.corruption is None else corrupt(x, o.corruption, seed)
     code = encode(noisy, weight, bias, o.activation)
 
@@ -282,7 +296,14 @@ def autoencoder_loss(
     decoder_input = perturb_code(code, seed, o.code_noise, o.code_noise_std, o.dropout)
     decoder_weight = weight.T if decoder_weight is None else decoder_weight
     total = reconstruction = reconstruction_loss(
-        decoder_input, decoder_weight, decoder_bias, target, o.loss, o.output_activation, entry_weights
+        decoder_input,
+        decoder_weight,
+        decoder_bias,
+        target,
+        o.loss,
+        o.output_activation,
+        entry_weights,
+        o.missing,
     )
     terms: dict[str, Tensor] = {}
     if o.contractive:

@@ -103,7 +103,8 @@ class Run:
         return dataset
 
     def _given(self, rows: Any) -> np.ndarray:
-        return _array(select_columns("rows", rows, self.checkpoint.feature_names))
+        rows = select_columns("rows", rows, self.checkpoint.feature_names)
+        return _array(rows, self._stack.input_options.missing)
 
     def _score(self, x: Tensor) -> Tensor:
         return reconstruction_errors(self._stack, x, excess=True)[0] if len(x) else x.new_empty(0)
@@ -132,13 +133,13 @@ def load(run: str | PathLike[str]) -> Run:
     return Run(load_checkpoint(Path(run)))
 
 
-def _array(rows: Any) -> np.ndarray:
+def _array(rows: Any, missing: bool) -> np.ndarray:
     array = as_array("rows", rows)
     array = array.toarray() if is_sparse(array) else array
     if array.dtype.kind not in "buif":
         raise ValueError(f"rows: expected numbers, got {array.dtype}")
     if array.ndim and array.size:
-        check_finite("rows", array.reshape(len(array) if array.ndim > 1 else 1, -1))
+        check_finite("rows", array.reshape(len(array) if array.ndim > 1 else 1, -1), missing)
     return array
 
 

@@ -57,6 +57,7 @@ class _Autoencoder(BaseEstimator):
     activation: str = "relu"
     loss: str = "mse"
     output_activation: str = "linear"
+    missing: bool = False
     tied: bool = True
     corruption: str | None = None
     contractive: float = 0.0
@@ -74,18 +75,20 @@ class _Autoencoder(BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing
         return tags
 
     # --- input --------------------------------------------------------------------------------------------
 
-    def _validated(self, X: Any, *, reset: bool) -> Any:
+    def _validated(self, X: Any, **options: Any) -> Any:
         check_unmasked("X", X)
         return validate_data(
             self,
             X,
-            reset=reset,
             accept_sparse="csr",
             dtype=(np.float64, np.float32),
+            ensure_all_finite="allow-nan" if self.missing else True,
+            **options,
         )
 
     def _make_scaler(self, X: Any) -> Any:
@@ -125,7 +128,10 @@ class _Autoencoder(BaseEstimator):
         if not loss.is_bounded or not X.shape[0]:
             return
         scaled = X if self.scaler_ is None else self.scaler_.transform(X)
-        low, high = float(scaled.min()), float(scaled.max())
+        if sparse.issparse(scaled):
+            low, high = float(scaled.nanmin()), float(scaled.nanmax())
+        else:
+            low, high = float(np.nanmin(scaled)), float(np.nanmax(scaled))
         if not loss.takes(low + 1e-6, high - 1e-6):  # but for rounding
             raise ValueError(
                 f"loss: {self.loss!r} needs values in [{loss.bounds[0]:g}, {loss.bounds[1]:g}], and X with "
@@ -146,6 +152,7 @@ class _Autoencoder(BaseEstimator):
             activation=self.activation,
             loss=self.loss,
             output_activation=self.output_activation,
+            missing=self.missing,
             tied=self.tied,
             corruption=self.corruption,  # pyright: ignore[reportArgumentType]
             contractive=self.contractive,
@@ -207,7 +214,7 @@ class _Autoencoder(BaseEstimator):
 
     def _errors(self, X: Any) -> np.ndarray:
         """Squared error of the reconstruction in scaled units, summed over features, per row."""
-        return self._apply(X, self._stack, lambda stack, x: (stack.reconstruct(x) - x).square().sum(1))
+        return self._apply(X, self._stack, lambda stack, x: (stack.reconstruct(x) - x).square().nansum(1))
 
 
 class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Autoencoder):
@@ -217,7 +224,7 @@ class AutoencoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     ----------
     hidden : int or tuple of int, default=32
         Width of the code, or of each layer's code from the input on.
-    activation, loss, output_activation, tied, corruption, contractive, l1, dropout
+    activation, loss, output_activation, missing, tied, corruption, contractive, l1, dropout
         Options of every layer, see :class:`fastae.nn.Options`; ``loss`` and ``output_activation`` are those
         of the reconstruction, codes are always reconstructed with the squared error.
     scaling : {"auto", "standard", "minmax", "maxabs", "none"}, default="auto"
@@ -374,11 +381,8 @@ class AutoencoderClassifier(ClassifierMixin, _Autoencoder):
 
     def fit(self, X: Any, y: Any) -> AutoencoderClassifier:
         """Fit to the rows of X, (n_samples, n_features), and their labels y, (n_samples,)."""
-        check_unmasked("X", X)
         check_unmasked("y", y)
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32), ensure_min_samples=2
-        )
+        X, y = self._validated(X, y=y, ensure_min_samples=2)
         check_classification_targets(y)
         encoder = LabelEncoder().fit(y)
         self.classes_ = np.asarray(encoder.classes_)

@@ -18,6 +18,11 @@ Products = Literal["highest", "high", "medium"]
 """Precisions of float32 products, as ``torch.set_float32_matmul_precision`` names them."""
 
 
+def fill_missing(x: Tensor) -> Tensor:
+    """x with 0 in place of NaN, to which no gradient flows."""
+    return torch.nan_to_num(x, 0.0, math.inf, -math.inf)
+
+
 def as_rows(x: Tensor) -> Tensor:
     """[*, D] as [M, D] with unit last stride, without a copy where the strides allow."""
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

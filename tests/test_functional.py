@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastae import Emphasis, Gaussian, Masking, SaltAndPepper, Swap, functional
+from fastae import AutoencoderLoss, Emphasis, Gaussian, Masking, SaltAndPepper, Swap, functional
 from fastae import reference as R
 from fastae.activations import ACTIVATIONS
+from fastae.losses import LOSSES
 from tests.support import EVERYTHING
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -105,6 +108,65 @@ def test_reconstruction_loss_is_the_reference(
     rows = R.reconstruction_loss(code, v, c, target, loss, output_activation)
     leaves = (code, v, target, c) if has_bias else (code, v, target)
     assert_same([value], [reduced(rows, reduction)], leaves)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_missing_entries_have_no_loss_and_no_gradient(loss: str, reduction: str, parameters):
+    _, _, _, v, c, target = parameters().leaves()
+    code = parameters(5, 6, 1).leaves().x
+    gone = torch.rand(target.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    gone[2] = True
+    given = target.detach().masked_fill(gone, math.nan).requires_grad_()
+    value = functional.reconstruction_loss(code, v, c, given, loss, missing=True, reduction=reduction)
+    entries = R.reconstruction_entries(F.linear(code, v, c), target, loss)
+    expected = reduced(torch.where(gone, 0.0, entries).sum(1), reduction)
+    torch.testing.assert_close(value, expected, **EXACT)
+    gradients = torch.autograd.grad(value.sum(), (code, v, c, given))
+    exact = torch.autograd.grad(expected.sum(), (code, v, c, target))
+    for gradient, right in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(gradient, right, **EXACT)
+    assert not gradients[0][2].any() and not gradients[3][gone].any()
+    assert functional.reconstruction_loss(code, v, c, given, loss).isnan()
+
+
+@pytest.mark.parametrize("plainly", [False, True], ids=["fused", "plain"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss": "mse", "contractive": 0.3, "corruption": Masking(0.3), "emphasis": Emphasis(2.0, 0.5)},
+        {"loss": "poisson", "l1": 0.1, "corruption": Gaussian(0.1), "dropout": 0.3},
+    ],
+    ids=["bce", "mse with emphasis", "poisson with noise"],
+)
+def test_encoder_sees_zeros_in_place_of_missing_entries(
+    options: Options, plainly: bool, parameters, monkeypatch
+):
+    if plainly:
+        monkeypatch.setattr(functional.plain, "is_wanted", lambda device: True)
+    x, w, b, v, c, _ = parameters().leaves()
+    gone = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    given = x.detach().masked_fill(gone, math.nan).requires_grad_()
+    filled = x.detach().masked_fill(gone, 0.0).requires_grad_()
+
+    def terms(x: Tensor, **changes: Any) -> AutoencoderLoss:
+        torch.manual_seed(0)
+        return functional.autoencoder_loss(x, w, b, v, c, **{**options, **changes})
+
+    ours = terms(given, missing=True)
+    exact = terms(filled, missing=True, target=given)
+    assert_same([ours.total, ours.reconstruction], [exact.total, exact.reconstruction], (w, b, v, c))
+    (gradient,) = torch.autograd.grad(terms(given, missing=True).total, (given,))
+    assert gradient.isfinite().all() and not gradient[gone].any() and gradient[~gone].any()
+    free = {"loss": options.get("loss", "bce"), "missing": True}
+    rows = R.autoencoder_loss(given, w, b, v, c, **free).total
+    torch.testing.assert_close(
+        functional.autoencoder_loss(given, w, b, v, c, **free).total, rows.mean(), **EXACT
+    )
+    layers = [(w, b, "sigmoid")], [(v, c, "linear")]
+    unrolled = functional.deep_autoencoder_loss(given, *layers, **free)
+    torch.testing.assert_close(unrolled.total, rows.mean(), **EXACT)
 
 
 # --- autoencoder_loss -----------------------------------------------------------------------------------

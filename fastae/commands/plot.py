@@ -116,9 +116,13 @@ def run(config: Config, console: Console) -> None:
     rows, part, training = checkpoint.parts(dataset, own=config.data is None)
     figures = evaluate(stack, rows, classifier=checkpoint.classifier, training=training)
     index, targets = spread(len(rows), config.rows), rows.targets
+    x = torch.from_numpy(rows.read(index)).to(next(stack.parameters()).detach())
+    if stack.input_options.missing:
+        with torch.no_grad():
+            x = torch.where(x.isnan(), stack.reconstruct(x), x)
     subject = Subject(
         stack,
-        torch.from_numpy(rows.read(index)).to(next(stack.parameters()).detach()),
+        x,
         None if targets is None else targets[index],
         shape,
         read_log(checkpoint.path),

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..losses import get_loss
 from ..nn import Autoencoder, StackedAutoencoder
+from ..tensors import fill_missing
 from .networks import (
     apply_layers,
     autoencoders,
@@ -76,11 +77,11 @@ def reconstruction_errors(
     row_errors = x.new_empty(count, dtype=layers[0][0].dtype)
     features = row_errors.new_zeros(x.shape[-1])
     for place, rows in chunks(x, widest(layers)):
-        code = apply_layers(layers[:-1], rows)
+        code = apply_layers(layers[:-1], fill_missing(rows) if options.missing else rows)
         a = F.linear(code, *layers[-1][:2])
-        entries = reference.errors_of_any(a, rows, options.loss, options.output_activation)
+        entries = reference.errors_of_any(a, rows, options.loss, options.output_activation, options.missing)
         if excess and least is not None:
-            entries -= least(rows)
+            entries -= least(rows).nan_to_num(0.0) if options.missing else least(rows)
         row_errors[place] = entries.sum(1)
         features += entries.sum(0) / count
     return row_errors.view(x.shape[:-1]), features

@@ -14,6 +14,7 @@ from ..activations import get_activation
 from ..functional import Layer
 from ..losses import get_loss
 from ..nn import Autoencoder, StackedAutoencoder
+from ..tensors import fill_missing
 from .jacobian import squared_jacobian_norm
 from .networks import (
     apply_layers,
@@ -53,12 +54,17 @@ class _LayerFigures:
     def add(self, x: Tensor, encoder: Layer, decoder: Layer) -> Tensor:
         """Add the figures of x [B, D] and return its code [B, H]."""
         options = self.autoencoder.options
+        target, x = x, fill_missing(x) if options.missing else x
         code, slope = code_and_slope(x, encoder)
         squared = slope.square()
         a = F.linear(code, *decoder[:2])
-        self.loss += _total(reference.errors_of_any(a, x, options.loss, options.output_activation))
+        self.loss += _total(
+            reference.errors_of_any(a, target, options.loss, options.output_activation, options.missing)
+        )
         least = get_loss(options.loss).least
-        self.least += 0.0 if least is None else _total(least(x))
+        self.least += (
+            0.0 if least is None else _total(least(target).nan_to_num(0.0) if options.missing else least(x))
+        )
         norms = reference.squared_norms(encoder[0])
         self.squared_norm = float(norms.mean())
         self.penalty += _total(squared @ norms)
@@ -98,7 +104,7 @@ class Diagnosis:
         self._model = model
         self._layers = [_LayerFigures(autoencoder) for autoencoder in autoencoders(model)]
         self._options = autoencoders(model)[0].options
-        self._rows = 0
+        self._rows = self._missing = 0
         self._loss = self._squared = self._penalty = 0.0
         self._generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
 
@@ -115,9 +121,13 @@ class Diagnosis:
             code = figures.add(code, encoder, decoder)
         weight, bias, activation = decoders[-1]
         a = F.linear(apply_layers(decoders[:-1], code), weight, bias)
-        loss, output_activation = self._options.loss, self._options.output_activation
-        self._loss += _total(reference.errors_of_any(a, x, loss, output_activation))
-        self._squared += _total((get_activation(activation).function(a) - x).square().mean(1))
+        o = self._options
+        self._loss += _total(reference.errors_of_any(a, x, o.loss, o.output_activation, o.missing))
+        errors = get_activation(activation).function(a) - x
+        if o.missing:
+            self._missing += int(x.isnan().sum())
+            errors, x = fill_missing(errors), fill_missing(x)
+        self._squared += _total(errors.square())
         if len(encoders) > 1:
             self._penalty += _total(squared_jacobian_norm(encoders, x, "estimate", _PROBES, self._generator))
         self._rows += len(x)
@@ -133,7 +143,8 @@ class Diagnosis:
             "loss": self._options.loss,
             "reconstruction": self._loss / self._rows,
             "least_reconstruction": layers[0]["least_reconstruction"],
-            "mse": self._squared / self._rows,
+            "mse": self._squared
+            / max(self._rows * self._layers[0].autoencoder.in_features - self._missing, 1),
             "contractive_penalty": self._penalty / self._rows if deep else layers[0]["contractive_penalty"],
             "layers": layers,
         }
@@ -145,7 +156,8 @@ def diagnose(model: Autoencoder | StackedAutoencoder, x: Tensor) -> dict[str, An
     Returns:
         ``rows``; ``loss``, the name, and ``reconstruction``, its value (sum over features, mean over rows);
         ``least_reconstruction``, the least value it could take (0 for most losses, see
-        :func:`reconstruction_errors`); ``mse`` (mean over features and rows) of the whole model;
+        :func:`reconstruction_errors`); ``mse`` (mean over the features and rows that are known) of the
+        whole model;
         ``contractive_penalty`` ||dcode/dx||_F^2 of the whole encoder (estimated with 4 probes per row for two
         layers and more, from a fixed seed); for each of ``layers`` the same of that layer on its own input,
         with the penalty's parts: ``mean_squared_slope`` and ``mean_squared_norm``, whose product over units

@@ -79,13 +79,14 @@ class Decoding(NamedTuple):
     params: list[float] | None = None
     corrupted: float = 1.0
     clean: float = 1.0
+    missing: bool = False
 
 
 def decoding_of(objective: Objective, seed: Tensor | None) -> Decoding:
     """The options of ``decode_loss`` for an objective; ``seed`` drew the corruption that is emphasised."""
     emphasis, corruption = objective.emphasis, objective.corruption
     if emphasis is None or corruption is None:
-        return Decoding(objective.loss, objective.output_activation)
+        return Decoding(objective.loss, objective.output_activation, missing=objective.missing)
     return Decoding(
         objective.loss,
         objective.output_activation,
@@ -94,6 +95,7 @@ def decoding_of(objective: Objective, seed: Tensor | None) -> Decoding:
         corruption.params,
         emphasis.corrupted,
         emphasis.clean,
+        objective.missing,
     )
 
 

@@ -14,6 +14,7 @@ from ..activations import get_activation
 from ..checks import check_whole
 from ..gradients import UnitShard
 from ..plain import Parts
+from ..tensors import fill_missing
 from .calls import reads_like_its_class, runs_code
 from .encoder import EncoderLayer
 from .options import OptionChanges, Options
@@ -174,7 +175,7 @@ class Autoencoder(Sampler):
 
     def encode(self, x: Tensor) -> Tensor:
         """The code [*, code] of x [*, in], without noise."""
-        return self.encoder(x)
+        return self.encoder(fill_missing(x) if self.options.missing else x)
 
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, in] from a code [*, code]: of likelihoods the mean."""

@@ -12,6 +12,7 @@ from .. import functional
 from ..checks import check_nonnegative, check_whole
 from ..losses import get_loss
 from ..plain import is_concrete
+from ..tensors import fill_missing
 from .options import Options
 
 
@@ -42,7 +43,8 @@ class Sampler(nn.Module, ABC):
             return
         self._range_is_checked, loss = True, get_loss(self.input_options.loss)
         if loss.is_bounded and x.numel():
-            low, high = (float(value) for value in x.detach().aminmax())
+            known = fill_missing(x) if self.input_options.missing else x
+            low, high = (float(value) for value in known.detach().aminmax())
             if not loss.takes(low, high):
                 warnings.warn(
                     f"x: {loss.name} is a loss for values in [{loss.bounds[0]:g}, {loss.bounds[1]:g}], got "

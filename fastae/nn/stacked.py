@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ..plain import Parts
 from .autoencoder import Autoencoder, encoder_penalty
 from .calls import runs_code
 from .dropout import RowDropout
+from .missing import FillMissing
 from .options import Options
 from .sampling import Sampler
 
@@ -151,7 +153,11 @@ class StackedAutoencoder(Sampler):
 
     def encoder(self) -> nn.Sequential:
         """The encoders alone, as modules that share this stack's parameters."""
-        return nn.Sequential(*(layer.encoder for layer in self.autoencoders))
+        return nn.Sequential(*self._input_modules().values(), *(layer.encoder for layer in self.autoencoders))
+
+    def _input_modules(self) -> dict[str, nn.Module]:
+        """Modules before the first encoder."""
+        return {"observed": FillMissing()} if self.input_options.missing else {}
 
     def classifier(self, classes: int, dropout: float = 0.0) -> nn.Sequential:
         """The encoders and a new linear layer of ``classes`` logits, for supervised fine-tuning.
@@ -163,7 +169,7 @@ class StackedAutoencoder(Sampler):
         """
         classes = check_whole("classes:", classes, 2)
         check_share("dropout:", dropout)
-        modules: dict[str, nn.Module] = {}
+        modules = self._input_modules()
         for number, layer in enumerate(self.autoencoders, 1):
             modules[f"encoder{number}"] = layer.encoder
             if dropout:
@@ -175,7 +181,7 @@ class StackedAutoencoder(Sampler):
         return nn.Sequential(OrderedDict(modules, head=head))
 
 
-_DEEP = {"loss": 0, "corruption": 0, "emphasis": 0} | dict.fromkeys(
+_DEEP = {"loss": 0, "missing": 0, "corruption": 0, "emphasis": 0} | dict.fromkeys(
     ("contractive", "l1", "kl", "kl_target", "code_noise", "code_noise_std", "dropout"), -1
 )
 """The layer that each option of the deep objective is taken from."""
@@ -202,6 +208,7 @@ def layerwise_options(
             layer[name] = one
     result = [Options.make(base, change) for base, change in zip(options, per_layer, strict=True)]
     for l in range(1, depth):
+        result[l] = replace(result[l], missing=False)  # NaN in a code stands for nothing
         below = get_activation(result[l - 1].activation)
         loss = get_loss(result[l].loss)
         if not loss.takes(*below.bounds):

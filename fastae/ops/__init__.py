@@ -211,6 +211,7 @@ def decode_loss(
     params: list[float] | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
+    missing: bool = False,
     column_sums: bool = False,
     reduction: str = "none",
 ) -> DecodedLoss:
@@ -218,7 +219,8 @@ def decode_loss(
 
     Without a weight ``code`` is its product with one, [M, D].
     With a seed, entries count ``corrupted`` times where the corruption (``kind``, ``params``) drawn from that
-    seed hits them, and ``clean`` times elsewhere.
+    seed hits them, and ``clean`` times elsewhere. With ``missing``, entries whose target is NaN have no loss
+    and no gradient.
     """
     return DecodedLoss(
         _sums(code, code.shape[0], True, reduction),
@@ -240,6 +242,7 @@ def decode_loss_target_grad(
     params: list[float] | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
+    missing: bool = False,
 ) -> Tensor:
     """The gradient [M, D] of the loss per row of :func:`decode_loss` with respect to the target."""
     return target.new_empty(target.shape)

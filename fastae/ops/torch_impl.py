@@ -493,6 +493,7 @@ def decode_loss(
     params: list[float] | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
+    missing: bool = False,
     column_sums: bool = False,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -508,12 +509,16 @@ def decode_loss(
             r = f.function(a)
             slope = f.derivative(r, a)
             a = r
+        gone = x.isnan() if missing else None
         entries, g = formula.entries_and_slope(a, x)
         if slope is not None:
             g.mul_(slope)
         if entry_weights is not None:
             entries.mul_(entry_weights)
             g.mul_(entry_weights)
+        if gone is not None:
+            entries.masked_fill_(gone, 0.0)
+            g.masked_fill_(gone, 0.0)
         rows[block] = entries.sum(1)
         if column_sums:
             sums += g.sum(0)
@@ -534,15 +539,19 @@ def decode_loss_target_grad(
     params: list[float] | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
+    missing: bool = False,
 ) -> Tensor:
     formula, f = get_loss(loss, output_activation), get_activation(output_activation)
     product, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     for block, entry_weights in blocks:
         a = _wide(product[block])
-        g = formula.target_slope(f.function(a), target[block].to(a.dtype))
+        x = target[block].to(a.dtype)
+        g = formula.target_slope(f.function(a), x)
         if entry_weights is not None:
             g.mul_(entry_weights)
+        if missing:
+            g.masked_fill_(x.isnan(), 0.0)
         grad[block] = g
     return grad
 

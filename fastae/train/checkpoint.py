@@ -114,6 +114,7 @@ class Checkpoint:
             **options,
             scaling=self.scaling,
             features=self.feature_names,
+            missing=self.stack.input_options.missing,
             classes=self.classes,
             download=data is not None,
         )

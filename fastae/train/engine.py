@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -202,6 +203,7 @@ def _load_data(config: TrainConfig) -> Dataset:
         drop=config.drop,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        missing=config.missing[0],
     )
 
 
@@ -514,7 +516,7 @@ def _check_values(dataset: Dataset, loss: Loss) -> None:
         return
     for rows in (dataset.train, dataset.test):
         for _, chunk in rows.chunks(_CHUNK) if rows is not None and not rows.is_sequential else ():
-            least, most = float(chunk.min()), float(chunk.max())
+            least, most = float(np.fmin.reduce(chunk, axis=None)), float(np.fmax.reduce(chunk, axis=None))
             if loss.takes(least, most):
                 continue
             what = f"{loss.name} needs values in [{low:g}, {high:g}], and {dataset.name} scaled by"

@@ -87,7 +87,7 @@ def evaluate(
         probe_rows: labelled rows to fit the linear probe on (logistic regression on the standardised codes
             of the last layer), of more than one class.
         probe_limit: of the rows that are drawn from them, always the same ones.
-        training: rows to fit PCA on, the yardstick of the reconstruction.
+        training: rows to fit PCA on, the yardstick of the reconstruction; not with missing values.
 
     Returns:
         JSON-able values: those of :func:`fastae.diagnostics.diagnose`; ``r2``, the share of the rows'
@@ -105,7 +105,9 @@ def evaluate(
             raise ValueError(f"{name}: needs at least one row")
     with _without_noise(stack, classifier):
         result = _evaluate(stack, rows, classifier, probe_rows, probe_limit)
-    errors = None if training is None else pca_errors(training, rows)
+    errors = None
+    if training is not None and not stack.input_options.missing:
+        errors = pca_errors(training, rows)
     if errors is not None:
         result["pca_mse"] = float(errors[min(stack.sizes[-1], rows.width)])
         enough = errors <= result["mse"]
@@ -125,20 +127,22 @@ def _evaluate(
     loss, is_defined = get_loss(first.options.loss), True
     diagnosis = Diagnosis(stack)
     wrong = squared = 0.0
-    sums = np.zeros((2, rows.width))
+    sums = np.zeros((3, rows.width))
     for place, values in rows.chunks(_CHUNK):
         x = torch.from_numpy(values).to(parameter)
         diagnosis.add(x)
-        sums += values.sum(0, dtype=np.float64), np.square(values, dtype=np.float64).sum(0)
+        known, wide = ~np.isnan(values), values.astype(np.float64)
+        sums += known.sum(0), wide.sum(0, where=known), np.square(wide).sum(0, where=known)
         if loss.is_bounded:
-            is_defined &= loss.takes(float(values.min()), float(values.max()))
-            squared += float((first.reconstruct(x) - x).square().sum(dtype=torch.float64))
+            low, high = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+            is_defined &= not low <= high or loss.takes(float(low), float(high))
+            squared += float((first.reconstruct(x) - x).square().nansum(dtype=torch.float64))
         if classifier is not None and rows.targets is not None:
             labels = torch.from_numpy(rows.targets[place]).to(parameter.device)
             wrong += float((classifier(x).argmax(1) != labels).sum())
     result = diagnosis.result()
-    mean, mean_square = sums / len(rows)
-    variance = float(np.maximum(mean_square - mean**2, 0.0).mean())
+    count, (mean, mean_square) = sums[0], sums[1:] / np.maximum(sums[0], 1.0)
+    variance = float((np.maximum(mean_square - mean**2, 0.0) * count).sum() / max(count.sum(), 1.0))
     result["r2"] = 1.0 - result["mse"] / variance if variance else math.nan
     if not is_defined:
         measured = {"loss": "mse", "least_reconstruction": 0.0}

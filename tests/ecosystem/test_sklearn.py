@@ -76,6 +76,29 @@ def test_sparse_rows_give_the_codes_of_dense_ones_and_are_never_dense_as_a_whole
         AutoencoderTransformer(scaling="minmax").fit(given)
 
 
+def test_missing_values_are_left_out(digits):
+    x = digits[0].copy()
+    x[np.random.default_rng(0).random(x.shape) < 0.2] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        AutoencoderTransformer(16, **QUICK).fit(x)
+    model = AutoencoderTransformer(16, missing=True, epochs=10, random_state=0).fit(x)
+    filled = model.inverse_transform(model.transform(x))
+    gone, mean = np.isnan(x), np.nanmean(x, 0)
+    imputed = np.square(filled - digits[0])[gone].mean()
+    assert imputed < 0.6 * np.square(mean - digits[0])[gone].mean()
+    assert np.isfinite(AutoencoderDetector(8, missing=True, **QUICK).fit(x).score_samples(x)).all()
+    assert AutoencoderClassifier(16, missing=True, **QUICK).fit(x, digits[1]).score(x, digits[1]) > 0.8
+
+
+@pytest.mark.parametrize("loss", ["poisson", "negative_binomial:5"])
+def test_counts_are_trained_on_as_they_are(digits, loss):
+    x = digits[0]
+    model = AutoencoderTransformer(16, loss=loss, epochs=10, random_state=0).fit(x)
+    assert model.scaler_ is None
+    back = model.inverse_transform(model.transform(x))
+    assert back.min() > 0.0 and np.square(back - x).mean() < 0.6 * x.var(0).mean()
+
+
 @pytest.mark.parametrize("frame", ["pandas", "polars"])
 def test_data_frames_keep_their_names_and_set_output_gives_them_back(digits, frame):
     package = pytest.importorskip(frame)

@@ -40,14 +40,14 @@ def decoder(rows: int, units: int, features: int) -> Tensors:
 
 
 def functions(
-    loss: str, output_activation: str = "linear", reduction: str = "none"
+    loss: str, output_activation: str = "linear", reduction: str = "none", missing: bool = False
 ) -> tuple[Function, Function]:
     def ours(code: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensors:
-        options = {"output_activation": output_activation, "reduction": reduction}
+        options = {"output_activation": output_activation, "reduction": reduction, "missing": missing}
         return {"loss": functional.reconstruction_loss(code, weight, bias, target, loss, **options)}
 
     def reference(code: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensors:
-        rows = R.reconstruction_loss(code, weight, bias, target, loss, output_activation)
+        rows = R.reconstruction_loss(code, weight, bias, target, loss, output_activation, missing=missing)
         return {"loss": {"none": lambda: rows, "mean": rows.mean, "sum": rows.sum}[reduction]()}
 
     return ours, reference
@@ -67,6 +67,15 @@ def test_loss_is_the_reference(loss: str, reduction: str, dtype: torch.dtype, st
 @EVERY_DTYPE
 def test_output_activation_is_the_reference(output_activation: str, dtype: torch.dtype):
     assert_like_reference(*functions("mse", output_activation), decoder(*SHAPE), dtype)
+
+
+@LOSS
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_missing_entries_are_left_out(loss: str, reduction: str, strategy: str):
+    """Also where the loss of the entry would not be a number."""
+    tensors = decoder(*SHAPE)
+    tensors["target"][::2, 1::3] = torch.nan
+    assert_like_reference(*functions(loss, reduction=reduction, missing=True), tensors, torch.float32)
 
 
 @LOSS

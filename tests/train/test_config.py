@@ -78,6 +78,7 @@ EVERYTHING = TrainConfig(
     activation=("sigmoid", "tanh"),
     loss=("bce", "mse"),
     output_activation=("linear", "sigmoid"),
+    missing=(True, False),
     tied=(True, False),
     corruption=("masking:0.25", "none"),
     emphasis=(1.0, 0.5),
@@ -255,7 +256,7 @@ def test_every_option_of_the_objective_can_be_typed(name):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Options) if field.name != "emphasis"])
+@pytest.mark.parametrize("name", [f.name for f in fields(Options) if f.name not in ("emphasis", "missing")])
 def test_every_option_of_the_objective_takes_one_value_per_layer(name):
     (word,), value = another(name)
     default = getattr(Options(), name)

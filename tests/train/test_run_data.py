@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastae.errors import CheckpointError
+import fastae
+from fastae.errors import CheckpointError, DataError
 from fastae.train import Stage, TrainConfig, TrainResult, load_checkpoint, load_dataset, train
 from fastae.train.data import named
 from tests.train.files import refuses
@@ -91,6 +92,45 @@ def _edit(run: TrainResult, change: Any) -> Path:
     change(description)
     path.write_text(json.dumps(description))
     return path.parent
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_missing_values_are_left_out_from_the_table_to_the_score(tmp_path, suffix):
+    gone = np.random.default_rng(0).random(VALUES.shape) < 0.2
+    file = str(tmp_path / f"t{suffix}")
+    if suffix == ".csv":
+        cells = np.where(gone, "", VALUES.astype(str))
+        write_table(Path(file), {"a": cells[:, 0], "b": cells[:, 1], "kind": KINDS, "c": cells[:, 2]})
+    else:
+        pandas = pytest.importorskip("pandas")
+        pytest.importorskip("pyarrow")
+        frame = pandas.DataFrame(np.where(gone, np.nan, VALUES), columns=list("abc"))
+        frame.insert(2, "kind", KINDS)
+        frame.to_parquet(file)
+    options: dict[str, Any] = {"label": ("kind",), "sizes": (3, 2), "device": "cpu", "tensorboard": False}
+    stage = Stage(epochs=2, batch_size=20)
+    stages = {"pretrain": stage, "supervised": stage, "classifier": True, "validation": 0.2}
+    with pytest.raises(DataError, match=r"''|is empty"):
+        train(TrainConfig(data=file, out=str(tmp_path / "refused"), **options, **stages))
+    config = TrainConfig(
+        data=file,
+        missing=(True,),
+        loss=("mse",),
+        scaling="standard",
+        out=str(tmp_path / "r"),
+        **options,
+        **stages,
+    )
+    result = train(config)
+    run = fastae.load(result.path)
+    given = np.where(gone, np.nan, VALUES)
+    assert all(np.isfinite(values).all() for values in (run.encode(given), run.reconstruct(given)))
+    scaled = run.checkpoint.scaling.apply(given)
+    errors = run.checkpoint.scaling.apply(run.reconstruct(given)) - scaled
+    np.testing.assert_allclose(run.score(given), np.nansum(errors**2, 1), rtol=1e-4)
+    assert set(run.predict(given)) <= set(KINDS)
+    figures = run.evaluate(file)
+    assert figures["mse"] == pytest.approx(np.nanmean(errors**2), rel=1e-4) and "pca_mse" not in figures
 
 
 def test_the_classes_are_kept_and_older_runs_have_their_numbers(run):

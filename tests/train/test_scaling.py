@@ -51,6 +51,24 @@ def test_fitted_values(tmp_path, monkeypatch):
     assert (standard.train.read()[:, 2:] == 0).all() and (standard.scaling.scale[2:] == 1).all()
 
 
+@pytest.mark.parametrize("scaling", ["auto", "unit", "minmax", "standard"])
+def test_scaling_is_fitted_on_the_values_that_are_not_missing(scaling):
+    x = np.random.default_rng(0).normal(3.0, 2.0, (40, 3))
+    gone = np.random.default_rng(1).random(x.shape) < 0.3
+    gone[0], gone[:, 2] = True, False
+    missing = np.where(gone, np.nan, x)
+    low, high, mean, deviation = (f(missing, 0) for f in (np.nanmin, np.nanmax, np.nanmean, np.nanstd))
+    expected = {
+        "minmax": (missing - low) / (high - low),
+        "standard": (missing - mean) / deviation,
+    }.get(scaling, (missing - low.min()) / (high.max() - low.min()))
+    data = dataset_from_arrays("x", missing, scaling=scaling, missing=True)
+    np.testing.assert_allclose(data.train.read(), expected, rtol=1e-5, atol=1e-6)
+    assert f"{gone.sum()} values missing" in data.describe()
+    with refuses("x: all values of column 1 are missing"):
+        dataset_from_arrays("x", np.where([0, 1, 0], np.nan, x), scaling=scaling, missing=True)
+
+
 def test_constant_columns_become_exactly_zero(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_BLOCK_ELEMENTS", 40)
     x = np.tile(np.random.default_rng(0).normal(size=11), (997, 1)).astype(np.float32)

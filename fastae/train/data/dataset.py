@@ -105,6 +105,7 @@ def load_dataset(
     drop: Sequence[str] = (),
     test_fraction: float = 0.0,
     seed: int = 0,
+    missing: bool = False,
     features: Sequence[str] | None = None,
     classes: np.ndarray | None = None,
     cache_dir: Path | None = None,
@@ -154,6 +155,7 @@ def load_dataset(
         drop: columns of a table to leave out.
         test_fraction: share of the rows to hold out as the test part, where there is none.
         seed: of the choice of these rows.
+        missing: whether values may be missing: NaN, and empty cells of a table. Scaling leaves them NaN.
         features: the columns of a table to take as features, in this order; by default all others.
         classes: classes found before, which come first.
         cache_dir: where downloads are kept; None for the user's cache folder.
@@ -165,10 +167,10 @@ def load_dataset(
     """
     _check_scaling(scaling)
     wanted = (label,) if isinstance(label, str) else tuple(label or ())
-    columns = Columns(wanted, tuple(drop), None if features is None else tuple(features))
+    columns = Columns(wanted, tuple(drop), None if features is None else tuple(features), missing)
     name, raw = _read_data(data, columns, cache_dir, download)
     raw = _add_parts(name, raw, columns, test, labels)
-    dataset = _make_dataset(name, raw.train, raw.test, scaling, classes, test_fraction, seed)
+    dataset = _make_dataset(name, raw.train, raw.test, scaling, classes, test_fraction, seed, missing)
     given = {"data": None if data in NAMES else data, "test": test, "labels": labels}
     return replace(
         dataset, paths={key: str(_absolute(path)) for key, path in given.items() if path is not None}
@@ -185,6 +187,7 @@ def dataset_from_arrays(
     scaling: Scaling | AffineScaling = "auto",
     test_fraction: float = 0.0,
     seed: int = 0,
+    missing: bool = False,
     classes: np.ndarray | None = None,
 ) -> Dataset:
     """Make a data set of rows in memory.
@@ -194,7 +197,7 @@ def dataset_from_arrays(
         x: rows [N, ...] as an array, a tensor, a list, a data frame of numbers, or a SciPy sparse matrix.
         labels: [N], text, booleans or numbers; or one-hot rows [N, K].
         x_test, labels_test: the same of a test part.
-        scaling, test_fraction, seed, classes: as for :func:`load_dataset`.
+        scaling, test_fraction, seed, missing, classes: as for :func:`load_dataset`.
 
     Raises:
         DataError: for rows that cannot be used, or that ``scaling`` does not fit; begins with ``name``.
@@ -205,7 +208,7 @@ def dataset_from_arrays(
     if x_test is not None:
         part = f"{name}, test part"
         held_out = check_part(part, select_columns(part, x_test, train.feature_names), labels_test)
-    return _make_dataset(name, train, held_out, scaling, classes, test_fraction, seed)
+    return _make_dataset(name, train, held_out, scaling, classes, test_fraction, seed, missing)
 
 
 def _check_scaling(scaling: Scaling | AffineScaling) -> None:
@@ -221,7 +224,11 @@ def _make_dataset(
     classes: np.ndarray | None,
     test_fraction: float,
     seed: int,
+    missing: bool,
 ) -> Dataset:
+    for part in (train, held_out):
+        if part is not None and not missing:
+            part.check_defined()
     if held_out is not None and held_out.width != train.width:
         raise DataError(f"{held_out.name}: {held_out.width} columns, where the train part has {train.width}")
     index = test_index = None
@@ -238,8 +245,11 @@ def _make_dataset(
     test = None if held_out is None else _scaled_rows(held_out, fitted, found)
     if index is not None and test_index is not None:
         rows, test = rows.subset(index), rows.subset(test_index)
+    notes = train.notes
+    if train.undefined is not None:
+        notes += (f"{train.undefined[0]} values missing",)
     return Dataset(
-        name, rows, test, train.feature_shape, fitted, train.feature_names, train.label_source, train.notes
+        name, rows, test, train.feature_shape, fitted, train.feature_names, train.label_source, notes
     )
 
 

@@ -111,6 +111,7 @@ class RawPart:
         feature_names: one name per column, where there are names.
         label_source: the column, array or file that the labels were taken from.
         notes: what was left out in reading, for the data set's description.
+        undefined: the number of values that are NaN, and the row and column of the first; None without any.
     """
 
     name: str
@@ -120,6 +121,12 @@ class RawPart:
     feature_names: tuple[str, ...] | None = None
     label_source: str = ""
     notes: tuple[str, ...] = ()
+    undefined: tuple[int, int, int] | None = None
+
+    def check_defined(self) -> None:
+        """Raises ``DataError`` if some values are missing."""
+        if self.undefined is not None:
+            raise _missing_error(self.name, *self.undefined)
 
     @property
     def width(self) -> int:
@@ -169,10 +176,10 @@ def check_part(
     if len(x.shape) > 2:
         # flattening a map in Fortran order reads all of it: the result is a plain array, not a map
         x = x.reshape(len(x), -1) if x.flags.c_contiguous else np.asarray(x).reshape(len(x), -1)
-    check_finite(name, x)
+    undefined = _undefined(name, x)
     if labels is not None:
         labels = check_labels(name, as_array(f"{name}: labels", labels), x.shape[0])
-    return RawPart(name, x, labels, feature_shape, feature_names, label_source, notes)
+    return RawPart(name, x, labels, feature_shape, feature_names, label_source, notes, undefined)
 
 
 def check_unmasked(name: str, values: Any) -> None:
@@ -286,23 +293,45 @@ def _numbers(name: str, column: str, values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def check_finite(name: str, x: RowArray) -> None:
-    """Raise ``DataError`` for values that are NaN, infinite, or too large for float32."""
+def check_finite(name: str, x: RowArray, missing: bool = False) -> None:
+    """Raise ``DataError`` for infinite and too large values, and for NaN unless it is ``missing``."""
+    found = _undefined(name, x)
+    if found is not None and not missing:
+        raise _missing_error(name, *found)
+
+
+def _missing_error(name: str, count: int, row: int, column: int) -> DataError:
+    return DataError(f"{_value_error(name, count, row, column)}; with missing, NaN is left out")
+
+
+def _undefined(name: str, x: RowArray) -> tuple[int, int, int] | None:
+    """The number of NaN in dense rows and the place of the first, or ``None``.
+
+    Raises:
+        DataError: for infinite and far too large values, and for NaN in sparse rows.
+    """
     if x.dtype.kind != "f" or (is_stored(x) and x.is_checked):
-        return
-    count, row, column, start = 0, 0, 0, 0
+        return None
+    count, row, column, start, missing = 0, 0, 0, 0, 0
     for block in blocks(x.data[:, None] if is_sparse(x) else x):
         bad = ~(np.abs(block) <= block.dtype.type(min(LARGEST, np.finfo(block.dtype).max)))
         if bad.any():
             if not count:
-                row, column = np.argwhere(bad)[0] + (start, 0)
+                row, column = (int(place) for place in np.argwhere(bad)[0] + (start, 0))
             count += int(bad.sum())
+            missing += int(np.isnan(block).sum())
         start += len(block)
     if not count:
-        return
+        return None
     if is_sparse(x):  # the row found is a position among the stored values
-        row, column = np.searchsorted(x.indptr, row, side="right") - 1, x.indices[row]
-    raise DataError(
+        row, column = int(np.searchsorted(x.indptr, row, side="right")) - 1, int(x.indices[row])
+    if is_sparse(x) or missing < count:
+        raise _value_error(name, count, row, column)
+    return count, row, column
+
+
+def _value_error(name: str, count: int, row: int, column: int) -> DataError:
+    return DataError(
         f"{name}: {count} value(s) NaN, infinite or beyond {LARGEST:.0e},"
         f" the first in row {row}, column {column} (counted from 0)"
     )

@@ -154,8 +154,21 @@ def _identity() -> AffineScaling:
     return AffineScaling("none", np.zeros(()), np.ones(()))
 
 
+def _check_known(part: RawPart, known: np.ndarray) -> None:
+    """Refuse columns [D] without a value that is known."""
+    if not known.all():
+        raise DataError(f"{part.name}: all values of column {int(np.argmin(known))} are missing; drop it")
+
+
+def _sum_known(values: np.ndarray) -> np.ndarray:
+    """The sums over rows [D] of values [N, D], of which NaN is left out."""
+    total = values.sum(axis=0)
+    return np.nansum(values, axis=0) if np.isnan(total).any() else total
+
+
 def _fit_range(part: RawPart, scaling: Scaling, low: np.ndarray, high: np.ndarray) -> AffineScaling:
     """Fit to the range of each column: low and high [D], float64, or integers that float64 would round."""
+    _check_known(part, low == low)
     if low.dtype.kind in "iu":
         span, least = _difference(high, low), low.min()
         shifted = _difference(low, least)
@@ -196,14 +209,18 @@ def _fit_standard(part: RawPart, x: RowArray, index: RowIndex | None) -> AffineS
         raise _offset_error(part, "standard")
     # relative to the first row, so that the deviation of a constant column is exactly 0
     first = (x[:1] if index is None else x[index[:1]])[0]
-    total, rows = np.zeros(x.shape[1]), len(x) if index is None else len(index)
+    total, known = np.zeros(x.shape[1]), len(x) if index is None else len(index)
+    if part.undefined is not None:
+        first = np.nan_to_num(first)
+        known = np.sum([(~np.isnan(block)).sum(axis=0) for block in blocks(x, index)], axis=0)
+        _check_known(part, known > 0)
     for block in blocks(x, index):
-        total += _difference(block, first).sum(axis=0)
-    mean = total / rows
+        total += _sum_known(_difference(block, first))
+    mean = total / known
     total, rounded = np.zeros(x.shape[1]), float(x.dtype.kind == "f")
     for block in blocks(x, index):
-        total += np.square(_difference(block, first) - mean).sum(axis=0)
-    deviation = np.sqrt(total / rows)
+        total += _sum_known(np.square(_difference(block, first) - mean))
+    deviation = np.sqrt(total / known)
     if _is_rounded(first):
         return AffineScaling("standard", mean, _reciprocal(deviation, 0.0), first)
     mean += first
@@ -222,9 +239,9 @@ def _column_ranges(x: RowArray, index: RowIndex | None) -> tuple[np.ndarray, np.
         return x.ranges
     low = high = None
     for block in blocks(x, index):
-        least, largest = block.min(axis=0), block.max(axis=0)
-        low = least if low is None else np.minimum(low, least)
-        high = largest if high is None else np.maximum(high, largest)
+        least, largest = np.fmin.reduce(block, axis=0), np.fmax.reduce(block, axis=0)  # leave NaN out
+        low = least if low is None else np.fmin(low, least)
+        high = largest if high is None else np.fmax(high, largest)
     assert low is not None and high is not None
     if _is_rounded(low) or _is_rounded(high):
         return low, high
@@ -262,6 +279,8 @@ def _lost(sample: np.ndarray | None, scaling: AffineScaling) -> tuple[int, int, 
     """The first column that loses half of its different values: its number, those kept, and those stored."""
     if sample is None:
         return None
+    if sample.dtype.kind == "f":
+        sample = np.where(np.isnan(sample), np.fmin.reduce(sample, axis=0), sample)
     stored, kept = _count_different(sample), _count_different(scaling.apply(sample))
     lost = (2 * kept <= stored) & (stored > 1)
     if sample.dtype.kind == "f":

@@ -26,11 +26,13 @@ class Columns:
             named label, target, class or y; ("none",) takes none. Columns without names are counted from 0.
         drop: columns to leave out.
         features: the features by name, in this order; None for all other columns.
+        missing: whether empty cells of features are NaN.
     """
 
     label: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     features: tuple[str, ...] | None = None
+    missing: bool = False
 
     @property
     def wants_labels(self) -> bool:
@@ -144,6 +146,14 @@ def pick_features(part: RawPart, columns: Columns) -> RawPart:
     kept = choose(part.name, names, len(names), replace(columns, label=("none",))).features
     x, kept_names = part.x[:, kept], tuple(names[i] for i in kept)  # pyright: ignore[reportArgumentType]
     return replace(part, x=x, feature_names=kept_names, feature_shape=(len(kept),))
+
+
+_EMPTY = frozenset({"", "na", "n/a", "null", "none", "?"})
+
+
+def is_empty(cell: str) -> bool:
+    """True for a cell that is empty, or says so."""
+    return cell.strip().lower() in _EMPTY
 
 
 def number(cell: str) -> float:

@@ -105,6 +105,7 @@ class DecodeLoss(NamedTuple):
 
     entry: Any  # a function of losses.py
     parameter: float  # its number
+    missing: Any  # not None where NaN in the target stands for a missing entry
     function: Any  # the output activation of mse
     slope: Any
     second: Any
@@ -139,7 +140,11 @@ def _load_target(a, row, col, M, N):
 def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
     z = _with_bias(value, a, col, N)
-    losses, grad = a.entry(z, _load_target(a, row, col, M, N), a)
+    x = _load_target(a, row, col, M, N)
+    losses, grad = a.entry(z, x, a)
+    if a.missing is not None:
+        losses = tl.where(x == x, losses, 0.0)
+        grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
         weights = _entry_weights(a, block_m, block_n, N, BM, BN)
         losses *= weights
@@ -155,7 +160,10 @@ def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constex
     """d l / d target; ``entry`` is a loss's target gradient."""
     row, col = tile_indices(block_m, block_n, BM, BN)
     z = _with_bias(value, a, col, N)
-    grad = a.entry(z, _load_target(a, row, col, M, N), a)
+    x = _load_target(a, row, col, M, N)
+    grad = a.entry(z, x, a)
+    if a.missing is not None:
+        grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
         grad *= _entry_weights(a, block_m, block_n, N, BM, BN)
     store_tile(a.grad, grad, row, col, M, N)

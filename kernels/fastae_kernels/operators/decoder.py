@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..device import epilogues
 from ..device.activations import ACTIVATIONS
-from ..device.losses import LOSSES
+from ..device.losses import HEAVY, LOSSES
 from ..device.noise import Mask
 from ..plan.schedules import Plan
 from . import buffers, run
@@ -20,6 +20,7 @@ def _decode_arguments(
     target: Tensor,
     entry: Any,
     parameter: float,
+    missing: bool,
     output_activation: str,
     mask: Mask | None,
     corrupted: float,
@@ -32,6 +33,7 @@ def _decode_arguments(
     return epilogues.DecodeLoss(
         entry=entry,
         parameter=parameter,
+        missing=1 if missing else None,
         **ACTIVATIONS[output_activation].functions,
         bias=buffers.vector(bias),
         target=target,
@@ -47,8 +49,10 @@ def _decode_arguments(
     )
 
 
-def _plan(operator: str, code: Tensor, weight: Tensor | None) -> Plan:
-    return run.plan_of_pass(operator, code) if weight is None else run.plan_of(operator, code, weight.t())
+def _plan(operator: str, code: Tensor, weight: Tensor | None, heavy: bool = False) -> Plan:
+    if weight is None:
+        return run.plan_of_pass(operator, code, heavy=heavy)
+    return run.plan_of(operator, code, weight.t(), heavy=heavy)
 
 
 def _decode(code: Tensor, weight: Tensor | None, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
@@ -71,16 +75,18 @@ def decode_loss(
     mask: Mask | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
+    missing: bool = False,
     column_sums: bool = False,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(loss [M], its gradient per row with respect to a [M, D], that one's column sums [D]).
 
     code [M, H], weight [D, H]; without a weight ``code`` is the product, [M, D]. Entries that ``mask`` hits
-    count ``corrupted``, the others ``clean``. ``parameter`` is the loss's number.
+    count ``corrupted``, the others ``clean``. ``parameter`` is the loss's number. With
+    ``missing``, NaN in the target means no loss there.
     """
     M, D = target.shape
-    plan = _plan("decode_loss", code, weight)
+    plan = _plan("decode_loss", code, weight, heavy=loss in HEAVY)
     blocks_m, blocks_n = plan.blocks(M, D)
     grad, per_row = buffers.empty(code, M, D), reduction == "none"
     args = _decode_arguments(
@@ -89,6 +95,7 @@ def decode_loss(
         target,
         LOSSES[loss].entry,
         parameter,
+        missing,
         output_activation,
         mask,
         corrupted,
@@ -118,6 +125,7 @@ def decode_loss_target_grad(
     mask: Mask | None = None,
     corrupted: float = 1.0,
     clean: float = 1.0,
+    missing: bool = False,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
     plan = _plan("decode_loss_target_grad", code, weight)
@@ -128,6 +136,7 @@ def decode_loss_target_grad(
         target,
         LOSSES[loss].target_gradient,
         parameter,
+        missing,
         output_activation,
         mask,
         corrupted,

@@ -34,9 +34,9 @@ def plan_of(operator: str, a: Tensor, b: Tensor, *others: Tensor | None, heavy: 
     )
 
 
-def plan_of_pass(operator: str, x: Tensor) -> Plan:
+def plan_of_pass(operator: str, x: Tensor, *, heavy: bool = False) -> Plan:
     """The plan of a pass without a product."""
-    return make_plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator)
+    return make_plan(x.shape[0], x.shape[1], 0, x.dtype, target_of(x.device), operator=operator, heavy=heavy)
 
 
 def elementwise_pass(source: Tensor | None, out: Tensor, epilogue: Any, args: Any, plan: Plan) -> None:

@@ -34,7 +34,9 @@ def _read(path: Path, schema: Any, rows: int, read: Any, columns: Columns) -> Ra
     choice = choose(path.name, names, len(names), columns)
     check_size(path, 8 * rows * len(choice.features), "its columns")
     table = read([names[i] for i in dict.fromkeys([*choice.features, *choice.labels])])
-    features = [_values(path.name, names[i], table.column(names[i])) for i in choice.features]
+    features = [
+        _values(path.name, names[i], table.column(names[i]), columns.missing) for i in choice.features
+    ]
     for i, values in zip(choice.features, features, strict=True):
         if values.dtype.kind not in "biuf":
             kind = schema.field(i).type
@@ -46,8 +48,10 @@ def _read(path: Path, schema: Any, rows: int, read: Any, columns: Columns) -> Ra
     return RawData(make_part(path.name, x, labels, choice, columns))
 
 
-def _values(name: str, column: str, values: Any) -> np.ndarray:
-    """A column as an array, [N]; text as objects."""
+def _values(name: str, column: str, values: Any, missing: bool = False) -> np.ndarray:
+    """A column as an array, [N]; text as objects, and empty values as NaN where they may be ``missing``."""
+    if values.null_count and missing:
+        return np.asarray((values.cast("float64") if str(values.type) == "bool" else values).to_numpy())
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy()))
         raise DataError(f"{name}: row {row} of column {column!r} is empty (counted from 0)")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ....errors import DataError
 from ..parts import RawData
-from ..tables import Choice, Columns, choose, make_part, number, parsed_labels
+from ..tables import Choice, Columns, choose, is_empty, make_part, number, parsed_labels
 from .files import open_binary
 
 
@@ -49,6 +49,11 @@ def read_text(path: Path, columns: Columns) -> RawData:
         try:
             values.extend(list(map(float, features)))
         except ValueError:
+            if columns.missing:
+                features = ["nan" if is_empty(cell) else cell for cell in features]
+                cells = [*cells]
+                for i, cell in zip(choice.features, features, strict=True):
+                    cells[i] = cell
             if (wrong := next((i for i in choice.features if not _is_number(cells[i])), None)) is not None:
                 complaint = _complaint(cells[wrong], choice, wrong)
                 raise DataError(f"{where}, column {wrong + 1}: {complaint}") from None
@@ -134,7 +139,7 @@ def _with_point(cell: str) -> str:
 
 def _complaint(cell: str, choice: Choice, column: int) -> str:
     if not cell.strip():
-        return "'' is not a number"
+        return "'' is not a number; with missing, empty cells are left out"
     name = str(column) if choice.names is None else choice.names[column]
     return f"{cell[:40]!r} is not a number; take the column as label or drop it ({name})"
 

@@ -8,6 +8,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,14 +235,11 @@ def read_shard_folder(path: Path, name: str, columns: Columns) -> RawData:
 def _read_part(path: Path, name: str, columns: Columns) -> RawPart:
     shards = Shards._with_columns(path, columns)
     part = check_part(name, shards, shards.labels, feature_names=shards.feature_names)
-    return RawPart(
-        name,
-        part.x,
-        part.labels,
-        shards.feature_shape,
-        shards.feature_names,
-        "its shards" if shards.labels is not None else "",
-        (f"{len(shards.files)} shards of {shards.kind}",),
+    return replace(
+        part,
+        feature_shape=shards.feature_shape,
+        label_source="its shards" if shards.labels is not None else "",
+        notes=(f"{len(shards.files)} shards of {shards.kind}",),
     )
 
 
