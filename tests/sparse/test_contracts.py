@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +48,60 @@ def test_one_latent_and_equal_rows(rule, problem):
     expected, _ = R.sparse_autoencoder_loss(x, *arguments, **options)
     for gradient, right in zip(
         *(torch.autograd.grad(v.total, p.leaves[1:], allow_unused=True) for v in (got, expected)), strict=True
+    ):
+        torch.testing.assert_close(gradient, right)
+
+
+def _each(problem: Any, number: int | slice, value: float | Tensor) -> None:
+    """Set what is added to pre-activations of some latents: their bias, or the biases of a gated code."""
+    gate = problem.options.get("gate")
+    for bias in (problem.arguments[2],) if gate is None else (gate[0], gate[2]):
+        bias[number] = value
+
+
+def _rows(problem: Any) -> None:
+    problem.arguments[0][:] = problem.arguments[0][0].clone()
+
+
+def _ties(problem: Any) -> None:
+    _rows(problem)
+    problem.arguments[1][:] = problem.arguments[1][0].clone()
+    for vector in (problem.arguments[2], *problem.options.get("gate", ()), problem.options.get("threshold")):
+        if vector is not None:
+            vector.fill_(0.3)
+
+
+EDGES: dict[str, Callable[[Any], object]] = {
+    "a latent in every row": lambda p: _each(p, 17, 50.0),
+    "equal rows": _rows,
+    "ties everywhere": _ties,
+    "nothing positive": lambda p: _each(p, slice(None), -50.0),
+    "one positive": lambda p: (_each(p, slice(None), -50.0), _each(p, 5, 50.0)),
+    "everything positive": lambda p: _each(p, slice(None), 50.0),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("rule", [*RULES, "topk:24", "batch_topk:24"])  # the last with k = H
+def test_edges_are_the_references(edge, rule, problem):
+    p = problem(rule)
+    with torch.no_grad():
+        EDGES[edge](p)
+    got, code = loss_of(*p.arguments, **p.options)
+    expected, dense = R.sparse_autoencoder_loss(*p.arguments, **p.options)
+    torch.testing.assert_close(got.total, expected.total)
+    torch.testing.assert_close(code.to_dense(p.latents), dense)
+    active = code.to_dense(p.latents) > 0
+    if edge == "a latent in every row":
+        assert active[:, 17].all()
+    elif edge == "nothing positive":
+        assert not active.any()
+    for gradient, right in zip(
+        *(
+            torch.autograd.grad(v.total, p.leaves, allow_unused=True, materialize_grads=True)
+            for v in (got, expected)
+        ),
+        strict=True,
     ):
         torch.testing.assert_close(gradient, right)
 
