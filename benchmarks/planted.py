@@ -29,7 +29,7 @@ from fastae.sparse import BatchTopK, JumpReLU, TopK
 from fastae.sparse.planted import planted_rows, recovered_share
 
 ACTIVE, NOISE, RATE, HELD_OUT = 4, 0.02, 3e-3, 4096
-L0, BANDWIDTH, THRESHOLD = 3e-3, 0.05, 0.01  # of JumpReLU
+L0, BANDWIDTH, THRESHOLD = 0.1, 0.05, 0.01  # of JumpReLU: a direction explains about 1, noise D * NOISE^2
 RULES = ("topk", "batch_topk", "jump_relu")
 
 
