@@ -147,7 +147,11 @@ def test_results_repeat_bit_for_bit():
     g = torch.Generator(DEVICE).manual_seed(0)
     x = torch.randn(512, 256, generator=g, device=DEVICE).bfloat16()
     weight = torch.randn(20_000, 256, generator=g, device=DEVICE).bfloat16()
-    first = ops.top_entries(x, weight, None, 32)
-    for _ in range(5):
-        again = ops.top_entries(x, weight, None, 32)
-        assert torch.equal(again.latents, first.latents) and torch.equal(again.values, first.values)
+    calls = (
+        lambda: ops.top_entries(x, weight, None, 32),
+        lambda: ops.batch_entries(x, weight, None, 512 * 32),
+        lambda: ops.entries_above(x, weight, None, torch.tensor(48.0, device=DEVICE)),
+    )
+    for call in calls:
+        first, *others = (call() for _ in range(6))
+        assert all(torch.equal(*pair) for again in others for pair in zip(again, first, strict=True))
