@@ -52,13 +52,14 @@ LAUNCH = 2e-6
 _LANES = 128  # instructions of threads per clock and multiprocessor
 
 INSTRUCTIONS = {
-    "encode": (18.0, 22.0),
-    "decode_loss": (38.0, 45.0),
-    "code_grad": (26.0, 38.0),
-    "weight_grad": (7.0, 14.0),
+    "encode": (16.5, 21.9),
+    "decode_loss": (36.8, 38.1),
+    "code_grad": (22.3, 25.1),
+    "weight_grad": (6.9, 16.4),
 }
-"""Instructions per entry of an operator's epilogue in a product and in a pass: sigmoid with the contractive
-penalty, cross-entropy. Other operators count as the encoder."""
+"""Instructions per entry of an operator's epilogue in a product and in a pass, by
+``python -m fastae_kernels.aot --table``: bfloat16, sigmoid with the contractive penalty, cross-entropy, tied
+weights; tiles of 128 x 128 with 4 warps, the large passes. Other operators count as the encoder."""
 _MATRICES = {"encode": 1, "decode_loss": 2, "code_grad": 2, "weight_grad": 2}  # [M, N] that an epilogue moves
 
 

@@ -70,6 +70,7 @@ class Row:
     instructions: int = 0  # in the binary, with --table; then
     barriers: int = 0
     shuffles: int = 0
+    per_entry: float = 0.0  # instructions per entry of a tile after the last matrix instruction
 
 
 # --- what is compiled -------------------------------------------------------------------------------------
@@ -133,11 +134,13 @@ def _cases() -> Iterator[_Case]:
     yield case(
         "encode everything", encode(**contractive, l1=True, code_sum=True, dropout=dropout), product=True
     )
-    yield case(
-        "encode everything gelu",
-        encode(activation="gelu", **contractive, l1=True, dropout=dropout),
-        product=True,
-    )
+    for activation in ("gelu", "softplus"):
+        yield case(
+            f"encode everything {activation}",
+            encode(activation=activation, **contractive, l1=True, dropout=dropout),
+            product=True,
+        )
+    yield case("encode l1 softplus", encode(activation="softplus", **contractive, l1=True), product=True)
     yield case("encode contractive gelu", encode(activation="gelu", **contractive), product=True)
     yield case(
         "encode difference",
@@ -172,6 +175,7 @@ def _cases() -> Iterator[_Case]:
     yield case("code_grad", code_grad(False), product=True)
     yield case("code_grad rows", code_grad(False, penalty_scale=_meta(M, dtype=torch.float32)), product=True)
     yield case("code_grad tied", code_grad(True), product=True)
+    yield case("code_grad l1 softplus", code_grad(False, "softplus", l1_scale=scalar), product=True)
     yield case(
         "code_grad everything",
         code_grad(False, "gelu", dropout=dropout, l1_scale=scalar, column_grad=sums),
@@ -235,8 +239,9 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
     if not case.product:
         yield {}
         return
-    heavy = case.name in ("encode everything gelu", "code_grad everything")
-    heavy |= case.name.startswith(("top_entries", "append_passing"))
+    heavy = case.name.startswith(
+        ("encode everything ", "code_grad everything", "top_entries", "append_passing")
+    )
     for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}
@@ -248,7 +253,8 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
 def _describe(compiled: Compiled, overrides: dict[str, Any]) -> str:
     if compiled.name == "gemm" and "gemm" in overrides:
         return str(overrides["gemm"])
-    return f"{compiled.options.get('num_warps', 4)}w"
+    tile = f"{compiled.options['BM']}x{compiled.options['BN']} " if compiled.name == "elementwise" else ""
+    return f"{tile}{compiled.options.get('num_warps', 4)}w"
 
 
 def _match(pattern: str, text: str) -> int:
@@ -298,13 +304,18 @@ def _hip_report(asm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _counts(asm: Any) -> dict[str, int]:
+def _counts(asm: Any, options: dict[str, Any]) -> dict[str, float]:
     """Instructions of a cubin, disassembled by the tool that comes with Triton."""
     names = re.findall(r"^\S+\t(?:@!?\S+ )?([A-Z][A-Z0-9.]*)", asm["sass"], re.MULTILINE)
+    names = [name for name in names if name != "NOP"]
+    products = [i for i, name in enumerate(names) if re.match(r"HMMA|HGMMA|UTC\w*MMA", name)]
+    per_thread = options.get("BM", 0) * options.get("BN", 0) / (32 * options.get("num_warps", 4))
+    rest = len(names) - max(products, default=-1) - 1
     return {
-        "instructions": sum(name != "NOP" for name in names),
+        "instructions": len(names),
         "barriers": sum(name.startswith("BAR.") for name in names),
         "shuffles": sum(name.startswith("SHFL") for name in names),
+        "per_entry": round(rest / per_thread, 1) if per_thread else 0.0,
     }
 
 
@@ -322,7 +333,7 @@ def _report(compiled: Compiled, target: Target, logs: list[str], counted: bool) 
         shared, seconds = kernel.metadata.shared, round(compiled.seconds, 2)
         _reports[kernel.hash] = {**report, "shared": shared, "seconds": seconds}
         if counted and target.backend == "cuda":
-            _reports[kernel.hash] |= _counts(kernel.asm)
+            _reports[kernel.hash] |= _counts(kernel.asm, compiled.options)
     return _reports[kernel.hash]
 
 
@@ -417,8 +428,8 @@ def markdown(rows: list[Row]) -> str:
 
 def table(rows: list[Row]) -> str:
     """A table of the instructions, accesses and registers of every kernel for CUDA."""
-    heads = ("operator", "kernel", "configuration", "instructions", "barriers", "shuffles", "loads", "stores",
-             "registers", "spilled", "shared")  # fmt: skip
+    heads = ("operator", "kernel", "configuration", "instructions", "per_entry", "barriers", "shuffles",
+             "loads", "stores", "registers", "spilled", "shared")  # fmt: skip
     lines = ["| " + " | ".join(("target", "dtype", *heads)) + " |", "|---" * (len(heads) + 2) + "|"]
     for row in (row for row in rows if row.instructions):
         cells = (row.target, row.dtype, *(getattr(row, head) for head in heads))
