@@ -7,7 +7,7 @@ autocast's dtype, as ``nn.Linear``'s do, and losses and penalties come in float3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -392,6 +392,57 @@ def deep_autoencoder_loss(
         raise ValueError(
             f"decoder: its last layer gives {decoder[-1][0].shape[0]} features, but x has {x.shape[-1]}"
         )
+    weight, bias, _ = decoder[-1]
+
+    def reconstruction(code: Tensor, target: Tensor, decoding: Decoding) -> Tensor:
+        code = _apply_layers(code, decoder[:-1])
+        check_linear("code", code, weight, bias)
+        code, *parameters = autocast_like_linear(code, weight, bias)
+        return _reconstruction(code, parameters[0], parameters[1], target, decoding, reduction)
+
+    return _deep_loss(
+        x,
+        o,
+        lambda rows: _apply_layers(rows, encoder),
+        lambda rows: deep_contractive_encode(
+            rows, encoder, probes=probes, reduction="none", generator=generator
+        ),
+        reconstruction,
+        reduction,
+        generator,
+    )
+
+
+def deep_parts_loss(
+    x: Tensor,
+    parts: plain.Parts,
+    objective: Objective,
+    *,
+    reduction: str = "mean",
+    generator: torch.Generator | None = None,
+) -> AutoencoderLoss:
+    """:func:`deep_autoencoder_loss` of a stack given as functions, which may be modules with hooks."""
+    check_floating("x", x)
+    check_name("reduction", reduction, REDUCTIONS)
+
+    def reconstruction(code: Tensor, target: Tensor, decoding: Decoding) -> Tensor:
+        values = plain.decode_loss(parts.decode(code), target, decoding)
+        return reduce_rows(values, reduction, values.shape)
+
+    encoders = parts.encode, parts.encode_and_penalty
+    return _deep_loss(x, objective, *encoders, reconstruction, reduction, generator)
+
+
+def _deep_loss(
+    x: Tensor,
+    o: Objective,
+    encode: Callable[[Tensor], Tensor],
+    encode_and_penalty: Callable[[Tensor], tuple[Tensor, Tensor]],
+    reconstruction: Callable[[Tensor, Tensor, Decoding], Tensor],
+    reduction: str,
+    generator: torch.Generator | None,
+) -> AutoencoderLoss:
+    """The deep objective on x [*, D] of functions of rows; ``reconstruction`` gives the reduced loss."""
     rows = as_rows(x)
     code = fill_missing(rows) if o.missing else rows
     seed = None
@@ -400,11 +451,9 @@ def deep_autoencoder_loss(
         code = plain.corrupt(code, seed, o.corruption)
     terms: dict[str, Tensor] = {}
     if o.contractive:
-        code, terms["contractive"] = deep_contractive_encode(
-            code, encoder, probes=probes, reduction="none", generator=generator
-        )
+        code, terms["contractive"] = encode_and_penalty(code)
     else:
-        code = _apply_layers(code, encoder)
+        code = encode(code)
     wide = code.to(sum_dtype(code.dtype))
     if o.l1:
         terms["l1"] = l1_penalty(wide)
@@ -412,18 +461,13 @@ def deep_autoencoder_loss(
     if o.perturbs_code:
         code_seed = draw_seed(x.device, generator)
         code = plain.perturb(code, code_seed, o.code_noise, o.code_noise_std, o.dropout)
-    code = _apply_layers(code, decoder[:-1])
-    weight, bias, _ = decoder[-1]
-    check_linear("code", code, weight, bias)
-    code, weight, bias = autocast_like_linear(code, weight, bias)
-    reconstruction = _reconstruction(code, weight, bias, rows, decoding_of(o, seed), reduction)
+    total = reconstructed = reconstruction(code, rows, decoding_of(o, seed))
     terms = {name: reduce_rows(value, reduction, value.shape) for name, value in terms.items()}
-    total = reconstruction
     for name, value in terms.items():
         total = total + getattr(o, name) * value
     if divergence is not None and (count := kl_count(reduction, len(rows))):
         total = total + o.kl * count * divergence
-    values = {"total": total, "reconstruction": reconstruction, **terms}
+    values = {"total": total, "reconstruction": reconstructed, **terms}
     if reduction == "none":
         values = {name: value.view(x.shape[:-1]) for name, value in values.items()}
     return AutoencoderLoss(**values, kl=divergence)

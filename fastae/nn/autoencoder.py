@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,13 @@ from ..tensors import fill_missing
 from .calls import reads_like_its_class, runs_code
 from .encoder import EncoderLayer
 from .options import OptionChanges, Options
+from .penalty import encoder_penalty
 from .sampling import Sampler
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+R = TypeVar("R")
 
 
 @reads_like_its_class
@@ -119,7 +122,7 @@ class Autoencoder(Sampler):
         *,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
-        within: Callable[[Autoencoder, Tensor], Tensor] | None = None,
+        within: Callable[[Autoencoder, Tensor], Any] | None = None,
     ) -> Any:
         """The objective on x [*, in], an :class:`AutoencoderLoss`; noise only in training mode.
 
@@ -155,12 +158,12 @@ class Autoencoder(Sampler):
         encoder = self.encoder
 
         def encode_and_penalty(x: Tensor) -> tuple[Tensor, Tensor]:
-            return encoder(x), encoder_penalty(x, [self], 1)
+            return encoder(x), encoder_penalty(x, self)
 
         decode = self.decoder_product
         return Parts(encoder, encode_and_penalty, decode, lambda: (encoder.weight, encoder.bias))
 
-    def run(self, function: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
+    def run(self, function: Callable[[Autoencoder, Tensor], R], x: Tensor) -> R:
         """``function(self, x)``, within a call of this module if it has hooks."""
         return self(x, within=function) if runs_code(self) else function(self, x)
 
@@ -192,24 +195,6 @@ class Autoencoder(Sampler):
         defaults = Options()
         changed = {k: v for k, v in vars(self.options).items() if v != getattr(defaults, k)}
         return ", ".join(f"{name}={value!s}" for name, value in changed.items())
-
-
-def encoder_penalty(
-    x: Tensor, layers: Sequence[Autoencoder], probes: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """The contractive penalty of a stack's encoder per row, from the weights as they are after a call.
-
-    Raises:
-        ValueError: the layers are sharded one by one, so that no weight is whole outside its layer's call.
-    """
-    encoders = [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers]
-    if any(hasattr(weight, "to_local") for weight, _, _ in encoders):
-        raise ValueError("contractive: needs whole weights, but the layers are sharded; shard only the model")
-    if len(encoders) == 1:
-        return functional.contractive_encode(x, *encoders[0], reduction="none")[1]
-    return functional.deep_contractive_encode(
-        x, encoders, probes=probes, reduction="none", generator=generator
-    )[1]
 
 
 _GAINS = {"sigmoid": 4.0, "relu": 2.0**0.5, "leaky_relu": 2.0**0.5, "tanh": 5.0 / 3.0, "selu": 0.75}

@@ -17,11 +17,12 @@ from ..losses import get_loss
 from ..objective import AutoencoderLoss, Objective
 from ..philox import MOST_DRAWS
 from ..plain import Parts
-from .autoencoder import Autoencoder, encoder_penalty
+from .autoencoder import Autoencoder
 from .calls import runs_code
 from .dropout import RowDropout
 from .missing import FillMissing
 from .options import Options
+from .penalty import deep_penalty
 from .sampling import Sampler
 
 
@@ -115,7 +116,7 @@ class StackedAutoencoder(Sampler):
                 output_activation=layers[0].options.output_activation,
             )
             parts = self._parts(generator)
-            return functional.parts_loss(x, parts, objective, reduction=reduction, generator=generator)
+            return functional.deep_parts_loss(x, parts, objective, reduction=reduction, generator=generator)
         return functional.deep_autoencoder_loss(
             x,
             [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers],
@@ -139,7 +140,10 @@ class StackedAutoencoder(Sampler):
             return first.run(Autoencoder.decoder_product, code)
 
         def encode_and_penalty(x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.encode(x), encoder_penalty(x, [first, *others], self.probes, generator)
+            layers = [first, *others]
+            called = self.encode(x) if any(runs_code(layer.encoder) for layer in layers) else None
+            code, penalty = deep_penalty(x, layers, self.probes, generator)
+            return code if called is None else called, penalty
 
         layer = first.encoder
         return Parts(self.encode, encode_and_penalty, decode, lambda: (layer.weight, layer.bias))
