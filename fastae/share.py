@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -72,11 +73,10 @@ class Share:
         most = -(-self.total // self.size)
         padded = rows.new_zeros(most, rows.shape[1])
         padded[: len(rows)] = rows
-        parts = padded.new_empty(self.size * most, rows.shape[1])
-        torch.distributed.all_gather_into_tensor(parts, padded, group=self.group)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, padded, group=self.group)
         starts = [self.total * rank // self.size for rank in range(self.size + 1)]
-        kept = [parts[r * most : r * most + starts[r + 1] - starts[r]] for r in range(self.size)]
-        return torch.cat(kept)
+        return torch.cat([part[: b - a] for part, (a, b) in zip(parts, pairwise(starts), strict=True)])
 
 
 _current: Share | None = None
