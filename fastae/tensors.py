@@ -36,6 +36,16 @@ def reduce_rows(rows: Tensor, reduction: str, leading: torch.Size) -> Tensor:
     return rows.mean() if reduction == "mean" else rows.sum()
 
 
+def is_split(tensor: Tensor) -> bool:
+    """True if processes hold parts of a tensor: it is a ``DTensor``."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, or all of it where it is not split."""
+    return tensor.to_local() if is_split(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums over values of ``dtype`` are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -20,6 +20,7 @@ COMMANDS = {
     "score": "Write anomaly scores of rows to a file.",
     "reconstruct": "Write reconstructions of rows to a file.",
     "plot": "Draw a trained stack.",
+    "convert": "Write the last checkpoint of a run in one file.",
     "sae": "Train, encode, evaluate and convert dictionaries of sparse codes.",
     "estimate": "Predict memory, traffic and least time of a run.",
     "bench": "Measure fastae beside PyTorch on this machine.",

@@ -5,6 +5,7 @@ from .joining import PeerError, is_launched, joined, leads
 from .latents import full_state_dict, shard_latents
 from .mesh import Sharding, make_mesh
 from .units import gather_units, shard_units
+from .weights import split_weights
 from .world import ALONE, World, silenced
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "shard_latents",
     "shard_units",
     "silenced",
+    "split_weights",
 ]

@@ -58,6 +58,7 @@ class Sums:
         self.world, self.loss, self._parameters = world, loss, list(parameters)
         size = sum(p.numel() * p.element_size() for p in parameters)
         self.overlapped = not sharded and size > bucket_bytes
+        self._sharded = sharded
         self._summed_already = sharded or self.overlapped
         if self.overlapped:
             module = _Loss(loss, self._parameters)  # pyright: ignore[reportArgumentType]
@@ -72,6 +73,8 @@ class Sums:
 
     def capture_problem(self) -> str | None:
         """Why a step cannot be captured as a CUDA graph, if so; see PyTorch's notes on CUDA graphs."""
+        if self._sharded:
+            return "parameters are gathered within the step"
         if self.overlapped:
             return "sums of gradients overlap with the backward pass in several buckets"
         if self._parameters[0].device.type != "cuda":

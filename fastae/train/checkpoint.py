@@ -7,15 +7,15 @@ A run's folder holds ``checkpoint-<number>`` folders, each with
     state.json            where training stands
     state.safetensors     the optimizer's tensors and the best parameters so far
 
-Each is written under a temporary name, flushed to disk and renamed, and only then are older ones removed:
-whatever happens, the last whole one stays. Reading them executes no code, and allocates nothing for a model
-before its configuration and the shapes in the files agree.
+Where processes hold parts of the tensors, folders ``model`` and ``state`` have a file of each process instead
+of one file. Each checkpoint is written under a temporary name, flushed to disk and renamed, and only then are
+older ones removed: whatever happens, the last whole one stays. Reading them executes no code, and allocates
+nothing for a model before its configuration and the shapes in the files agree.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import reprlib
@@ -23,19 +23,35 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .._version import __version__
+from ..distributed import ALONE, World, silenced, split_weights
 from ..errors import CheckpointError, DataError
 from ..files import remove_leftovers
 from ..nn import Options, StackedAutoencoder
+from ..tensors import is_split
+from .checkpoint_files import (
+    StoredTensors,
+    in_parts,
+    read_header,
+    read_into,
+    read_json,
+    read_tensors,
+    reason,
+    sync,
+    tensor_path,
+    write_json,
+    write_parts,
+    write_tensors,
+)
 from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
 from .data.labels import classes_from_json
@@ -55,7 +71,7 @@ class TrainState:
     """Position of a run: ``values`` as JSON holds them, and named tensors."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,15 +161,39 @@ def save_checkpoint(
     dataset: Dataset,
     config: dict[str, Any],
     state: TrainState,
+    world: World = ALONE,
 ) -> Path:
     """Write the next ``run/checkpoint-<number>``; the one before it stays, older ones are removed.
+
+    Processes that hold parts of the tensors all call this function, with their world.
 
     Raises:
         CheckpointError: it could not be written; those written before are untouched.
     """
+    description = _describe(stack, classifier, dataset, config)
+    tensors = dict(stack.state_dict())
+    if classifier is not None:
+        tensors |= {_CLASSIFIER + name: value for name, value in classifier.state_dict().items()}
+    named = {"model": tensors, "state": dict(state.tensors)}
+    whole = {name: values for name, values in named.items() if not any(map(is_split, values.values()))}
+    with _next_checkpoint(run, world) as folder:
+        for name in sorted(named.keys() - whole):  # first, as all processes have to get there
+            write_parts(folder / name, named[name])
+        if world.leads:
+            write_json(folder / "config.json", description)
+            write_json(folder / "state.json", state.values)
+            for name, values in whole.items():
+                write_tensors(folder / f"{name}.safetensors", values)
+    return find_checkpoint(run)
+
+
+def _describe(
+    stack: StackedAutoencoder, classifier: nn.Sequential | None, dataset: Dataset, config: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of ``config.json``."""
     outputs = None if classifier is None else classifier[-1].out_features
     classes = dataset.classes if dataset.num_classes == outputs else None
-    description = {
+    return {
         "format": FORMAT,
         "fastae": __version__,
         "model": {
@@ -173,34 +213,74 @@ def save_checkpoint(
         },
         "train": config,
     }
-    tensors = dict(stack.state_dict())
-    if classifier is not None:
-        tensors |= {_CLASSIFIER + name: value for name, value in classifier.state_dict().items()}
-    temporary, existing = run / f"{_TEMPORARY}{os.getpid()}", []
+
+
+@contextmanager
+def _next_checkpoint(run: Path, world: World) -> Iterator[Path]:
+    """A folder of all processes that becomes the run's next checkpoint at the end of the block."""
+    existing: list[Path] = []
+    temporary = run / f"{_TEMPORARY}{os.getpid()}"
     try:
-        existing = _checkpoints(run)
-        run.mkdir(parents=True, exist_ok=True)
-        number = 1 + int(existing[-1].name.removeprefix(_PREFIX)) if existing else 1
-        final = run / f"{_PREFIX}{number:06d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        _write_json(temporary / "config.json", description)
-        _write_json(temporary / "state.json", state.values)
-        _write_tensors(temporary / "model.safetensors", tensors)
-        _write_tensors(temporary / "state.safetensors", state.tensors)
-        for file in temporary.glob("*.safetensors"):  # written for the owner alone, whatever the umask says
-            file.chmod((temporary / "config.json").stat().st_mode & 0o777)
-        _sync(temporary)
-        temporary.rename(final)
-        _sync(run)
+        with world.agreed():
+            existing = _checkpoints(run)
+        temporary = world.first(partial(_make_temporary, temporary))
+        with world.agreed():
+            yield temporary
+        world.first(partial(_publish, temporary, existing))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = "earlier checkpoints are intact" if existing else "there is no earlier one"
-        raise CheckpointError(f"{run}: could not write a checkpoint ({_reason(error)}); {kept}") from error
+        message = f"{run}: could not write a checkpoint ({reason(error)}); {kept}"
+        raise silenced(CheckpointError(message), elsewhere=getattr(error, "elsewhere", False)) from error
+
+
+def _make_temporary(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _publish(temporary: Path, existing: list[Path]) -> None:
+    """Flush a folder, give it the number after those of the ``existing`` ones, and remove old ones."""
+    run = temporary.parent
+    number = 1 + int(existing[-1].name.removeprefix(_PREFIX)) if existing else 1
+    for file in temporary.glob("*.safetensors"):  # written for the owner alone, whatever the umask says
+        file.chmod((temporary / "config.json").stat().st_mode & 0o777)
+    for folder in (*(child for child in temporary.iterdir() if child.is_dir()), temporary):
+        sync(folder)
+    temporary.rename(run / f"{_PREFIX}{number:06d}")
+    sync(run)
     for old in existing[: 1 - _KEEP]:
         with suppress(OSError):  # a half-removed folder must not look like a checkpoint
             shutil.rmtree(old.rename(run / f"{_TEMPORARY}{old.name}"), ignore_errors=True)
-    return final
+
+
+def gather_checkpoint(path: Path | str, out: Path) -> None:
+    """Write a run's newest checkpoint, or the one at ``path``, as one with whole tensors in one file.
+
+    Raises:
+        CheckpointError: it cannot be read, or ``out`` is a folder with files, or cannot be written.
+    """
+    folder = load_checkpoint(path).path  # all of it, so that nothing is written of one that is damaged
+    temporary = out.with_name(f"{_TEMPORARY}{out.name}")
+    try:
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        if os.path.lexists(out):
+            raise CheckpointError(f"out: {out} is there already; give a new folder")
+        _make_temporary(temporary)
+        for name in ("config.json", "state.json"):
+            shutil.copyfile(folder / name, temporary / name)
+        for name in ("model", "state"):
+            tensors = read_tensors(tensor_path(folder, name), "cpu")
+            write_tensors(temporary / f"{name}.safetensors", tensors)
+        sync(temporary)
+        temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out}: could not be written ({reason(error)})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def clean_run(run: Path) -> None:
@@ -235,9 +315,13 @@ def find_checkpoint(path: Path | str) -> Path:
 
 
 def load_checkpoint(
-    path: Path | str, *, device: torch.device | str = "cpu", with_state: bool = False
+    path: Path | str, *, device: torch.device | str = "cpu", with_state: bool = False, mesh: Any = None
 ) -> Checkpoint:
     """Read a run's newest checkpoint, or the one at ``path``.
+
+    With ``mesh``, the grid of processes that :func:`fastae.distributed.make_mesh` gives, each reads its part
+    of the parameters. Tensors of the state that are in parts, or will be, are on the meta device until they
+    are needed.
 
     Raises:
         CheckpointError: a file is missing, truncated, or does not fit the others; named.
@@ -245,7 +329,7 @@ def load_checkpoint(
     folder = find_checkpoint(path)
     while True:
         try:
-            return _load(folder, device, with_state)
+            return _load(folder, device, with_state, mesh)
         except CheckpointError:
             newest = find_checkpoint(path)
             if newest == folder:
@@ -253,10 +337,19 @@ def load_checkpoint(
             folder = newest  # the run went on and removed the other one
 
 
-def _load(folder: Path, device: torch.device | str, with_state: bool) -> Checkpoint:
-    description = _read_json(folder / "config.json")
-    file = folder / "model.safetensors"
-    header = _read_header(file)
+def read_config(path: Path | str) -> dict[str, Any]:
+    """The configuration of the run whose checkpoint :func:`load_checkpoint` would read, as JSON holds it."""
+    file = find_checkpoint(path) / "config.json"
+    config = read_json(file).get("train")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: train: expected an object, got {type(config).__name__}")
+    return config
+
+
+def _load(folder: Path, device: torch.device | str, with_state: bool, mesh: Any) -> Checkpoint:
+    description = read_json(folder / "config.json")
+    file = tensor_path(folder, "model")
+    header = read_header(file)
     try:
         if description["format"] != FORMAT:
             raise ValueError(
@@ -275,16 +368,19 @@ def _load(folder: Path, device: torch.device | str, with_state: bool) -> Checkpo
     except _UNFIT as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise CheckpointError(f"{folder / 'config.json'}: {reason}") from error
-    tensors = _read_tensors(file, device)
+    into = {}
     for prefix, module in modules.items():
+        if mesh is not None:
+            split_weights(module, mesh)
         module.to_empty(device=device)
-        own = {name: tensors[prefix + name] for name in module.state_dict()}
-        module.load_state_dict(own)
+        into |= {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    read_into(file, into)
     state = TrainState()
     if with_state:
-        state = TrainState(
-            _read_json(folder / "state.json"), _read_tensors(folder / "state.safetensors", device)
-        )
+        file = tensor_path(folder, "state")
+        later = mesh is not None or in_parts(file)
+        tensors = StoredTensors(file) if later else read_tensors(file, device)
+        state = TrainState(read_json(folder / "state.json"), tensors)
     stack, classifier = modules[_STACK], modules.get(_CLASSIFIER)
     assert isinstance(stack, StackedAutoencoder) and isinstance(classifier, nn.Sequential | None)
     return Checkpoint(
@@ -369,71 +465,3 @@ def _compare(
         raise CheckpointError(
             f"{file}: {reprlib.repr(unexpected[0])[1:-1]}: config.json does not describe it"
         )
-
-
-# --- files ----------------------------------------------------------------------------------------------
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({_reason(error)})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object, got {type(value).__name__}")
-    return value
-
-
-def _read_header(path: Path) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype of every tensor in a file, which is not read any further."""
-    with _reading_tensors(path), safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return {name: (list(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-
-
-def _read_tensors(path: Path, device: torch.device | str) -> dict[str, Tensor]:
-    with _reading_tensors(path):
-        return load_file(path, device=str(device))
-
-
-@contextmanager
-def _reading_tensors(path: Path) -> Iterator[None]:
-    """Errors of reading a file of tensors as one that names it."""
-    try:
-        if not path.exists():
-            raise CheckpointError(f"{path}: is missing")
-        path.open("rb").close()  # the library says of files that cannot be read that they are missing
-        yield
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: not readable as safetensors ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    """An error's message in one line, without the path that it is about."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())

@@ -101,7 +101,8 @@ class Stage:
             "optimizer", self.optimizer, torch.optim, Optimizer, exclude=("LBFGS", "SparseAdam", "Muon")
         )
         options = _options("optimizer_options", self.optimizer_options)
-        if "fused" in inspect.signature(cls).parameters and _can_be_fused(cls, parameters[0].device):
+        mesh = getattr(parameters[0], "device_mesh", None)
+        if "fused" in inspect.signature(cls).parameters and _can_be_fused(cls, parameters[0].device, mesh):
             options.setdefault("fused", True)
         return _call("optimizer_options", cls, parameters, lr=self.lr, **options)
 
@@ -376,10 +377,17 @@ def warn_of_kept(names: Sequence[str], stacklevel: int) -> None:
 
 
 @functools.cache
-def _can_be_fused(cls: type[Optimizer], device: torch.device) -> bool:
-    """True if an optimizer updates all parameters on a device by one kernel, found out by trying it."""
-    parameter = torch.zeros(1, device=device, requires_grad=True)
-    parameter.grad = torch.zeros(1, device=device)
+def _can_be_fused(cls: type[Optimizer], device: torch.device, mesh: Any) -> bool:
+    """True if an optimizer updates all parameters on a device by one kernel, found out by trying it.
+
+    With a mesh, processes hold parts of the parameters.
+    """
+    parameter = torch.zeros(1, device=device)
+    if mesh is not None:
+        from torch.distributed.tensor import zeros
+
+        parameter = zeros(1, device_mesh=mesh)
+    parameter.requires_grad_().grad = torch.zeros_like(parameter)
     try:
         cls([parameter], fused=True).step()  # pyright: ignore[reportCallIssue]
     except (RuntimeError, TypeError):  # torch 2.11 has no fused Adagrad on CUDA

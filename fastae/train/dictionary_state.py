@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ..errors import CheckpointError, one_line
 from ..files import write_whole
 from ..sparse.module import SparseAutoencoder
+from .checkpoint_files import fill
 from .optimizer_state import optimizer_state, restore_optimizer
 from .typed import typed, typed_fields
 
@@ -89,7 +90,7 @@ def restore_state(folder: Path, sae: SparseAutoencoder, optimizer: Optimizer) ->
         module = {name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)}
         moments = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
         sae.load_state_dict(module)
-        restore_optimizer(optimizer, torch.optim.Adam, state["optimizer"], moments)
+        fill(restore_optimizer(optimizer, torch.optim.Adam, state["optimizer"]), moments)
         return Position(**typed_fields(Position, state["position"], "position."))
 
 

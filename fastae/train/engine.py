@@ -6,32 +6,28 @@ A run that continues from a checkpoint therefore repeats the losses of one that 
 
 from __future__ import annotations
 
-import copy
-import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..distributed import World, joined, make_mesh, silenced
+from ..distributed import ALONE, World, joined, make_mesh, silenced
 from ..errors import CheckpointError, TrainingError
 from ..interruption import Interrupted, Interruption
-from ..losses import Loss, get_loss
+from ..losses import get_loss
 from ..nn import StackedAutoencoder
-from ..tensors import float32_products, float32_products_of
+from ..tensors import float32_products, float32_products_of, local
 from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
-from .config import TrainConfig, differing, warn_of_kept
+from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
 from .data.rows import chosen_window
@@ -39,36 +35,56 @@ from .evaluation import Parts, evaluation_parts
 from .folder import (
     check_new,
     check_run,
-    folder_of_launch,
-    has_checkpoint,
     locked,
     make_folder,
     mark_launch,
 )
-from .rates import Rates
+from .models import new_classifier, new_stack, settle
+from .preflight import check_optimizers, check_schedules, check_values
 from .reporting import Log, Progress, Silent
+from .resumption import flat, of_launch, resumed
 from .stage import Plan, Session, StageRunner, cross_entropy, objective
 from .state import RunState
 
-_CHUNK = 4096
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 _FINE_TUNING, _CLASSIFIER = "fine-tuning", "classifier"
 _SETTLING = 2.0  # seconds in which a launcher may send a process the signal that a terminal has sent
-_FREE = ("out", "resume", "device", "memory_gib", "checkpoint_seconds", "timeout")
-"""Options that a resumed run takes anew."""
-_FREE_ONCE_GIVEN = ("classifier", "shard", "shard_size")
-"""Options that a resumed run takes anew where they are not the defaults."""
 
 
 @dataclass
 class TrainResult:
-    """A finished run: folder, trained modules, data, one log row per epoch, and its configuration."""
+    """A finished run: folder, data, one log row per epoch, its configuration, and the trained modules.
+
+    Modules that processes held parts of are read from the run's last checkpoint when they are asked for.
+    """
 
     path: Path
-    stack: StackedAutoencoder
-    classifier: nn.Sequential | None
     dataset: Dataset
     history: list[dict[str, Any]] = field(default_factory=list)
     config: TrainConfig | None = None
+    modules: tuple[StackedAutoencoder, nn.Sequential | None] | None = field(default=None, repr=False)
+
+    @property
+    def stack(self) -> StackedAutoencoder:
+        """The autoencoders."""
+        return self._modules[0]
+
+    @property
+    def classifier(self) -> nn.Sequential | None:
+        """The classifier on top, if there is one."""
+        return self._modules[1]
+
+    @property
+    def _modules(self) -> tuple[StackedAutoencoder, nn.Sequential | None]:
+        if self.modules is None:
+            checkpoint = load_checkpoint(self.path)
+            for module in (checkpoint.stack, checkpoint.classifier):
+                if module is not None:
+                    module.eval()
+            self.modules = checkpoint.stack, checkpoint.classifier
+        return self.modules
 
     @property
     def parts(self) -> Parts:
@@ -107,15 +123,20 @@ def train(
     with ExitStack() as held:
         world = held.enter_context(joined(config.device, config.timeout))
         held.enter_context(_speaking_for(world))
-        checkpoint = None
-        config = world.first(partial(_of_launch, config))
+        folder = checkpoint = None
+        config = world.first(partial(of_launch, config))
         if config.resume:
             folder = world.first(partial(_hold, config, held))
             with world.agreed():
-                checkpoint = load_checkpoint(folder, with_state=True)
-                config = _resumed(config, checkpoint, given)
+                config = resumed(config, folder, given)
         else:
             world.first(partial(check_new, config.out))
+        with world.agreed():
+            mesh = make_mesh(world, config.shard or "data", config.shard_size)
+        with world.agreed():
+            if folder is not None:
+                place = "cpu" if mesh is None else world.device
+                checkpoint = load_checkpoint(folder, device=place, with_state=True, mesh=mesh)
         if dataset is None:
             dataset = _load(config, checkpoint, world)
         else:
@@ -129,8 +150,8 @@ def train(
         free = min(world.gather(_budget(world)))
         display = progress if progress is not None and world.leads else Silent()
         with world.agreed():
-            run = _Run(config, dataset, checkpoint, display, world, free)
-        world.check_same(version=__version__, options=_flat(run.config), data=run.session.state.data)
+            run = _Run(config, dataset, checkpoint, display, world, free, mesh)
+        world.check_same(version=__version__, options=flat(run.config), data=run.session.state.data)
         if checkpoint is None:
             run.session.folder = world.first(partial(_hold, config, held, dataset.name))
         if announce is not None and world.leads:
@@ -150,14 +171,6 @@ def _speaking_for(world: World) -> Iterator[None]:
     except (TrainingError, Interrupted) as error:
         silenced(error, elsewhere=not world.leads)
         raise
-
-
-def _of_launch(config: TrainConfig) -> TrainConfig:
-    """The configuration of a run, which goes on where its processes were started again."""
-    folder = None if config.resume else folder_of_launch(config.out)
-    if folder is None:
-        return config
-    return replace(config, out=str(folder), resume=has_checkpoint(folder))
 
 
 def _hold(config: TrainConfig, held: ExitStack, name: str | None = None) -> Path:
@@ -207,40 +220,6 @@ def _load_data(config: TrainConfig) -> Dataset:
     )
 
 
-def _resumed(config: TrainConfig, checkpoint: Checkpoint, given: Collection[str] | None) -> TrainConfig:
-    """The configuration of a checkpoint, with what a resumed run may choose anew.
-
-    These are the options in ``_FREE`` and ``_FREE_ONCE_GIVEN``, and more epochs for a stage.
-    """
-    try:
-        kept = TrainConfig.from_dict(checkpoint.config)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"{checkpoint.path / 'config.json'}: train.{error}") from error
-    own, asked, ignored = _flat(kept), _flat(config), []
-    for name in differing(asked, own, _flat(TrainConfig()), given):
-        value = asked[name]
-        if name in _FREE:
-            continue
-        stage, _, setting = name.partition(".")
-        if setting == "epochs" and (value or 0) > (own[name] or 0):
-            kept = replace(kept, **{stage: replace(getattr(kept, stage), epochs=value)})
-        elif name in _FREE_ONCE_GIVEN and (value or name != "classifier"):  # which it may only gain
-            kept = replace(kept, **{name: value})
-        else:
-            ignored.append(name)
-    warn_of_kept(ignored, stacklevel=3)
-    return replace(kept, **{name: getattr(config, name) for name in _FREE})
-
-
-def _flat(config: TrainConfig) -> dict[str, Any]:
-    """The options of a configuration by name, those of its stages as ``<stage>.<name>``."""
-    options = {f.name: getattr(config, f.name) for f in fields(config)}
-    for stage, settings in config.stages.items():
-        del options[stage]
-        options |= {f"{stage}.{f.name}": getattr(settings, f.name) for f in fields(settings)}
-    return options
-
-
 class _Run:
     """A run from its checks to its last checkpoint."""
 
@@ -252,13 +231,14 @@ class _Run:
         display: Progress,
         world: World,
         budget: int,
+        mesh: DeviceMesh | None,
     ) -> None:
         config = replace(config, products=config.products or float32_products(world.device.type))
         if config.compile and world.grouped:
             raise ValueError(f"compile: expected one process, got {world.size}")
-        self.mesh = make_mesh(world, config.shard or "data", config.shard_size)
-        if self.mesh is not None:
-            raise ValueError(f"shard: expected data, got {config.shard}, which is not built yet")
+        self.mesh = mesh
+        if mesh is not None:
+            check_optimizers(config, mesh)
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)
@@ -268,7 +248,7 @@ class _Run:
         self.dataset, self.sizes = dataset, sizes
         if config.classifier:
             dataset.check_classes()
-        _check_schedules(config, len(self.rows))
+        check_schedules(config, len(self.rows))
         self.restored: TrainState | None = None
         self.runner: StageRunner | None = None
         if checkpoint is None:
@@ -301,10 +281,9 @@ class _Run:
                 f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
             )
         options = config.layer_options(len(sizes) - 1)
-        _check_values(dataset, get_loss(options[0].loss))
+        check_values(dataset, get_loss(options[0].loss))
         session.seed(-1)
-        stack = StackedAutoencoder(sizes, options, probes=config.probes, dtype=session.dtype)
-        return stack.to(session.device)
+        return new_stack(sizes, options, config.probes, session.dtype, session.device, self.mesh)
 
     def _check_state(self, checkpoint: Checkpoint) -> RunState:
         """The state that a checkpoint holds; ``CheckpointError`` where it does not fit."""
@@ -337,6 +316,8 @@ class _Run:
 
     def train(self) -> TrainResult:
         session, state = self.session, self.session.state
+        if self.mesh is not None:
+            settle(self.stack)
         if self._next_stage() is not None or not state.finished:
             state.finished = False
             log = None
@@ -355,8 +336,8 @@ class _Run:
                     log.close()
         if self.classifier is not None:
             self.classifier.eval()
-        stack = self.stack.eval()
-        return TrainResult(session.folder, stack, self.classifier, self.dataset, state.history, self.config)
+        modules = (self.stack.eval(), self.classifier) if self.mesh is None else None
+        return TrainResult(session.folder, self.dataset, state.history, self.config, modules)
 
     def position(self) -> str:
         """Where a run stands, in words."""
@@ -396,7 +377,7 @@ class _Run:
         """A classifier with encoders of its own, so that the stack stays as it is."""
         classes = self.dataset.num_classes
         assert classes is not None
-        classifier = copy.deepcopy(self.stack).classifier(classes, self.config.supervised_dropout)
+        classifier = new_classifier(self.stack, classes, self.config.supervised_dropout, self.mesh)
         if self.classifier is not None:
             classifier.load_state_dict(self.classifier.state_dict())
         self.classifier = classifier
@@ -466,17 +447,20 @@ class _Run:
     def _save(self) -> None:
         session, runner = self.session, self.runner
         modules = [self.stack] if self.classifier is None else [self.stack, self.classifier]
-        if not all(bool(torch.isfinite(p).all()) for module in modules for p in module.parameters()):
+        parameters = (local(p) for module in modules for p in module.parameters())
+        broken = torch.tensor(float(not all(bool(torch.isfinite(p).all()) for p in parameters)))
+        if session.world.sum(broken):
             raise session.failure("the parameters are not finite after", session.state.step)
         session.saved, session.saved_at = True, time.monotonic()
-        if not session.world.leads:
+        world = ALONE if self.mesh is None else session.world
+        if self.mesh is None and not session.world.leads:
             return
         values, tensors = session.state.to_json(), {}
         if runner is not None:
             values["optimizer"], tensors = runner.saved()
         config = {**self.config.to_dict(), "resume": False}
         state = TrainState(values, tensors)
-        save_checkpoint(session.folder, self.stack, self.classifier, self.dataset, config, state)
+        save_checkpoint(session.folder, self.stack, self.classifier, self.dataset, config, state, world)
         session.saved_at = time.monotonic()
 
 
@@ -488,41 +472,8 @@ def _epochs_by_stage(config: TrainConfig, stack: StackedAutoencoder) -> dict[str
     return {name: count for name, count in epochs.items() if count}
 
 
-# --- checks before training -----------------------------------------------------------------------------
-
-
 def _split(config: TrainConfig, dataset: Dataset) -> tuple[Rows, Rows]:
     try:
         return split(dataset.train, config.validation, config.seed)
     except ValueError as error:
         raise ValueError(f"validation: {error}") from None
-
-
-def _check_schedules(config: TrainConfig, rows: int) -> None:
-    """Refuse a schedule that does not fit its number of steps, before the first stage."""
-    for name, stage in config.stages.items():
-        steps = (stage.epochs or 0) * math.ceil(rows / stage.rows_per_step(rows))
-        if steps and (name != "supervised" or config.classifier):
-            try:
-                Rates(stage, steps)
-            except ValueError as error:
-                raise ValueError(f"{name}.{error}") from None
-
-
-def _check_values(dataset: Dataset, loss: Loss) -> None:
-    """Refuse training rows that a loss is not defined for; warn of such test rows."""
-    low, high = loss.bounds
-    if not loss.is_bounded:
-        return
-    for rows in (dataset.train, dataset.test):
-        for _, chunk in rows.chunks(_CHUNK) if rows is not None and not rows.is_sequential else ():
-            least, most = float(np.fmin.reduce(chunk, axis=None)), float(np.fmax.reduce(chunk, axis=None))
-            if loss.takes(least, most):
-                continue
-            what = f"{loss.name} needs values in [{low:g}, {high:g}], and {dataset.name} scaled by"
-            what = f"{what} {dataset.scaling.name!r} has {least:g} to {most:g}"
-            if rows is dataset.train:
-                scalings = "none" if loss.of_counts else "unit or minmax"
-                raise ValueError(f"loss: {what}; use scaling {scalings}, or the loss mse")
-            warnings.warn(f"loss: {what} in its test part, which mse is reported for", stacklevel=5)
-            break

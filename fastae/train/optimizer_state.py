@@ -25,45 +25,44 @@ def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Ten
 
 
 def restore_optimizer(
-    optimizer: Optimizer,
-    make: Callable[[Sequence[Tensor]], Optimizer],
-    values: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Give an optimizer what :func:`optimizer_state` took.
+    optimizer: Optimizer, make: Callable[[Sequence[Tensor]], Optimizer], values: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Give an optimizer the values that :func:`optimizer_state` took, and tensors to be filled.
 
-    Fused optimizers read and write memory by the size of the parameter, so every tensor has to have the
-    shape and dtype that the optimizer itself would have given it. Options are the new optimizer's own.
+    Fused optimizers read and write memory by the size of the parameter, so every tensor has the shape and
+    dtype that the optimizer itself gives it. Options are the new optimizer's own.
 
     Args:
         optimizer: a new one.
         make: makes another one like it for other parameters.
         values: what JSON held.
-        tensors: tensors by name.
+
+    Returns:
+        The tensors of the optimizer's state, by the names of :func:`optimizer_state`.
 
     Raises:
-        ValueError: an entry is missing, unexpected, or of another shape or type; begins with the file's name.
+        ValueError: a value is missing, unexpected, or of another type; begins with the file's name.
     """
     scalars = values.get("scalars") if isinstance(values, Mapping) else None
     if not isinstance(scalars, Mapping):
         raise ValueError("state.json: optimizer.scalars is missing")
     _check_groups(optimizer, values.get("param_groups"))
-    scalars, tensors = dict(scalars), dict(tensors)
+    scalars, tensors = dict(scalars), {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
-        entries = {}
-        for name, like in _entries(make, parameter).items():
+        entries = _entries(make, parameter)
+        for name, like in entries.items():
             key = f"{index}.{name}"
             if isinstance(like, Tensor):
-                entries[name] = matching(f"optimizer.{key}", tensors.pop(key, None), like)
+                tensors[key] = like
             elif key not in scalars or type(scalars[key]) is not type(like):
                 raise ValueError(f"state.json: optimizer.scalars.{key}: expected {type(like).__name__}")
             else:
                 entries[name] = scalars.pop(key)
         optimizer.state[parameter] = entries
-    for file, unexpected in (("state.json", scalars), ("state.safetensors", tensors)):
-        if unexpected:
-            raise ValueError(f"{file}: optimizer.{reprlib.repr(min(unexpected))[1:-1]}: is not expected")
+    if scalars:
+        raise ValueError(f"state.json: optimizer.{reprlib.repr(min(scalars))[1:-1]}: is not expected")
+    return tensors
 
 
 def _check_groups(optimizer: Optimizer, groups: Any) -> None:
@@ -76,22 +75,6 @@ def _check_groups(optimizer: Optimizer, groups: Any) -> None:
             raise ValueError("state.json: optimizer.param_groups: expected objects")
         if missing := sorted(mine.keys() - group.keys() - _OF_THE_DEVICE):
             raise ValueError(f"state.json: optimizer.param_groups: {missing[0]} is missing")
-
-
-def matching(name: str, tensor: Tensor | None, like: Tensor) -> Tensor:
-    """A copy of a tensor of ``state.safetensors`` that has to be like another one, on the device of that.
-
-    Raises:
-        ValueError: it is missing, or of another shape or dtype.
-    """
-    if tensor is None:
-        raise ValueError(f"state.safetensors: {name}: is missing")
-    if tensor.shape != like.shape or tensor.dtype != like.dtype:
-        raise ValueError(
-            f"state.safetensors: {name}: expected {like.dtype} {list(like.shape)}, "
-            f"got {tensor.dtype} {list(tensor.shape)}"
-        )
-    return tensor.to(like.device, copy=True)
 
 
 def _entries(make: Callable[[Sequence[Tensor]], Optimizer], parameter: Tensor) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import reprlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ..interruption import Interrupted, Interruption
 from ..share import sharing
 from ..tensors import sum_dtype
 from .batches import Resident, Streamed
+from .checkpoint_files import fill
 from .config import Stage, TrainConfig
-from .optimizer_state import matching, optimizer_state, restore_optimizer
+from .optimizer_state import optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Progress
 from .seeds import mix, seed_generators
@@ -159,7 +159,7 @@ class StageRunner:
         self.best: dict[str, Tensor] = {}
         self._least: float | None = None  # of the validation rows, once they have been read
 
-    def restore(self, values: Any, tensors: dict[str, Tensor]) -> None:
+    def restore(self, values: Any, tensors: Mapping[str, Tensor]) -> None:
         """Bring back what :meth:`saved` gave.
 
         Raises:
@@ -168,19 +168,11 @@ class StageRunner:
         state = self._state
         if not (state.epoch < self.plan.epochs and state.step <= self._steps_per_epoch):
             raise ValueError(f"state.json: epoch {state.epoch}, step {state.step} is beyond the stage's end")
-        parts: dict[str, dict[str, Tensor]] = {"best": {}, "optimizer": {}}
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition(".")
-            if kind not in parts:
-                raise ValueError(f"state.safetensors: {reprlib.repr(key)[1:-1]}: is not expected")
-            parts[kind][name] = tensor
-        restore_optimizer(self.optimizer, self.plan.stage.make_optimizer, values, parts["optimizer"])
-        own = self.plan.module.state_dict() if state.best is not None else {}
-        if unexpected := sorted(parts["best"].keys() - own):
-            raise ValueError(f"state.safetensors: best.{reprlib.repr(unexpected[0])[1:-1]}: is not expected")
-        self.best = {
-            name: matching(f"best.{name}", parts["best"].get(name), like) for name, like in own.items()
-        }
+        own = restore_optimizer(self.optimizer, self.plan.stage.make_optimizer, values)
+        kept = self.plan.module.state_dict() if state.best is not None else {}
+        self.best = {name: torch.empty_like(value) for name, value in kept.items()}
+        best = {f"best.{name}": value for name, value in self.best.items()}
+        fill(best | {f"optimizer.{name}": value for name, value in own.items()}, tensors)
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The optimizer's state as JSON values, and the tensors of a checkpoint."""

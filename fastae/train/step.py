@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..checks import check_nonnegative
 from ..distributed import Sums, World
 from ..share import sharing
+from ..tensors import is_split
 from .compiled import Compiled
 from .graph import Capture, Graphed, capture_on
 
@@ -101,7 +102,8 @@ class TrainingStep:
         self._sums: Tensor | None = None
         self._over: Sums | None = None
         if world is not None and world.grouped:
-            self._over = Sums(world, loss, self._parameters)
+            split = any(map(is_split, self._parameters))
+            self._over = Sums(world, loss, self._parameters, sharded=split)
             self._loss = self._over.loss
         self._graphed: Graphed | None = None
         capture, self.reason = capture_on(self._device) if graph else (None, "not asked for")

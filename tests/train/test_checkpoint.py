@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from fastae.errors import CheckpointError
 from fastae.nn import StackedAutoencoder
 from fastae.train import checkpoint as checkpoint_module
+from fastae.train import checkpoint_files as files_module
 from fastae.train import dataset_from_arrays, train
 from fastae.train.checkpoint import TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
 
@@ -241,7 +242,7 @@ def broken_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     if name == "fsync":
         monkeypatch.setattr(os, "fsync", failing_at(int(call), os.fsync, full))
     elif name == "save_file":
-        monkeypatch.setattr(checkpoint_module, "save_file", failing_at(int(call), save_file, full))
+        monkeypatch.setattr(files_module, "save_file", failing_at(int(call), save_file, full))
     elif name == "half":
 
         def half(tensors: Any, path: Path) -> None:
@@ -249,7 +250,7 @@ def broken_disk(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
             path.write_bytes(path.read_bytes()[:50])
             raise full
 
-        monkeypatch.setattr(checkpoint_module, "save_file", half)
+        monkeypatch.setattr(files_module, "save_file", half)
     else:
         monkeypatch.setattr(Path, name, failing_at(1, getattr(Path, name), full))
 
@@ -287,15 +288,15 @@ def test_all_files_have_the_mode_that_the_umask_leaves(tmp_path, images, umask):
 def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_next(tmp_path, images, monkeypatch):
     """As a training that goes on does."""
     old = save(tmp_path, images)
-    read = checkpoint_module._read_tensors
+    read = checkpoint_module.read_into
 
-    def overtaken(path: Path, device: Any) -> Any:
+    def overtaken(path: Path, tensors: Any) -> None:
         if path.parent == old:
             save(tmp_path, images, make_stack(activation="tanh", loss="mse"))
             shutil.rmtree(old)
-        return read(path, device)
+        read(path, tensors)
 
-    monkeypatch.setattr(checkpoint_module, "_read_tensors", overtaken)
+    monkeypatch.setattr(checkpoint_module, "read_into", overtaken)
     loaded = load_checkpoint(tmp_path)
     assert (loaded.path.name, loaded.stack.autoencoders[0].options.activation) == (
         "checkpoint-000002",
