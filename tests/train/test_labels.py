@@ -122,6 +122,7 @@ TABLE = "a,species,b\n1,cat,4\n2,dog,5\n3,cat,6\n"
         (TABLE, {"label": "species"}, [[1, 4], [2, 5], [3, 6]], ("a", "b"), ["cat", "dog", "cat"]),
         (TABLE, {"label": "Species", "drop": ["b"]}, [[1], [2], [3]], ("a",), ["cat", "dog", "cat"]),
         (TABLE, {"drop": ["species"]}, [[1, 4], [2, 5], [3, 6]], ("a", "b"), None),
+        ("a,target\n1,2\n3,4\n", {"drop": ["target"]}, [[1], [3]], ("a",), None),
         ("a,target\n1,2.5\n2,3.5\n", {}, [[1], [2]], ("a",), [2.5, 3.5]),
         ("a,target\n1,2.5\n2,3.5\n", {"label": "none"}, [[1, 2.5], [2, 3.5]], ("a", "target"), None),
         ("a,Class\n1,True\n2,False\n", {}, [[1], [2]], ("a",), ["True", "False"]),

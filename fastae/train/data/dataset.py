@@ -247,7 +247,7 @@ def _make_dataset(
         rows, test = rows.subset(index), rows.subset(test_index)
     notes = train.notes
     if train.undefined is not None:
-        notes += (f"{train.undefined[0]} values missing",)
+        notes += (f"{(count := train.undefined[0])} value{'s' * (count > 1)} missing",)
     return Dataset(
         name, rows, test, train.feature_shape, fitted, train.feature_names, train.label_source, notes
     )

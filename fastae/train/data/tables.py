@@ -73,8 +73,9 @@ def choose(name: str, names: list[str] | None, width: int, columns: Columns) -> 
         features = [names.index(column) for column in columns.features]
         others = [i for i in range(width) if i not in set(features)]
         return Choice(features, _find_labels_beside(name, names, others, columns), names, True)
-    labels = _find_labels(name, names, width, columns)
-    left_out = {*labels, *(_find(name, "drop", column, names, width) for column in columns.drop)}
+    dropped = {_find(name, "drop", column, names, width) for column in columns.drop}
+    labels = [i for i in _find_labels(name, names, width, columns) if columns.label or i not in dropped]
+    left_out = {*labels, *dropped}
     return Choice([i for i in range(width) if i not in left_out], labels, names, False)
 
 
