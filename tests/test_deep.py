@@ -448,7 +448,7 @@ ENCODER, DECODER = [layer(4, 5), layer(2, 4)], [layer(4, 2), layer(5, 4, "linear
         ([layer(4, 5), layer(2, 3)], DECODER, {}, r"^code: expected shape \[\*, 3\] for the weight"),
         (ENCODER, [layer(4, 2), layer(5, 4, "sigmoid")], {}, "^output_activation: bce applies the sigmoid"),
         (ENCODER, [layer(4, 2, "swish"), DECODER[1]], {}, "activation: 'swish' is not one of linear"),
-        (ENCODER, DECODER, {"loss": "mae"}, "^loss: 'mae' is not one of mse, huber, bce$"),
+        (ENCODER, DECODER, {"loss": "mae"}, "^loss: 'mae' is not one of mse, huber, bce"),
         (ENCODER, DECODER, {"reduction": "max"}, "^reduction: 'max' is not one of mean, sum, none$"),
         (ENCODER, DECODER, {"emphasis": Emphasis()}, "^emphasis: needs a corruption"),
         (
