@@ -112,7 +112,8 @@ def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.co
     ones = hit.to(tl.int32)
     number = tl.sum(ones, 1)
     start = tl.atomic_add(a.count, tl.sum(number, 0), sem="relaxed")
-    slot = (start + tl.cumsum(number, 0) - number)[:, None] + tl.cumsum(ones, 1) - 1
+    before = start + tl.cumsum(number, 0) - number - 1  # [BM]
+    slot = before[:, None] + tl.cumsum(ones, 1)
     place = (a.first + row.to(tl.int32) * N)[:, None] + col[None, :]
     tl.store(a.keys + slot, key_of(rank, place), mask=hit & (slot < a.capacity))
 

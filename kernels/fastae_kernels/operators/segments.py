@@ -35,10 +35,13 @@ def _chunks(starts: Tensor, entries: int) -> _Chunks:
     return _Chunks(number, segment, each - (ends - further)[owner] + 1 if segments else each, ends)
 
 
-def _options(width: int) -> dict[str, int]:
-    """One program holds a row, and reads up to four rows of a table at once."""
+def _options(width: int, per_warp: int = 256) -> dict[str, int]:
+    """One program holds a row, and reads up to four rows of a table at once.
+
+    With fewer warps some kernels spill, and so do products with another table with more (``per_warp`` 512).
+    """
     block = max(16, 1 << (width - 1).bit_length())
-    rows, warps = max(1, min(4, 16384 // block)), min(16, max(1, block // 512))
+    rows, warps = max(1, min(4, 16384 // block)), min(16, max(1, block // per_warp))
     return {"BD": block, "B": rows, "num_warps": warps}
 
 
@@ -61,7 +64,7 @@ def segment_sums(
     products = None if other is None else table.new_empty(len(index), dtype=torch.float32)
     dots = None if other is None else segments.Dots(other, place, products)
     partials = None if values is None else table.new_empty(chunks.number, width, dtype=torch.float32)
-    entries, options = segments.Entries(values, index, starts, table), _options(width)
+    entries, options = segments.Entries(values, index, starts, table), _options(width, 512)
     arguments = entries, dots, chunks.segment, chunks.place, sums, partials, 0, number, width
     programs = number + chunks.number
     run.launch(segments.segment_sums, programs, table.device, *arguments, CHUNK=_CHUNK, **options)
