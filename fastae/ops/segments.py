@@ -24,7 +24,7 @@ def segment_sums(
     other: Tensor | None = None,
     place: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    table = table.contiguous()
+    table = table.detach().contiguous()  # or the sum of bags keeps what a gradient would need
     segments = len(starts) - 1
     sums = table.new_empty(0) if values is None else table.new_empty(segments, table.shape[1])
     dots = table.new_empty(0 if other is None else len(index), dtype=sum_dtype(table.dtype))

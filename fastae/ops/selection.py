@@ -1,9 +1,9 @@
 """Selection of the entries of a code, without the [N, H] matrix they are chosen from.
 
 A tile of pre-activations z = x W^T + b is computed, compared with a bound that the entries to keep are known
-to reach, and overwritten by the next one. Eight comparisons are read at once as one integer, so that a tile
-costs little more than its product. Results are exact for every input: NaN counts as the largest value, and
-ties go to the lower row, then to the lower latent.
+to reach, and overwritten by the next one. The maxima of every eight neighbours are compared first, so that a
+tile costs little more than its product. Results are exact for every input: NaN counts as the largest value,
+and ties go to the lower row, then to the lower latent.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..tensors import outside_autocast, sum_dtype
 
 _TILE = 1 << 22  # entries: larger tiles make better products, smaller ones stay closer to the cache
 _TILE_ROWS = 1024
-_GROUP = 32
-_EIGHT = 0x0101010101010101  # eight comparisons that all hold
+_EIGHT = 8
+_GROUPS = 4  # of eight, whose maximum bounds a row's largest entries
 
 
 class Tile(NamedTuple):
@@ -28,6 +29,8 @@ class Tile(NamedTuple):
     rows: slice
     first: int  # latent
     z: Tensor  # [n, w], overwritten by the next tile
+    eights: Tensor  # [n, ceil(w / 8), 8]: z, filled up with -inf
+    peaks: Tensor  # [n, ceil(w / 8)]: the maxima of eights
 
 
 class Hits(NamedTuple):
@@ -53,51 +56,61 @@ def tiles(
     columns = len(weight) if subset is None else len(subset)
     height = max(1, min(len(x), _TILE_ROWS))
     width = min(max(_TILE // height, least), columns)
-    buffer = torch.empty(height * width, dtype=wide, device=x.device)
+    buffer = torch.empty(height * (width + _EIGHT), dtype=wide, device=x.device)
     for low in range(0, len(x), height):
         rows = slice(low, min(low + height, len(x)))
         block = x[rows].to(wide)
+        n = len(block)
         for first in range(0, columns, width):
             part = slice(first, min(first + width, columns))
             kept = part if subset is None else subset[part]
-            w = weight[kept].to(wide)
-            z = buffer[: len(block) * len(w)].view(len(block), len(w))
+            w = weight[kept].to(wide).t()
+            padded = -(-w.shape[1] // _EIGHT) * _EIGHT
+            z = buffer[: n * padded].view(n, padded)
+            z[:, w.shape[1] :] = -torch.inf
+            out = z[:, : w.shape[1]]
             if bias is None:
-                torch.mm(block, w.t(), out=z)
+                torch.mm(block, w, out=out)
             else:
-                torch.addmm(bias[kept].to(wide), block, w.t(), out=z)
-            yield Tile(rows, first, z)
+                torch.addmm(bias[kept].to(wide), block, w, out=out)
+            yield Tile(rows, first, out, z.view(n, -1, _EIGHT), F.max_pool1d(z, _EIGHT))
 
 
-def reaching(z: Tensor, bound: Tensor, scratch: Tensor, *, strictly: bool = False) -> tuple[Tensor, ...]:
-    """(row, column, value) of the entries of z [n, w] that reach (or exceed) ``bound``, or are NaN.
+def reaching(tile: Tile, bound: Tensor, *, strictly: bool = False) -> tuple[Tensor, ...]:
+    """(row, column, value) of the entries of a tile that reach (or exceed) ``bound``, or are NaN.
 
-    In order of rows, then of columns. ``bound`` broadcasts over z; ``scratch`` holds n (w + 7) booleans.
+    In order of rows, then of columns. ``bound`` is a scalar, or of shape [n, 1] or [w].
     """
     below = torch.le if strictly else torch.lt
-    rows, columns = z.shape
-    padded = -(-columns // 8) * 8
-    mask = scratch[: rows * padded].view(rows, padded)
-    mask[:, columns:] = True
-    below(z, bound, out=mask[:, :columns])
-    row, eight = (mask.view(torch.int64) != _EIGHT).nonzero(as_tuple=True)
-    hit, place = (~mask.view(rows, -1, 8)[row, eight]).nonzero(as_tuple=True)
-    row, column = row[hit], eight[hit] * 8 + place
-    return row, column, z[row, column]
+    columns = tile.z.shape[1]
+    least = bound
+    if bound.dim() == 1:
+        bound = F.pad(bound, (0, -columns % _EIGHT)).view(-1, _EIGHT)
+        least = bound.amin(1)
+    row, eight = below(tile.peaks, least).logical_not_().nonzero(as_tuple=True)
+    values = tile.eights[row, eight]
+    if bound.dim():
+        bound = bound[row] if bound.shape[1] == 1 else bound[eight]
+    hit, place = below(values, bound).logical_not_().nonzero(as_tuple=True)
+    row, column, value = row[hit], eight[hit] * _EIGHT + place, values[hit, place]
+    if columns % _EIGHT:
+        inside = column < columns
+        row, column, value = row[inside], column[inside], value[inside]
+    return row, column, value
 
 
-def _scratch(z: Tensor) -> Tensor:
-    return torch.empty(len(z) * (z.shape[1] + 7), dtype=torch.bool, device=z.device)
+def _maxima(tile: Tile, number: int) -> Tensor:
+    """Maxima [n, G] of groups of a tile's entries, at least ``number`` per row; else the entries."""
+    groups = tile.peaks.shape[1]
+    if groups < number:
+        return tile.z
+    together = max(1, min(_GROUPS, groups // number))
+    return tile.peaks[:, : groups // together * together].view(len(tile.z), together, -1).amax(1)
 
 
-def row_bound(z: Tensor, k: int) -> Tensor:
+def row_bound(tile: Tile, k: int) -> Tensor:
     """A lower bound [n, 1] of the k-th largest entry per row: that of the maxima of k groups or more."""
-    columns = z.shape[1]
-    group = max(1, min(_GROUP, columns // k))
-    maxima = z
-    if group > 1:
-        maxima = z[:, : columns // group * group].view(len(z), group, columns // group).amax(1)
-    return maxima.topk(k, dim=1).values[:, -1:]
+    return _maxima(tile, k).topk(k, dim=1).values[:, -1:]
 
 
 @outside_autocast
@@ -107,12 +120,11 @@ def top_entries(
     device = x.device
     values = torch.empty(len(x), k, dtype=sum_dtype(x.dtype), device=device)
     latents = torch.empty(len(x), k, dtype=torch.int64, device=device)
-    best = place = scratch = values  # bound by the first tile of each row
-    for rows, first, z in tiles(x, weight, bias, subset, k):
+    best = place = values  # bound by the first tile of each row
+    for tile in tiles(x, weight, bias, subset, k):
+        rows, first, z = tile[:3]
         fresh = first == 0
-        if fresh:
-            scratch = _scratch(z)
-        row, column, value = reaching(z, row_bound(z, k) if fresh else best[:, -1:], scratch)
+        row, column, value = reaching(tile, row_bound(tile, k) if fresh else best[:, -1:])
         counts = torch.bincount(row, minlength=len(z))
         slot = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
         # those kept before come first, and the rest by column: a stable sort breaks ties by latent
@@ -143,12 +155,11 @@ class LargestOfAll:
         z = tile.z
         if self._bound is None:
             self._bound = z.new_zeros(())
-            columns = z.shape[1] // _GROUP
-            if columns * len(z) >= self.number:
-                maxima = z[:, : columns * _GROUP].view(len(z), _GROUP, columns).amax(1).flatten()
-                self._bound = maxima.topk(self.number).values[-1].clamp_min_(0.0)
+            maxima = _maxima(tile, -(-self.number // len(z)))
+            if maxima.numel() >= self.number:
+                self._bound = maxima.flatten().topk(self.number).values[-1].clamp_min_(0.0)
         # a bound of 0 is passed by positive entries only
-        row, column, value = reaching(z, self._bound, _scratch(z), strictly=not self._bound > 0.0)
+        row, column, value = reaching(tile, self._bound, strictly=not self._bound > 0.0)
         self._hits.append(Hits(value, row + (tile.rows.start + first_row), column + tile.first))
         self._held += len(value)
         if self._held > 2 * self.number:
@@ -221,7 +232,7 @@ def entries_above(
             some = tile.z[:: max(1, n // 64)]  # enough to see that a code is far from sparse
             if int((some > part).sum()) * everything > 2 * most * some.numel():
                 return None
-        row, column, value = reaching(tile.z, part, _scratch(tile.z), strictly=True)
+        row, column, value = reaching(tile, part, strictly=True)
         hits.append(Hits(value, row + tile.rows.start, column + tile.first))
         counts.append(torch.bincount(hits[-1].rows, minlength=len(x)))
         held, seen = held + len(value), seen + n * w

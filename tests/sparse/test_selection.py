@@ -58,7 +58,7 @@ def tiled(request, monkeypatch):
     """Tiles of so many entries and rows."""
     monkeypatch.setattr(selection, "_TILE", request.param[0])
     monkeypatch.setattr(selection, "_TILE_ROWS", request.param[1])
-    monkeypatch.setattr(selection, "_GROUP", 4)
+    monkeypatch.setattr(selection, "_GROUPS", 2)
 
 
 def exact_product(z: Tensor) -> tuple[Tensor, Tensor]:
