@@ -21,7 +21,7 @@ COMMANDS = {
     "reconstruct": "Write reconstructions of rows to a file.",
     "plot": "Draw a trained stack.",
     "convert": "Write the last checkpoint of a run in one file.",
-    "sae": "Train, encode, evaluate and convert dictionaries of sparse codes.",
+    "sae": "Train, encode, evaluate, draw and convert dictionaries of sparse codes.",
     "estimate": "Predict memory, traffic and least time of a run.",
     "bench": "Measure fastae beside PyTorch on this machine.",
     "tune": "Find the fastest plans of this machine's GPU.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -23,7 +23,8 @@ from ..train.reporting import read_log
 from .tables import layer_cells, summary_cells
 
 if TYPE_CHECKING:
-    from ..plots.page import Table
+    from ..plots.page import Picture, Table
+    from ..plots.run import Drawing
 
 _PAGE = "report.html"
 _FIGURES = {
@@ -95,21 +96,15 @@ def run(config: Config, console: Console) -> None:
         MissingPackageError: a package of the extra ``train`` is missing.
     """
     require("sklearn.manifold", "plot")
-    from ..plots import render, spread
+    from ..plots import spread
     from ..plots.arrays import image_shape
     from ..plots.explore import explore
-    from ..plots.page import Picture, render_page
+    from ..plots.page import render_page
     from ..plots.run import Subject, draw
-    from ..plots.style import NARROW, figures_of
 
     trained = load(config.run)
     checkpoint, dataset = trained.checkpoint, trained.load_data(config.data)
-    out = Path(config.run) / "plots" if config.out is None else Path(config.out)
-    try:
-        check_writable(out)
-        remove_leftovers(out)
-    except OSError as error:
-        raise ValueError(f"out: {out} cannot be written to ({error.strerror})") from error
+    out = folder_of(config.run, config.out)
     stack = checkpoint.stack.eval()
     shape = config.shape or checkpoint.feature_shape
     image_shape(stack.sizes[0], shape)
@@ -132,16 +127,7 @@ def run(config: Config, console: Console) -> None:
         scaling=checkpoint.scaling,
         figures=figures,
     )
-    drawings, written, pictures = list(draw(subject)), [], []
-    for drawing in drawings:
-        figure = drawing.figure
-        svg = render(figure, "svg")
-        for format in dict.fromkeys(config.formats):
-            content = svg if format == "svg" else render(figure, format)
-            written.append(write_whole(out / f"{drawing.name}.{format}", content))
-        with figures_of(NARROW):
-            narrow = render(drawing.figure, "svg")
-        pictures.append(Picture(*drawing[:4], svg, narrow))
+    pictures, written = write_pictures(draw(subject), out, config.formats)
     interactive = find_spec("plotly") is not None
     content = render_page(
         f"Autoencoder {' → '.join(map(str, stack.sizes))} on {dataset.name}",
@@ -152,10 +138,43 @@ def run(config: Config, console: Console) -> None:
         explore=explore(subject, index) if interactive else None,
     )
     page = write_whole(out / _PAGE, content)
-    message = f"{page}: one page with all of it; {len(written)} files of pictures"
+    message = f"{page}: one page with all of it; {written} files of pictures"
     if not interactive:
         message += '. To explore rows and units in it: pip install "fastae[report]"'
     console.print(message)
+
+
+def folder_of(run: str, out: str | None) -> Path:
+    """The folder of a run's pictures, which can be written to."""
+    folder = Path(run) / "plots" if out is None else Path(out)
+    try:
+        check_writable(folder)
+        remove_leftovers(folder)
+    except OSError as error:
+        raise ValueError(f"out: {folder} cannot be written to ({error.strerror})") from error
+    return folder
+
+
+def write_pictures(
+    drawings: Iterable[Drawing], out: Path, formats: Sequence[str]
+) -> tuple[list[Picture], int]:
+    """The pictures of a page, each of them written as files too, and the number of those."""
+    from ..plots import render
+    from ..plots.page import Picture
+    from ..plots.style import NARROW, figures_of
+
+    pictures, written = [], 0
+    for drawing in list(drawings):  # what cannot be drawn leaves no files
+        figure = drawing.figure
+        svg = render(figure, "svg")
+        for format in dict.fromkeys(formats):
+            content = svg if format == "svg" else render(figure, format)
+            write_whole(out / f"{drawing.name}.{format}", content)
+            written += 1
+        with figures_of(NARROW):
+            narrow = render(drawing.figure, "svg")
+        pictures.append(Picture(*drawing[:4], svg, narrow))
+    return pictures, written
 
 
 def _facts(checkpoint: Checkpoint, history: Sequence[Mapping[str, Any]]) -> dict[str, str]:

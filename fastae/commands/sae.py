@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from .. import formats
+from ..checks import check_whole
 from ..console import Console, print_table
 from ..files import write_whole
 from ..nn import SparseAutoencoder
+from ..optional import require
 from ..train import dictionary as training
 from ..train.config import POSITIONAL
-from ..train.data import load_dataset
+from ..train.data import Dataset, Rows, load_dataset
 from ..train.dictionary import SparseTrainConfig
 from ..train.evaluation import PartName, evaluation_parts
 from .options import given_options
+from .plot import folder_of, write_pictures
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,31 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Draw a dictionary: its latents, the rows that activate them, its activations, FVU over active latents.
+
+    Writes each picture as files and all of them, with the figures and the configuration, into one
+    report.html that needs no other file.
+
+    Attributes:
+        run: Folder of a run.
+        out: Folder to write to. By default plots in the run's folder.
+        data: A data set, a file or a folder. By default the data that the run was trained on.
+        formats: Formats of the pictures' files.
+        rows: Number of rows to draw.
+    """
+
+    run: Annotated[str, POSITIONAL]
+    out: str | None = None
+    data: str | None = None
+    formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg")
+    rows: int = 1000
+
+    def __post_init__(self) -> None:
+        check_whole("rows:", self.rows)
+
+
+@dataclass(frozen=True)
 class Convert:
     """Write a dictionary in another format: fastae, saelens, sparsify, dictionary_learning, openai.
 
@@ -80,7 +108,13 @@ class Convert:
     format: str = "fastae"
 
 
-CONFIGS = {"train": SparseTrainConfig, "encode": Encode, "evaluate": Evaluate, "convert": Convert}
+CONFIGS = {
+    "train": SparseTrainConfig,
+    "encode": Encode,
+    "evaluate": Evaluate,
+    "plot": Plot,
+    "convert": Convert,
+}
 
 
 def run(config: Any, console: Console) -> None:
@@ -101,10 +135,10 @@ def _train(config: SparseTrainConfig, console: Console) -> None:
 
 
 def _encode(config: Encode, console: Console) -> None:
-    sae, batches, _ = _load(config.run, config.data, config.part, config.scaling)
+    sae, rows, *_ = _load(config.run, config.data, config.part, config.scaling)
     values, indices, counts = [], [], []
     with torch.no_grad():
-        for x in batches:
+        for x in _batches(rows):
             code = sae.encode(x)
             values.append(code.values.flatten())
             indices.append(code.indices.flatten())
@@ -129,8 +163,8 @@ def _evaluate(config: Evaluate, console: Console) -> None:
         result = training.load(config.run)
         figures, title = result.figures, f"{result.config.data}, rows held out"
     else:
-        sae, batches, title = _load(config.run, config.data, None, config.scaling)
-        figures = training.evaluate(sae, batches)
+        sae, rows, title, _ = _load(config.run, config.data, None, config.scaling)
+        figures = training.evaluate(sae, _batches(rows))
     if config.json:
         print(json.dumps(figures, indent=2))
     else:
@@ -142,13 +176,59 @@ def _convert(config: Convert, console: Console) -> None:
     console.print(f"{file}: {config.format}")
 
 
-def _load(
-    run: str, data: str | None, part: PartName | None, scaling: Any
-) -> tuple[SparseAutoencoder, Iterable[Tensor], str]:
-    """A dictionary, batches of rows scaled as its training data were, and what they are called.
+def _plot(config: Plot, console: Console) -> None:
+    require("matplotlib", "sae plot")
+    from ..plots import dictionary, spread
+    from ..plots.page import Table, render_page
 
-    Without a ``part`` the rows are the test part's where there is one.
-    """
+    trained = training.load(config.run)
+    given = _load(config.run, config.data, None, "none")
+    out = folder_of(config.run, config.out)
+    index = spread(len(given.rows), config.rows)
+    x = given.rows[index] if isinstance(given.rows, Tensor) else torch.from_numpy(given.rows.read(index))
+    dataset = given.dataset
+    figures = training.evaluate(trained.sae, x.split(4096))
+    subject = dictionary.Dictionary(
+        trained.sae,
+        x,
+        () if dataset is None else dataset.feature_shape,
+        training.read_log(trained.path),
+        [str(n) for n in range(1, x.shape[1] + 1)] if dataset is None else dataset.feature_names,
+        figures,
+        training.frontier(trained.sae, x.split(4096)),
+    )
+    pictures, written = write_pictures(dictionary.draw(subject), out, config.formats)
+    options = [(name, str(value)) for name, value in asdict(trained.config).items()]
+    tables = [
+        Table(f"Figures of {len(x)} rows", ("", "value"), _cells(figures)),
+        Table("The whole configuration", ("option", "value"), options, numbers=False, folded=True),
+    ]
+    rule = trained.sae.options.activation
+    content = render_page(
+        f"Dictionary of {trained.sae.code_features} latents on {trained.config.data}, {rule}",
+        f"Figures and pictures of {len(x)} rows of {given.title}.",
+        pictures,
+        tables,
+    )
+    page = write_whole(out / "report.html", content)
+    console.print(f"{page}: one page with all of it; {written} files of pictures")
+
+
+class _Given(NamedTuple):
+    """A dictionary, rows scaled as its training data were, what they are called, and their data set."""
+
+    sae: SparseAutoencoder
+    rows: Rows | Tensor
+    title: str
+    dataset: Dataset | None
+
+
+def _batches(rows: Rows | Tensor) -> Iterable[Tensor]:
+    return rows.split(4096) if isinstance(rows, Tensor) else training.rows_of(rows)
+
+
+def _load(run: str, data: str | None, part: PartName | None, scaling: Any) -> _Given:
+    """Without a ``part`` the rows are the test part's where there is one."""
     own = None
     if (Path(run) / training.RUN).is_file():
         trained = training.load(run)
@@ -158,8 +238,7 @@ def _load(
         if data == "planted":
             if part == "test":
                 raise ValueError("part: planted rows have no test part")
-            rows = training.planted(trained.config).rows
-            return sae, rows.split(4096), data
+            return _Given(sae, training.planted(trained.config).rows, data, None)
     else:
         sae, named = formats.read(run).eval(), True
     if data is None:
@@ -172,7 +251,7 @@ def _load(
     if part is None and dataset.test is None and data != own:
         part = "train"  # as a name of all rows: the dictionary has seen none of them
     rows, name, _ = evaluation_parts(dataset, part=part)
-    return sae, training.rows_of(rows), f"{dataset.origin}, {name}"
+    return _Given(sae, rows, f"{dataset.origin}, {name}", dataset)
 
 
 _LABELS = {
@@ -185,16 +264,20 @@ _LABELS = {
 }
 
 
-def _print(console: Console, figures: dict[str, Any], title: str) -> None:
-    cells = [
+def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
         (label, format(figures[name], form)) for name, (label, form) in _LABELS.items() if name in figures
     ]
-    print_table(console, cells, title=f"{title}: {figures['rows']} rows")
+
+
+def _print(console: Console, figures: dict[str, Any], title: str) -> None:
+    print_table(console, _cells(figures), title=f"{title}: {figures['rows']} rows")
 
 
 _RUNS: dict[type, Callable[[Any, Console], None]] = {
     SparseTrainConfig: _train,
     Encode: _encode,
     Evaluate: _evaluate,
+    Plot: _plot,
     Convert: _convert,
 }

@@ -275,6 +275,65 @@ def errors(
     return figure
 
 
+@styled
+def latent_rows(
+    directions: Values,
+    rows: Values | None,
+    labels: Sequence[str],
+    *,
+    shape: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "Latents and the rows that activate them most",
+) -> Figure:
+    """Draw each latent's direction, beside the rows that activate it most where rows are images.
+
+    Args:
+        directions: decoder rows, [L, D].
+        rows: [L, R, D], strongest first.
+        labels: of the latents, [L].
+        shape: shape of a row, as (28, 28).
+        names: of the features, [D]; rows with names are those of a table.
+
+    Raises:
+        ValueError: shapes that do not fit, or values that are not finite.
+    """
+    vectors = as_array("directions", directions, 2)
+    same_shape("labels", np.asarray(labels), vectors[:, 0], "the directions")
+    columns = Columns(names)
+    columns.check(vectors)
+    scale = symmetric_scale(vectors)
+    form = None if names else image_shape(vectors.shape[1], shape)
+    if form is None or rows is None:
+        figure = new_figure(title, max(_LOWEST, 1.0 + 0.22 * len(vectors) + (0.8 if names else 0.0)))
+        axes = figure.add_subplot()
+        image = table.strips(axes, vectors, scale, columns)
+        axes.set_yticks(range(1, len(vectors) + 1), labels)
+        _bar(figure, axes, image, "weight in the direction")
+        return figure
+    examples = as_array("rows", rows, 3)
+    same_shape("rows", examples[:, 0], vectors, "the directions")
+    examples = examples[:, : _fitting(form, examples.shape[1])]
+    low, high = extent(examples)
+    left = montage(_signed(form.images(vectors), scale), 1)
+    right = _scaled(form.images(examples.reshape(-1, vectors.shape[1])), low, high)
+    right = montage(right, examples.shape[1])
+    share = (left.shape[1] + right.shape[1]) / figure_width() / 0.7
+    figure = new_figure(title, max(_LOWEST, min(_TALLEST, 0.7 + len(left) / share)))
+    grid = GridSpec(1, 2, figure, width_ratios=[left.shape[1], right.shape[1]])
+    axes = figure.add_subplot(grid[0])
+    image = _show(axes, left, SIGNED, -scale, scale)
+    step = (len(left) - 1) / len(vectors)
+    axes.set_yticks([step * (number + 0.5) for number in range(len(vectors))], labels)
+    axes.tick_params(axis="y", length=0, pad=2)
+    axes.set_title("latent", loc="center")
+    axes = figure.add_subplot(grid[1])
+    _show(axes, right, _DATA, low, high)
+    axes.set_title("rows, strongest first", loc="center")
+    if form.channels == 1:
+        _bar(figure, axes, image, "weight of the latent")
+    return figure
+
+
 def _direction_strips(title: str, vectors: np.ndarray, columns: Columns) -> Figure:
     """Directions [N, k, D] of the points of a table: a panel of strips per point."""
     count, scale = vectors.shape[1], symmetric_scale(vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -26,7 +27,7 @@ from ..interruption import Interrupted, Interruption
 from ..optim import DictionaryAdam, constrain
 from ..sparse.module import SparseAutoencoder
 from ..sparse.planted import Planted, planted_rows, recovered_share
-from ..sparse.specs import AuxK, BatchTopK, Matryoshka
+from ..sparse.specs import AuxK, BatchTopK, Gated, Matryoshka, TopK
 from .batches import Resident, Source, free_memory, open_rows
 from .config import differing, warn_of_kept
 from .data import Dataset, Rows, load_dataset, split
@@ -342,6 +343,15 @@ def load(path: Path | str) -> SparseRun:
     return SparseRun(sae, scaling, config, figures, path)
 
 
+def read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's log.csv; none where there is no such file."""
+    file = path / "log.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
 @torch.no_grad()
 def evaluate(
     sae: SparseAutoencoder, batches: Iterable[Tensor], directions: Tensor | None = None
@@ -383,6 +393,25 @@ def evaluate(
     if directions is not None:
         figures["recovered"] = recovered_share(sae.decoder.weight, directions)
     return figures
+
+
+def frontier(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> list[tuple[float, float]]:
+    """(active latents per row, FVU) of the k largest activations per row, for k = 1, 2, 4, ...
+
+    Without further training, up to four times the dictionary's own number; none for a gated code, whose
+    pre-activations do not say what its gates let through.
+    """
+    if isinstance(sae.options.activation, Gated):
+        return []
+    batches = list(batches)
+    most = min(sae.code_features, 4 * max(1.0, evaluate(sae, batches)["l0"]))
+    points = []
+    for k in (2**n for n in range(int(most).bit_length())):
+        truncated = copy.copy(sae)
+        truncated.options = replace(sae.options, activation=TopK(k), l0=0.0)
+        figures = evaluate(truncated, batches)
+        points.append((figures["l0"], figures["fvu"]))
+    return points
 
 
 def rows_of(rows: Rows, device: torch.device | str = "cpu") -> Iterable[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -110,6 +111,57 @@ def test_configurations_that_do_not_fit_are_refused(run, tmp_path, change, messa
     (folder / training.RUN).write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=message):
         training.load(folder)
+
+
+@pytest.mark.parametrize("given", ["", "--data table.csv"], ids=["images", "table"])
+def test_the_report_has_every_picture(run, given, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    rows = load_dataset("digits", scaling="none").test.read()[:60]
+    lines = [",".join(f"pixel{n}" for n in range(64)), *(",".join(map(str, row)) for row in rows.tolist())]
+    Path("table.csv").write_text("\n".join(lines) + "\n")
+    line = f"sae plot {run} --out plots --formats svg --rows 200 {given}"
+    assert main(shlex.split(line)) == 0
+    assert "4 files of pictures" in capsys.readouterr().out
+    names = ["learning-curves", "latents", "activations", "frontier"]
+    assert {file.name for file in Path("plots").iterdir()} == {"report.html", *(f"{n}.svg" for n in names)}
+    page = Path("plots/report.html").read_text(encoding="utf-8")
+    assert [page.index(f'<section id="{name}">') for name in names] == sorted(
+        page.index(f'<section id="{name}">') for name in names
+    )
+    assert "share of the variance not explained" in page and "batch_topk:6" in page
+
+
+@pytest.mark.parametrize("rule", ["topk:3", "batch_topk:3", "relu", "jump_relu:0.1", "gated"])
+def test_the_frontier_falls_to_what_all_activations_leave(rule):
+    torch.manual_seed(0)
+    x = torch.randn(80, 6)
+    sae = SparseAutoencoder(6, 20, rule).initialize_(x).eval()
+    points = training.frontier(sae, [x])
+    if rule == "gated":
+        assert points == []
+        return
+    active, unexplained = zip(*points, strict=True)
+    assert active[0] <= 1.0 and list(active) == sorted(active)
+    if rule == "topk:3":
+        assert len(points) == 4  # k of 1, 2, 4 and 8, up to 12
+        sae.options = dataclasses.replace(sae.options, activation="topk:4")
+        assert training.evaluate(sae, [x])["fvu"] == unexplained[2]
+
+
+def test_strongest_rows_are_those_of_the_dense_code():
+    dictionary = pytest.importorskip("fastae.plots.dictionary")
+    torch.manual_seed(0)
+    x = torch.randn(40, 6)
+    for rule in ("topk:3", "relu"):
+        subject = dictionary.Dictionary(SparseAutoencoder(6, 20, rule).eval(), x)
+        code = subject.sae.encode(x).to_dense(20).detach()
+        torch.testing.assert_close(subject.frequency, (code > 0).float().mean(0))
+        latents, rows = subject.strongest()
+        assert (subject.frequency[latents].diff() <= 0).all()
+        values = code[rows, latents[:, None]]
+        torch.testing.assert_close(values[:, 0], code[:, latents].amax(0))
+        assert (values > 0).all() and (values.diff(dim=1) <= 0).all()
 
 
 def test_commands(run, tmp_path, capsys):
