@@ -35,6 +35,14 @@ def is_transformed() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def refuse_transforms(name: str, instead: str) -> None:
+    """Raise ``RuntimeError`` under a transform, for results that none can see through."""
+    if not torch.compiler.is_compiling() and is_transformed():
+        raise RuntimeError(
+            f"{name}: run under no transform of torch.func and no forward-mode differentiation; use {instead}"
+        )
+
+
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 

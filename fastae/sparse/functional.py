@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_floating, check_like, check_linear, check_target
+from ..plain import refuse_transforms
 from ..tensors import as_rows, autocast_like_linear
 from .bags import entries_of, fixed_offsets
 from .code import SparseAutoencoderLoss, SparseCode
@@ -103,6 +104,7 @@ def sparse_decode(
                 f"{list(offsets.shape)} with values {list(values.shape)}"
             )
         leading = (len(offsets) - 1,)
+    refuse_transforms("sums of sparse codes", "a product with the dense code")
     latents = indices.reshape(-1).long()
     # a graph cannot raise on values
     if values.device.type == "cpu" and len(latents) and not torch.compiler.is_compiling():

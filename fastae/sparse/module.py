@@ -209,11 +209,14 @@ class SparseAutoencoder(nn.Module):
             raise ValueError(f"target: expected None with normalization {self.options.normalization!r}")
         normalised = self._normalise(x)[0]
         dead = None if self.options.auxk is None else self.dead
+        (weight, bias), (decoder_weight, decoder_bias) = self.encoder(), self.decoder()
         w = prepare(
             self.options,
             normalised,
-            *self.encoder(),
-            *self.decoder(),
+            weight,
+            bias,
+            decoder_weight,
+            decoder_bias,
             self._threshold(not self.training),
             self._gate(),
             self.skip,
@@ -239,9 +242,9 @@ class SparseAutoencoder(nn.Module):
     def _encode(self, normalised: Tensor) -> SparseCode:
         if self.shard is not None:
             raise ValueError("sae: expected a whole dictionary to encode with, got one that is sharded")
-        encoder, (decoder_weight, decoder_bias) = self.encoder(), self.decoder()
-        check_linear("x", normalised, *encoder)
-        weight, bias = autocast_like_linear(*encoder)
+        (weight, bias), (decoder_weight, decoder_bias) = self.encoder(), self.decoder()
+        check_linear("x", normalised, weight, bias)
+        weight, bias = autocast_like_linear(weight, bias)
         vectors = Vectors(self._threshold(True), *(self._gate() or ()))
         w = Weights(weight, bias, decoder_weight, None, None, vectors)
         center = decoder_bias if self.options.center else None
@@ -256,7 +259,8 @@ class SparseAutoencoder(nn.Module):
 
         It is that of normalised rows where ``normalization`` is on.
         """
-        return sparse_decode(code.values, code.indices, *self.decoder(), code.offsets)
+        weight, bias = self.decoder()
+        return sparse_decode(code.values, code.indices, weight, bias, code.offsets)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The reconstruction [*, Do] of x [*, D], in the scale of x."""

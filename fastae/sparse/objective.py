@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..ops import batch_entries, entries_above, top_entries
 from ..ops.segments import segments_of
+from ..plain import refuse_transforms
 from ..tensors import sum_dtype
 from .bags import Entries, entries_of, fixed_offsets
 from .code import SparseAutoencoderLoss, SparseCode
@@ -131,6 +132,7 @@ def evaluate(
 
     That of topk without AuxK has shapes that do not depend on data, and can be part of a compiled graph.
     """
+    refuse_transforms("losses of sparse codes", "fastae.sparse.reference")
     static = isinstance(o.activation, TopK) and o.auxk is None and w.shard is None
     return (_evaluate if static else _opaque_evaluate)(o, w, x, target, dead, want_code)
 
@@ -189,6 +191,7 @@ _opaque_evaluate = opaque(_evaluate)
 
 def encode(rule: Sparsity, w: Weights, x: Tensor, center: Tensor | None) -> SparseCode:
     """The code of rows x [N, D], with its gradients."""
+    refuse_transforms("sparse codes", "fastae.sparse.reference")
     return (_encode if isinstance(rule, TopK) else _opaque_encode)(rule, w, x, center)
 
 

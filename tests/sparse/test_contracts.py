@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastae import AuxK, SparseCode, functional
+from fastae.nn import SparseAutoencoder
 from fastae.sparse import reference as R
 from fastae.sparse import sparse_autoencoder_loss as loss_of
 
@@ -173,6 +174,25 @@ def test_autocast_is_that_of_linear(rule, problem):
 
 
 # --- gradients ------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_transforms_of_torch_func_raise(rule, problem):
+    p = problem(rule)
+    x, *parameters = (t if t is None else t.detach() for t in p.arguments)
+
+    def total(x: Tensor) -> Tensor:
+        return loss_of(x, *parameters, **p.options)[0].total
+
+    for transformed in (
+        lambda: torch.func.grad(total)(x),
+        lambda: torch.func.vmap(lambda row: total(row[None]))(x),
+        lambda: torch.func.jvp(total, (x,), (x,)),
+    ):
+        with pytest.raises(RuntimeError, match=r"^losses of sparse codes: run under no transform"):
+            transformed()
+    with pytest.raises(RuntimeError, match=r"^sparse codes: run"):
+        torch.func.vmap(SparseAutoencoder(6, 20, rule).reconstruct)(torch.rand(3, 2, 6))
 
 
 @EVERY
