@@ -30,7 +30,7 @@ class _Loss(nn.Module):
 
 
 class Sums:
-    """Sums of gradients and of the loss over the processes of a world.
+    """Sums of gradients and of the loss over the parts of a batch that processes of a world compute.
 
     Each process weighs its mean over rows by its share of the batch, so that sums are means over the batch.
 
@@ -57,19 +57,20 @@ class Sums:
         bucket_bytes = _BUCKET_BYTES if bucket_bytes is None else bucket_bytes
         self.world, self.loss, self._parameters = world, loss, list(parameters)
         size = sum(p.numel() * p.element_size() for p in parameters)
-        self.overlapped = not sharded and size > bucket_bytes
+        self.overlapped = not sharded and size > bucket_bytes and world.row_size > 1
         self._sharded = sharded
         self._summed_already = sharded or self.overlapped
         if self.overlapped:
             module = _Loss(loss, self._parameters)  # pyright: ignore[reportArgumentType]
             self.loss = DistributedDataParallel(
                 module,
+                process_group=world.group,
                 broadcast_buffers=False,
                 bucket_cap_mb=bucket_bytes / 2**20,
                 gradient_as_bucket_view=True,
             )
             # PyTorch refuses annotations that are strings, which those of this module are
-            self.loss.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer()))
+            self.loss.register_comm_hook(None, lambda state, bucket: _sum(bucket.buffer(), world.group))
 
     def capture_problem(self) -> str | None:
         """Why a step cannot be captured as a CUDA graph, if so; see PyTorch's notes on CUDA graphs."""
@@ -100,21 +101,22 @@ class Sums:
         values = values * share.weight
         waiting: Any = None
         if self._summed_already:
-            waiting = torch.distributed.all_reduce(values, async_op=True)
+            waiting = torch.distributed.all_reduce(values, group=self.world.group, async_op=True)
         total.backward(total.new_full((), share.weight))
         if waiting is not None:
             waiting.wait()
+        if self._summed_already or self.world.row_size == 1:
             return values
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         flat = torch.cat([*(g.reshape(-1) for g in gradients), values.to(gradients[0].dtype)])
-        torch.distributed.all_reduce(flat)
+        torch.distributed.all_reduce(flat, group=self.world.group)
         *parts, values = flat.split([*(g.numel() for g in gradients), len(values)])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
         return values.to(torch.float64)
 
 
-def _sum(bucket: Tensor) -> torch.futures.Future[Tensor]:
+def _sum(bucket: Tensor, group: Any) -> torch.futures.Future[Tensor]:
     """The sum over processes, where DistributedDataParallel would take the mean."""
-    work: Any = torch.distributed.all_reduce(bucket, async_op=True)
+    work: Any = torch.distributed.all_reduce(bucket, group=group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

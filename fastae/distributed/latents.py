@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..sparse.module import SparseAutoencoder
 from ..sparse.shard import LatentShard
-from .units import spread_parameters
+from .spread import spread_tensors, unit_dims
 
 
 def shard_latents(sae: SparseAutoencoder, group: Any = None) -> SparseAutoencoder:
@@ -41,9 +41,10 @@ def shard_latents(sae: SparseAutoencoder, group: Any = None) -> SparseAutoencode
         raise ValueError(f"code_features: expected a multiple of {size} processes, got {total}")
     starts = tuple(range(0, total + 1, total // size))
     shard = LatentShard(group, starts, _replicas(group, size, dist.get_rank(group)))
-    for tensor in _by_latent(sae).values():
-        tensor.data = shard.own(tensor.data).clone()
-        tensor.grad = None
+    tensors = {**dict(sae.named_parameters()), **dict(sae.named_buffers())}
+    for name, dim in unit_dims(sae).items():
+        tensors[name].data = shard.own(tensors[name].data, dim).clone()
+        tensors[name].grad = None
     sae.shard = shard
     return sae
 
@@ -56,18 +57,9 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     Args:
         module: what :func:`shard_latents` or :func:`shard_units` has split, or a whole module.
     """
-    spread = spread_parameters(module)
-    if isinstance(module, SparseAutoencoder) and module.shard is not None:
-        spread = dict.fromkeys(_by_latent(module), (module.shard, 0))
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    spread = spread_tensors(module)
     return state | {name: shard.gather(state[name], dim) for name, (shard, dim) in spread.items()}
-
-
-def _by_latent(sae: SparseAutoencoder) -> dict[str, Tensor]:
-    """The parameters and buffers with one row or entry per latent."""
-    named = {**dict(sae.named_parameters()), **dict(sae.named_buffers())}
-    whole = {"decoder.bias", "skip"}
-    return {name: t for name, t in named.items() if name not in whole and t.dim()}
 
 
 def _replicas(group: Any, size: int, rank: int) -> Any:

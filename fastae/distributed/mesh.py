@@ -36,8 +36,6 @@ def make_mesh(world: World, sharding: Sharding, size: int = 0) -> DeviceMesh | N
         if size:
             raise ValueError(f"shard_size: expected 0 unless parameters are split, got {size}")
         return None
-    if sharding == "units":
-        raise ValueError("shard: expected data or weights, got units, which is not built yet")
     if not world.grouped:
         return None
     size = size or world.size

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from ..gradients import UnitShard
 from ..nn import Autoencoder, EncoderLayer
 from ..nn.calls import runs_code
+from .spread import spread_tensors
 
 M = TypeVar("M", bound=nn.Module)
-
-Spread = dict[str, tuple[UnitShard, int]]
-"""Parameters of which a process holds some units: who holds the others, and their dimension, by name."""
 
 
 def shard_units(module: M, group: Any = None) -> M:
@@ -50,34 +48,19 @@ def shard_units(module: M, group: Any = None) -> M:
     shards = [UnitShard.of(layer.code_features, group) for layer in layers]
     for layer, shard in zip(layers, shards, strict=True):
         layer.encoder.shard = shard
-    for name, (shard, dim) in spread_parameters(module).items():
+    for name, (shard, dim) in spread_tensors(module).items():
         _put(module, name, shard.own(module.get_parameter(name), dim))
     return module
 
 
 def gather_units(module: M) -> M:
     """Make the layers that :func:`shard_units` has split whole again, in every process of the group."""
-    for name, (shard, dim) in spread_parameters(module).items():
+    for name, (shard, dim) in spread_tensors(module).items():
         _put(module, name, shard.gather(module.get_parameter(name).detach(), dim))
-    for layer in module.modules():
-        if isinstance(layer, EncoderLayer):
-            layer.shard = None
-    return module
-
-
-def spread_parameters(module: nn.Module) -> Spread:
-    """The parameters of a module of which this process holds some units."""
-    spread: Spread = {}
-    for prefix, part in module.named_modules(prefix="", remove_duplicate=False):
-        shard = getattr(part, "shard", None)
-        names: dict[str, int] = {}
+    for part in module.modules():
         if isinstance(part, EncoderLayer):
-            names = {"weight": 0} if part.bias is None else {"weight": 0, "bias": 0}
-        elif isinstance(part, Autoencoder) and not part.options.tied:
-            names = {"decoder.weight": 1}
-        if shard is not None:
-            spread |= {f"{prefix}.{name}".lstrip("."): (shard, dim) for name, dim in names.items()}
-    return spread
+            part.shard = None
+    return module
 
 
 def _layers(module: nn.Module) -> list[Autoencoder]:

@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import FileError
 from ..share import Share, part_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 R = TypeVar("R")
 
@@ -31,6 +34,8 @@ class World:
         size: number of processes.
         device: where this process computes.
         local_size: number of processes on this machine.
+        parts: number of processes that hold one copy of the parameters and see the same rows.
+        group: the processes that hold the same parameters and see other rows; ``None`` for all.
         arrivals: number of times that this process came to where it waits for the others.
     """
 
@@ -38,6 +43,8 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     local_size: int = 1
+    parts: int = 1
+    group: Any = None
     arrivals: int = 0
     _until_poll: int = field(default=1, repr=False)
     _calls: int = field(default=1, repr=False)
@@ -55,19 +62,33 @@ class World:
 
     # --- batches ----------------------------------------------------------------------------------------
 
+    def share_rows(self, mesh: DeviceMesh) -> None:
+        """Give all processes of a copy the same rows, in a grid [copies, parts] of this world."""
+        self.parts, self.group = mesh.size(1), mesh.get_group(0)
+
+    @property
+    def row_rank(self) -> int:
+        """Number of this process's part of each batch."""
+        return self.rank // self.parts
+
+    @property
+    def row_size(self) -> int:
+        """Number of the parts of a batch."""
+        return self.size // self.parts
+
     def part(self, index: Tensor) -> Tensor:
         """This process's part of the rows of a batch, int64 [*, B]; never without any."""
-        return index[..., part_of(index.shape[-1], self.rank, self.size)] if self.grouped else index
+        return index[..., part_of(index.shape[-1], self.row_rank, self.row_size)] if self.grouped else index
 
     def share(self, total: int) -> Share | None:
-        """This process's part of a batch of ``total`` rows; ``None`` where it has all of it."""
-        return Share(total, self.rank, self.size) if self.grouped else None
+        """This process's part of a batch of ``total`` rows; ``None`` for a process of its own."""
+        return Share(total, self.row_rank, self.row_size, self.group) if self.grouped else None
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over the processes, in place."""
-        if self.grouped:
+        """The sum over the parts of a batch, in place."""
+        if self.row_size > 1:
             self.arrivals += 1
-            torch.distributed.all_reduce(values)
+            torch.distributed.all_reduce(values, group=self.group)
         return values
 
     # --- agreement --------------------------------------------------------------------------------------

@@ -142,14 +142,16 @@ class Streamed(_Ordered):
             yield batch, 1, high - low
 
     def batches(self, order: Order, size: int, start: int = 0, world: World = ALONE) -> Iterator[Batch]:
-        spans = parts_of_batches(len(order), size, start, world.rank, world.size)
+        spans = parts_of_batches(len(order), size, start, world.row_rank, world.row_size)
         waiting = deque((low, max(high, low + 1)) for low, high in spans)  # never without a row
         ahead: deque[Future[Batch]] = deque()
         with ExitStack() as held:
             read: Callable[[int, int], Batch]
             if isinstance(order, WindowOrder):
                 loader = ThreadPoolExecutor(1, thread_name_prefix="fastae-reader")
-                windows = _Windows(self.rows, order, size, start, loader, self.spare, world.rank, world.size)
+                windows = _Windows(
+                    self.rows, order, size, start, loader, self.spare, world.row_rank, world.row_size
+                )
                 held.callback(lambda: self.spare.extend(windows.buffers))  # once nothing reads any more
                 held.enter_context(loader)
                 read = functools.partial(self._read_from, windows)

@@ -132,6 +132,8 @@ def train(
         else:
             world.first(partial(check_new, config.out))
         with world.agreed():
+            if config.shard == "units":
+                raise ValueError("shard: expected data or weights, got units, which is not built yet")
             mesh = make_mesh(world, config.shard or "data", config.shard_size)
         with world.agreed():
             if folder is not None:

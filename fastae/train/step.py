@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checks import check_nonnegative
-from ..distributed import Sums, World
+from ..distributed import Sums, World, shards_of
+from ..gradients import UnitShard
 from ..share import sharing
 from ..tensors import is_split
 from .compiled import Compiled
@@ -52,6 +53,9 @@ class TrainingStep:
         graph: whether to capture the step where the device can.
         world: processes that take each step together, each with its part of the batch's rows, which
             :meth:`~fastae.distributed.World.part` gives. The step is then that of the whole batch.
+        shards: who holds the other parts of parameters of which this process has one, for the norm of the
+            gradient, as :func:`fastae.distributed.shards_of` gives them. That of ``loss`` where it is a
+            module.
         compile: whether to compile the loss and its gradient by torch.compile, once for each shape of the
             batch. Results agree up to rounding, noise exactly. On a CPU this needs a C++ compiler. Where
             compiling fails, a warning says why and the loss runs as it is. Not with several processes.
@@ -77,6 +81,7 @@ class TrainingStep:
         autocast: torch.dtype | None = None,
         graph: bool = True,
         world: World | None = None,
+        shards: Mapping[Tensor, UnitShard] | None = None,
         compile: bool = False,
     ) -> None:
         check_nonnegative("clip_norm:", clip_norm)
@@ -97,6 +102,7 @@ class TrainingStep:
         self._loss, self.optimizer, self._data = self._compiled or loss, optimizer, tuple(data)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._clip_norm, self._autocast = clip_norm, autocast
+        self._shards = shards_of(loss) if shards is None and isinstance(loss, nn.Module) else shards or {}
         self._device = self._parameters[0].device
         self._names: list[str] = []
         self._sums: Tensor | None = None
@@ -186,7 +192,11 @@ class TrainingStep:
 
     def _step(self, rate: float | Tensor | None, batch: tuple[Tensor | None, ...], total: int | None) -> Any:
         torch.clear_autocast_cache()  # an autocast around the calls would keep the parameters as they were
-        share = None if self._over is None or total is None else self._over.world.share(total)
+        share = None
+        if self._over is not None and total is not None:
+            world = self._over.world
+            share = world.share(total)
+            world.arrivals += world.parts > 1  # the loss waits for others
         with sharing(share):
             if self._autocast is None:
                 terms = self._loss(*batch)
@@ -207,11 +217,23 @@ class TrainingStep:
         if rate is not None:
             self._set_rate(rate)
         if self._clip_norm:
-            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+            self._clip()
         self.optimizer.step()
         torch.clear_autocast_cache()
         self._accumulate(list(named), values, _rows(batch) if total is None else total)
         return _detached(terms)
+
+    def _clip(self) -> None:
+        """Clip the norm of the whole gradient, to which parts that other processes hold belong."""
+        norm = nn.utils.get_total_norm
+        gradients = {p: p.grad for p in self._parameters if p.grad is not None}
+        of_parts = [g for p, g in gradients.items() if p in self._shards]
+        total = norm([g for p, g in gradients.items() if p not in self._shards])
+        if of_parts:
+            shard = next(iter(self._shards.values()))
+            square = shard.reduce(norm(of_parts).square())
+            total = torch.hypot(total.to(square), square.sqrt())
+        nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
 
     def _check_finite(self, values: Tensor) -> None:
         """Refuse an update by a loss that is not finite, where that does not wait for a device."""

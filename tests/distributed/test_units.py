@@ -10,9 +10,14 @@ from torch import Tensor
 
 from fastae import Emphasis, Gaussian, Masking, Swap
 from fastae.activations import ACTIVATIONS
-from fastae.distributed import full_state_dict, gather_units, shard_units
-from fastae.nn import Autoencoder, EncoderLayer
+from fastae.distributed import World, full_state_dict, gather_units, make_mesh, shard_units
+from fastae.distributed.mesh import PARTS
+from fastae.nn import Autoencoder, EncoderLayer, StackedAutoencoder
+from fastae.train import TrainingStep
+from fastae.train import step as step_module
 from tests.distributed.group import Failed
+from tests.distributed.test_world import with_world
+from tests.train.recording import RecordingCapture
 
 ROWS, WIDTH, UNITS, TOLERANCE = 9, 7, 50, 1e-10  # 50 units are 16, 32 or 2 per process
 
@@ -116,3 +121,45 @@ def test_what_cannot_be_spread_is_refused(two, name):
 
 def test_layers_are_made_whole_again(two):
     assert two.run(round_trip) == [True, True]
+
+
+# --- steps ----------------------------------------------------------------------------------------------
+
+
+def steps(world: World | None, parts: int, capture: bool) -> tuple[dict[str, Tensor], list[float]]:
+    """Parameters and sums of clipped steps, of 9 rows or 5, by a grid of copies of ``parts`` processes."""
+    torch.manual_seed(0)
+    stack = StackedAutoencoder(
+        [WIDTH, UNITS], tied=False, dropout=0.2, kl=0.1, contractive=0.1, corruption=Swap(0.2)
+    )
+    stack = stack.double()
+    if world is not None:
+        mesh = make_mesh(world, "units", parts)
+        assert mesh is not None
+        world.share_rows(mesh)
+        shard_units(stack, mesh.get_group(PARTS))
+    with pytest.MonkeyPatch.context() as patch:
+        recording = RecordingCapture()
+        if capture:
+            patch.setattr(step_module, "capture_on", lambda device: (recording, "a stand-in"))
+        optimizer = torch.optim.AdamW(
+            stack.parameters(), 2**-7, fused=True
+        )  # a float32, as captured rates are
+        step = TrainingStep(stack, optimizer, clip_norm=0.5, world=world)
+    for number, x in enumerate(rows().repeat(3, 1, 1)[:8]):
+        torch.manual_seed(number)
+        x = x[: 5 if number % 2 else ROWS]
+        if world is None:
+            step(x)
+        else:
+            step(x[world.part(torch.arange(len(x)))], total=len(x))
+    assert recording.replayed == (2 if capture else 0), step.reason
+    return full_state_dict(stack), list(step.sums().values())
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["plain", "captured"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_steps_of_four_processes_are_those_of_one(four, parts, capture):
+    expected = steps(None, 1, False)
+    for result in four.run(with_world, steps, parts, capture):
+        torch.testing.assert_close(result, expected, rtol=TOLERANCE, atol=TOLERANCE)

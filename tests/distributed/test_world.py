@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,6 +131,23 @@ def test_steps_of_two_processes_are_those_of_one(two, bucket_bytes, capture):
         assert ours == pytest.approx(sums, rel=1e-12)
         for name, value in parameters.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("version", "handling", "problem"),
+    [
+        ((2, 9, 5), "0", "NCCL before 2.9.6 cannot be captured"),
+        ((2, 27, 3), None, "a graph of collectives needs TORCH_NCCL_ASYNC_ERROR_HANDLING=0"),
+        ((2, 27, 3), "0", None),
+    ],
+)
+def test_a_step_is_captured_where_nccl_can_be(monkeypatch, version, handling, problem):
+    monkeypatch.setattr("torch.cuda.nccl.version", lambda: version)
+    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
+    if handling is not None:
+        monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", handling)
+    parameter: Any = SimpleNamespace(numel=lambda: 1, element_size=lambda: 4, device=torch.device("cuda"))
+    assert Sums(World(0, 2), torch.sum, [parameter]).capture_problem() == problem
 
 
 def with_no_total(world: World) -> None:
