@@ -82,7 +82,7 @@ def copied(settings: TrainConfig, to: Path, **changes: Any) -> TrainConfig:
 
 
 def test_the_checkpoint_holds_a_part_of_each_process(stopped):
-    (folder,) = Path(stopped.out).glob("checkpoint-*")
+    (folder,) = Path(str(stopped.out)).glob("checkpoint-*")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model", "state", "state.json"]
     for name in ("model", "state"):
         files = sorted((folder / name).iterdir())
@@ -90,18 +90,18 @@ def test_the_checkpoint_holds_a_part_of_each_process(stopped):
 
 
 def test_parts_load_as_the_whole_that_they_are_converted_to(stopped, tmp_path):
-    gather_checkpoint(stopped.out, tmp_path / "whole")
+    gather_checkpoint(str(stopped.out), tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [
         "config.json",
         "model.safetensors",
         "state.json",
         "state.safetensors",
     ]
-    parts, whole = load_checkpoint(stopped.out).stack, load_checkpoint(tmp_path / "whole").stack
+    parts, whole = load_checkpoint(str(stopped.out)).stack, load_checkpoint(tmp_path / "whole").stack
     for name, value in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], value), name
     with pytest.raises(CheckpointError, match=r"^out: .* is there already"):
-        gather_checkpoint(stopped.out, tmp_path / "whole")
+        gather_checkpoint(str(stopped.out), tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_four_processes_go_on(four, stopped, whole, tmp_path, changes):
 def test_one_process_goes_on_and_two_after_it(two, stopped, whole, tmp_path):
     settings = copied(stopped, tmp_path / "run")
     train_to_the_first_checkpoint(replace(settings, checkpoint_seconds=0.0))
-    (first, second) = sorted(Path(settings.out).glob("checkpoint-*"))
+    (first, second) = sorted(Path(str(settings.out)).glob("checkpoint-*"))
     assert (second / "model.safetensors").is_file() and (first / "model").is_dir()
     assert_same(two.run(trained, settings)[1], whole, TOLERANCE)
 
@@ -123,7 +123,7 @@ def test_one_process_goes_on_and_two_after_it(two, stopped, whole, tmp_path):
 @pytest.mark.parametrize("name", ["model", "state"])
 def test_a_missing_part_is_named(stopped, tmp_path, name, part):
     settings = copied(stopped, tmp_path / "run")
-    (folder,) = Path(settings.out).glob("checkpoint-*")
+    (folder,) = Path(str(settings.out)).glob("checkpoint-*")
     sorted((folder / name).iterdir())[-(part == "last")].unlink()
     with pytest.raises(CheckpointError, match=f"{name}: "):
         train(settings, dataset=dataset())
