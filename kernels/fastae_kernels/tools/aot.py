@@ -240,7 +240,13 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
         yield {}
         return
     heavy = case.name.startswith(
-        ("encode everything ", "code_grad everything", "top_entries", "append_passing")
+        (
+            "encode everything ",
+            "code_grad everything",
+            "top_entries",
+            "append_passing",
+            "decode_loss negative",
+        )
     )
     for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
         yield {"strategy": "fused", "gemm": gemm}
