@@ -130,5 +130,6 @@ def test_partial_sums_may_lie_far_apart():
     P, L = 20, 2**28
     partials, out = promised(P * L, torch.float32), torch.empty(128)
     partials.view(P, L)[:, :128] = rand(P, 128, dtype=torch.float32)
-    reductions.fold[(1,)](reductions.Fold(partials, out, P, L), None, None, None, 16, 128)
+    none = reductions.Fold()
+    reductions.fold[(1,)](reductions.Fold(partials, out, P, L), none, none, none, 16, 128)
     torch.testing.assert_close(out, rand(P, 128, dtype=torch.float32).sum(0))

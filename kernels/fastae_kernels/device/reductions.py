@@ -15,11 +15,11 @@ from .tiles import entries, inside, load_strided_tile, load_tile, multiple_of, s
 
 
 class Fold(NamedTuple):
-    """out = factor scale sum_p partials_p, in the dtype of ``out``."""
+    """out = factor scale sum_p partials_p, in the dtype of ``out``; no job without ``out``."""
 
-    partials: Any  # [P, L] in float32, or [P]
-    out: Any  # [L], or one value
-    P: int
+    partials: Any = None  # [P, L] in float32, or [P]
+    out: Any = None  # [L], or one value
+    P: int = 0
     L: Any = None  # None for one value
     scale: Any = None  # a tensor of one value
     factor: float = 1.0
@@ -35,7 +35,7 @@ def _scaled(job, total):
 @triton.jit
 def _fold(job, block, BP: tl.constexpr, BL: tl.constexpr):
     """One block of a job, if it has it; returns the block's number in the job after it."""
-    if job is not None:
+    if job.out is not None:  # Triton 3.6 cannot compare a tuple with None
         blocks = 1 if job.L is None else tl.cdiv(job.L, BL)
         if (block >= 0) & (block < blocks):
             if job.L is None:
@@ -57,7 +57,7 @@ def _fold(job, block, BP: tl.constexpr, BL: tl.constexpr):
 
 @triton.jit
 def fold(one, two, three, four, BP: tl.constexpr, BL: tl.constexpr):
-    """Up to four jobs (:class:`Fold` or ``None``) in one launch, a program per block of BL sums."""
+    """Up to four jobs (:class:`Fold`) in one launch, a program per block of BL sums."""
     block = _fold(one, tl.program_id(0), BP, BL)
     block = _fold(two, block, BP, BL)
     block = _fold(three, block, BP, BL)

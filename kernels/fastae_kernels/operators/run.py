@@ -130,7 +130,7 @@ def fold_all(*jobs: Fold | None) -> None:
     BP, BL = 128, 32
     blocks = sum(1 if job.L is None else buffers.blocks(job.L, BL) for job in jobs)
     if jobs:
-        launch(fold, blocks, jobs[0].out.device, *jobs, *[None] * (4 - len(jobs)), BP, BL)
+        launch(fold, blocks, jobs[0].out.device, *jobs, *[Fold()] * (4 - len(jobs)), BP, BL)
 
 
 def columns(
