@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,5 +32,16 @@ def runs_code(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or "forward" in vars(module)
         or type(module).forward not in _FORWARDS
-        or _has_any_global_hook()
+        or (torch_module._has_any_global_hook() and not _only_watched())
     )
+
+
+def _only_watched() -> bool:
+    """True if all global hooks are those by which PyTorch's counters, as of FLOPs, learn where they are."""
+    from torch.utils.module_tracker import ModuleTracker
+
+    hooks = torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        return False
+    owners = (getattr(hook, "__self__", None) for group in hooks for hook in group.values())
+    return all(isinstance(owner, ModuleTracker) for owner in owners)

@@ -221,11 +221,11 @@ def _cases() -> Iterator[_Case]:
         lambda t: operators.segment_sums(t(M, D), places, by_latent, values, t(H, D), places),
     )
     for width in (D, 2 * D):
-        rows = [_meta(H, width, dtype=torch.float32) for _ in range(3)]
+        w, first, second = (_meta(H, width, dtype=torch.float32) for _ in range(3))
         yield case(
             f"adam_rows D {width}",
-            lambda t, rows=rows, D=width: operators.adam_rows(
-                *rows, sums, (0.9, 0.99), 1e-8, (t(M, D), places, by_latent, values), unit=True
+            lambda t, w=w, m=first, v=second, D=width: operators.adam_rows(
+                w, m, v, sums, (0.9, 0.99), 1e-8, (t(M, D), places, by_latent, values), unit=True
             ),
         )
     yield case(
