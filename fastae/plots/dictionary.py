@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
@@ -73,7 +74,7 @@ class Dictionary:
     def strongest(self) -> tuple[Tensor, Tensor]:
         """Latents [L] from the most to the least often active, and the rows [L, R] that activate them most.
 
-        A latent that is active in fewer rows repeats the weakest of them.
+        -1 stands for the rows that a latent which is active in fewer lacks.
         """
         values, rows, latents = self.entries
         used = (self.frequency > 0).nonzero().flatten()
@@ -82,8 +83,8 @@ class Dictionary:
         found = []
         for latent in chosen:
             own = latents == latent
-            ordered = rows[own][values[own].argsort(descending=True, stable=True)]
-            found.append(ordered[torch.arange(_STRONGEST, device=rows.device).clamp_max(len(ordered) - 1)])
+            ordered = rows[own][values[own].argsort(descending=True, stable=True)][:_STRONGEST]
+            found.append(F.pad(ordered, (0, _STRONGEST - len(ordered)), value=-1))
         return chosen, torch.stack(found)
 
 
@@ -120,9 +121,11 @@ def _latents(subject: Dictionary) -> Drawing:
     labels = [f"{int(j)}: {100 * float(subject.frequency[j]):.2g} %" for j in latents]
     title, caption = "Latents", "The decoder row of each latent"
     images = subject.form is not None and directions.shape[1] == subject.x.shape[1]
+    examples = None
     if images:
         title += " and the rows that activate them most"
-        caption += ", and the rows in which its activation is largest"
+        caption += ", and the rows in which its activation is largest, where there are so many"
+        examples = torch.where((rows < 0)[..., None], subject.x.min(), subject.x[rows])
     return Drawing(
         "latents",
         title,
@@ -131,7 +134,7 @@ def _latents(subject: Dictionary) -> Drawing:
         f"{len(latents)} latents{' beside the rows that activate them most' if images else ''}.",
         lambda: latent_rows(
             directions,
-            subject.x[rows] if images else None,
+            examples,
             labels,
             shape=subject.shape,
             names=subject.feature_names,
