@@ -8,20 +8,24 @@ on a CPU a fresh large buffer costs more in page faults than the arithmetic on i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import philox
 from ..activations import Activation, get_activation
-from ..corruption import Corruption, Event, Gaussian, SaltAndPepper, make_corruption
+from ..corruption import make_corruption
 from ..losses import get_loss
 from ..philox import row_blocks
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
 from .adam import adam_rows as adam_rows
+from .noise import PROCESSES as PROCESSES
+from .noise import bit_blocks, drop, keep, store, widen
+from .noise import corrupt as corrupt
+from .noise import corrupt_backward as corrupt_backward
+from .noise import perturb as perturb
+from .noise import random_signs as random_signs
 from .segments import segment_loss as segment_loss
 from .segments import segment_sums as segment_sums
 from .selection import batch_entries as batch_entries
@@ -33,16 +37,6 @@ def _none(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
-def _wide(block: Tensor) -> Tensor:
-    """The block in its sums' dtype; the block itself where it has that already."""
-    return block.to(sum_dtype(block.dtype))
-
-
-def _store(block: Tensor, value: Tensor) -> None:
-    if block.data_ptr() != value.data_ptr():
-        block.copy_(value)
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias.to(x.dtype), x, weight.t())
 
@@ -50,188 +44,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _rows_of(scale: Tensor, block: slice) -> Tensor:
     """The block's part of a scale: a scalar, or a column [rows, 1]."""
     return scale if scale.dim() == 0 else scale[block, None]
-
-
-# --- random numbers -------------------------------------------------------------------------------------
-
-
-def _keep(bits: Tensor, event: Event, like: Tensor) -> Tensor:
-    """1 where the event did not happen, else 0, in ``like``'s dtype."""
-    if event.p == 0.0:
-        return torch.ones(bits.shape, dtype=like.dtype, device=like.device)
-    keep = torch.empty(bits.shape, dtype=like.dtype)
-    return torch.gt(bits, event.threshold, out=keep).to(like.device)
-
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _select(x: Tensor, bits: Tensor, event: Event, out: Tensor, hits: bool = False) -> None:
-    """``out`` = x where the event (p > 0) did not happen (``hits``: where it did), else 0.
-
-    On the floats' bits, so that inf and nan are dropped, too; PyTorch's ``where`` takes eight times as long.
-    """
-    integer = _INTEGERS[x.element_size()]
-    chosen = (np.less_equal if hits else np.greater)(bits.numpy(), event.threshold)
-    x, out = x.view(integer), out.view(integer)
-    if x.device.type == "cpu":  # half the time of PyTorch's comparison and product
-        np.multiply(x.numpy(), chosen, out=out.numpy())
-    else:
-        torch.mul(x, torch.from_numpy(chosen).to(x.device), out=out)
-
-
-def _bit_blocks(
-    x: Tensor, seed: Tensor, stream: int, width: int = 32, *, even: bool = False
-) -> Iterator[tuple[slice, Tensor]]:
-    """The bits for the entries of x in blocks of rows; ``even`` adds a column to an odd number of them."""
-    rows, columns = x.shape
-    place = philox.place_of(seed)
-    columns += even and columns % 2
-    drawn = place.columns + (even and place.columns % 2) if place.columns else columns
-    own = slice(place.column, place.column + columns)
-    for block, bits in philox.bit_blocks(place.seed, rows, drawn, stream, place.row, width=width):
-        yield block, bits[:, own]
-
-
-def _add_normal(x: Tensor, std: float, seed: Tensor, stream: int) -> Tensor:
-    """x plus normal noise, added in the sums' dtype and rounded once."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for block, bits in _bit_blocks(x, seed, stream, even=True):
-        wide = _wide(x[block])
-        _store(out[block], wide + std * philox.standard_normal(bits)[:, : x.shape[1]].to(wide))
-    return out
-
-
-# --- corruption -----------------------------------------------------------------------------------------
-
-
-def _masked(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    """x with the entries set to 0 that the event (p > 0) hits."""
-    event = corruption.event
-    assert event is not None
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for block, bits in _bit_blocks(x, seed, stream, event.width):
-        _select(x[block], bits, event, out[block])
-    return out
-
-
-def _gaussian(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    assert isinstance(corruption, Gaussian)
-    return _add_normal(x, corruption.std, seed, stream)
-
-
-def _salted(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    assert isinstance(corruption, SaltAndPepper)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    event = corruption.event
-    for block, bits in _bit_blocks(x, seed, stream, event.width):
-        hit = (bits <= event.threshold).to(x.device)
-        salt = (bits > event.half).to(x.device)
-        extreme = torch.where(salt, x.new_full((), corruption.high), x.new_full((), corruption.low))
-        out[block] = torch.where(hit, extreme, x[block])
-    return out
-
-
-def _swapped(x: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    event = corruption.event
-    assert event is not None
-    for block, bits in _bit_blocks(x, seed, stream, event.width):
-        hit = (bits <= event.threshold).to(x.device)
-        other = x.gather(0, _swap_source(bits, event, x.shape[0]).to(x.device))
-        out[block] = torch.where(hit, other, x[block])
-    return out
-
-
-def _swap_source(bits: Tensor, event: Event, rows: int) -> Tensor:
-    """The row each entry is swapped for: given a hit the draw is uniform, and its place picks the row."""
-    return ((bits.to(torch.int64) + 2**31) * rows // event.hits).clamp_max_(rows - 1)
-
-
-def _unchanged(grad: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    return grad.clone(memory_format=torch.contiguous_format)
-
-
-def _swapped_backward(grad: Tensor, seed: Tensor, corruption: Corruption, stream: int) -> Tensor:
-    kept = _masked(grad, seed, corruption, stream)
-    event = corruption.event
-    assert event is not None
-    for block, bits in _bit_blocks(grad, seed, stream, event.width):
-        moved = torch.empty_like(grad[block])
-        _select(grad[block], bits, event, moved, hits=True)
-        kept.scatter_add_(0, _swap_source(bits, event, grad.shape[0]).to(grad.device), moved)
-    return kept
-
-
-_Function = Callable[[Tensor, Tensor, Corruption, int], Tensor]
-
-
-class _Process(NamedTuple):
-    """A draw of a corruption that is not the identity, and its gradient."""
-
-    draw: _Function
-    backward: _Function
-
-
-PROCESSES = {
-    "masking": _Process(_masked, _masked),
-    "gaussian": _Process(_gaussian, _unchanged),
-    "salt_and_pepper": _Process(_salted, _masked),
-    "swap": _Process(_swapped, _swapped_backward),
-}
-"""By the kind of corruption."""
-
-
-@outside_autocast
-def corrupt(
-    x: Tensor,
-    seed: Tensor,
-    kind: str,
-    params: list[float],
-    stream: int,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    corruption = make_corruption(kind, params)
-    function = _unchanged if corruption.is_identity else PROCESSES[kind].draw
-    return function(x if dtype is None else x.to(dtype), seed, corruption, stream)
-
-
-@outside_autocast
-def corrupt_backward(grad: Tensor, seed: Tensor, kind: str, params: list[float], stream: int) -> Tensor:
-    corruption = make_corruption(kind, params)
-    function = _unchanged if corruption.is_identity else PROCESSES[kind].backward
-    return function(grad, seed, corruption, stream)
-
-
-# --- noise on the code ----------------------------------------------------------------------------------
-
-
-@outside_autocast
-def random_signs(like: Tensor, seed: Tensor, stream: int) -> Tensor:
-    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    for block, bits in _bit_blocks(like, seed, stream):
-        out[block] = bits.bitwise_right_shift(31).mul_(2).add_(1)
-    return out
-
-
-@outside_autocast
-def perturb(code: Tensor, seed: Tensor, noise: str, noise_std: float = 0.0, dropout: float = 0.0) -> Tensor:
-    if noise == "gaussian":
-        out = _add_normal(code, noise_std, seed, philox.STREAM_CODE_NOISE)
-    elif noise == "bernoulli":
-        out = torch.empty_like(code)
-        for block, bits in _bit_blocks(code, seed, philox.STREAM_CODE_NOISE):
-            torch.lt(philox.uniform(bits).to(code.device), code[block], out=out[block])
-    else:
-        out = code if dropout else code.clone()
-    return _drop(out, seed, dropout, torch.empty_like(code)) if dropout else out
-
-
-def _drop(x: Tensor, seed: Tensor, dropout: float, out: Tensor) -> Tensor:
-    event = Event(dropout)
-    for block, bits in _bit_blocks(x, seed, philox.STREAM_DROPOUT, event.width):
-        torch.mul(x[block], _keep(bits, event, x).mul_(philox.keep_scale(dropout)), out=out[block])
-    return out
 
 
 # --- encoder --------------------------------------------------------------------------------------------
@@ -277,9 +89,9 @@ def encode(
     column_sums = sums(units if code_sum else 0)
     code = torch.empty_like(z) if f.needs_preactivation else z
     for block in row_blocks(rows, units):
-        z_wide = _wide(z[block])
+        z_wide = widen(z[block])
         h = f.function(z_wide) if f.needs_preactivation else f.in_place(z_wide)
-        _store(code[block], h)
+        store(code[block], h)
         if sq_norms is not None:
             s = f.derivative(h, z_wide)
             if base_code is not None:
@@ -306,7 +118,7 @@ def encode(
 
 def _slopes(f: Activation, code: Tensor, preact: Tensor | None, block: slice) -> Tensor:
     z = preact[block] if f.needs_preactivation and preact is not None else code[block]
-    return f.derivative(_wide(code[block]), _wide(z))
+    return f.derivative(widen(code[block]), widen(z))
 
 
 def _over(scale: Tensor | None, factor: float, rows: int, mean: bool) -> Tensor | None:
@@ -371,15 +183,15 @@ def code_grad(
         dh, scale = _scaled_product(grad, weight, scale)
     dz = dh if owned else torch.empty_like(code)
     if seed is not None and dropout:
-        dh = _drop(dh, seed, dropout, dz)
+        dh = drop(dh, seed, dropout, dz)
         owned = True
     wide = sum_dtype(code.dtype)
     db = code.new_zeros(0 if sums is None else units, dtype=wide)
     per_row = penalty_scale is not None and penalty_scale.dim() == 1
     u = code.new_zeros(units if per_row else 0, dtype=wide)
     for block in row_blocks(rows, units):
-        h = _wide(code[block])
-        z = _wide(preact[block]) if f.needs_preactivation else preact
+        h = widen(code[block])
+        z = widen(preact[block]) if f.needs_preactivation else preact
         d = dh[block].to(wide, copy=not owned)
         if scale is not None:
             d.mul_(_rows_of(scale, block))
@@ -401,7 +213,7 @@ def code_grad(
             d.add_(extra[block])
         if sums is not None:
             db += d.sum(0)
-        _store(dz[block], d)
+        store(dz[block], d)
     return dz, db if sums is None else db.to(sums), u, scaled_sums
 
 
@@ -473,9 +285,9 @@ def _decode_blocks(
             return
         event = make_corruption(kind, params or []).event
         assert event is not None
-        for block, bits in _bit_blocks(a, seed, philox.STREAM_CORRUPTION, event.width):
-            keep = _keep(bits, event, _wide(a[:0]))
-            yield block, keep.mul_(clean - corrupted).add_(corrupted)
+        for block, bits in bit_blocks(a, seed, philox.STREAM_CORRUPTION, event.width):
+            kept = keep(bits, event, widen(a[:0]))
+            yield block, kept.mul_(clean - corrupted).add_(corrupted)
 
     return a, blocks()
 
@@ -502,7 +314,7 @@ def decode_loss(
     rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
     sums = rows.new_zeros(grad.shape[1] if column_sums else 0)
     for block, entry_weights in blocks:
-        a = _wide(grad[block])
+        a = widen(grad[block])
         x = target[block].to(a.dtype)
         slope = None
         if output_activation != "linear":
@@ -522,7 +334,7 @@ def decode_loss(
         rows[block] = entries.sum(1)
         if column_sums:
             sums += g.sum(0)
-        _store(grad[block], g)
+        store(grad[block], g)
     return reduce_rows(rows, reduction, rows.shape), grad, sums
 
 
@@ -545,7 +357,7 @@ def decode_loss_target_grad(
     product, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     for block, entry_weights in blocks:
-        a = _wide(product[block])
+        a = widen(product[block])
         x = target[block].to(a.dtype)
         g = formula.target_slope(f.function(a), x)
         if entry_weights is not None:
@@ -573,8 +385,8 @@ def slope_difference_grad(
     dz, dz2 = torch.empty_like(code), torch.empty_like(code)
     u = torch.zeros_like(sq_norms)
     for block in row_blocks(*code.shape):
-        h, h2 = _wide(code[block]), _wide(code2[block])
-        z, z2 = (_wide(preact[block]), _wide(preact2[block])) if f.needs_preactivation else (preact, preact2)
+        h, h2 = widen(code[block]), widen(code2[block])
+        z, z2 = (widen(preact[block]), widen(preact2[block])) if f.needs_preactivation else (preact, preact2)
         s, s2 = f.derivative(h, z), f.derivative(h2, z2)
         difference = s - s2
         twice = 2.0 * _rows_of(scale, block).to(difference.dtype)
