@@ -22,31 +22,30 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from fastae_kernels import launch, operators
-from fastae_kernels.launch import Target, compile_only, target_of
+from fastae_kernels import launch
+from fastae_kernels.launch import Target, compile_only
 from fastae_kernels.plan import config
 from fastae_kernels.plan.schedules import GemmConfig
-from fastae_kernels.tools.stub import DEVICES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastae
+from benchmarks import gpu_sparse
+from benchmarks.gpu_machine import Machine, Save, Work
 from fastae.bench import runs
 from fastae.bench.gate import TOLERANCES, error_of, largest_error
 from fastae.bench.groups import STEP
-from fastae.bench.measure import Clock, Task, summary
 from fastae.bench.operators import OPERATORS, Call, Tensors
 from fastae.bench.problems import CONTRACTIVE, MASKING, Problem, Shape
 from fastae.bench.providers import FLOOR, Floor, make_provider
 from fastae.bench.results import clocks, describe
 from fastae.bench.suite import Suite
-from fastae.optim import DictionaryAdam, constrain
 from fastae.train.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,63 +55,6 @@ SMALL_TILES = GemmConfig(64, 64, 32, 4, 3, subtiles=2, tma=True)
 TABLE = ("encode", "decode_loss", "code_grad", "weight_grad dual")
 TILES = 4
 """The number of tiles per operator in the table, from the largest on."""
-SPARSE = (8192, 4096, 131_072, 64)
-"""Rows, features, latents, and entries per row."""
-
-Save = Callable[[Any], None]
-
-
-class _Dry(Clock):
-    """Runs everything once, and has no times."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-
-    def task(self, work: Any, mode: str) -> Task:
-        run = getattr(work, mode)
-        if mode == "backward":
-            work.forward()
-        run()
-        return Task(run)
-
-    def interleaved(self, tasks: dict[str, Task], seconds: float) -> dict[str, list[float]]:
-        return {name: [] for name in tasks}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a part runs, until when (by ``time.monotonic``), and data that was carried along."""
-
-    dry: bool
-    deadline: float
-    data: Path | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu" if self.dry else "cuda")
-
-    @property
-    def target(self) -> Target:
-        return DEVICES["h100"] if self.dry else target_of(self.device)
-
-    @functools.cached_property
-    def clock(self) -> Clock:
-        return _Dry() if self.dry else Clock(self.device)
-
-    @property
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def measure(self, tasks: dict[str, Task], seconds: float) -> dict[str, dict[str, float] | None]:
-        times = self.clock.interleaved(tasks, max(0.0, min(seconds, self.left)))
-        return {name: summary(values) if values else None for name, values in times.items()}
-
-
-class Work:
-    """A function that is timed."""
-
-    def __init__(self, function: Callable[[], object], *, capturable: bool = True) -> None:
-        self.forward, self.capturable = function, capturable
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------
@@ -141,8 +83,15 @@ def tiles(name: str, target: Target) -> tuple[GemmConfig, ...]:
 def meta_tensors(shape: Shape) -> Tensors:
     """Arguments without data."""
     m, d, h = shape
-    sizes = {"x": (m, d), "weight": (h, d), "bias": (h,), "decoder_bias": (d,), "code": (m, h), "dz": (m, h),
-             "grad": (m, d)}  # fmt: skip
+    sizes = {
+        "x": (m, d),
+        "weight": (h, d),
+        "bias": (h,),
+        "decoder_bias": (d,),
+        "code": (m, h),
+        "dz": (m, h),
+        "grad": (m, d),
+    }
     sums = {"sq_norms": (h,), "u": (h,), "scale": (), "penalty_scale": ()}
     with torch.device("meta"):
         return Tensors(
@@ -164,10 +113,7 @@ def prebuild(here: Machine, save: Save) -> dict[str, Any]:
     if here.dry:
         return {"note": "under the stub driver each part compiles for itself"}
     own = {shape: [None, *tiles(name, here.target)] for shape in SHAPES for name in TABLE}
-    tasks = [
-        (here.target, name, shape, gemm) for shape in SHAPES for name in TABLE
-        for gemm in own[shape]
-    ]  # fmt: skip
+    tasks = [(here.target, name, shape, gemm) for shape in SHAPES for name in TABLE for gemm in own[shape]]
     began, count = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         for made in pool.imap_unordered(_compile, tasks):
@@ -184,93 +130,11 @@ def smoke(here: Machine, save: Save) -> dict[str, Any]:
         for strategy, (name, operator) in itertools.product(("fused", "split"), OPERATORS.items()):
             with config.using(strategy=strategy, gemm=SMALL_TILES):
                 _check(here, found, f"{name} {strategy} {dtype} {shape}", dtype, Call(operator, tensors))
-        sparse_calls = _sparse_calls(tensors) if shape == SMALL[0] else {}
+        sparse_calls = gpu_sparse.compared(tensors) if shape == SMALL[0] else {}
         for name, call in sparse_calls.items():
             _check(here, found, f"{name} {dtype} {shape}", dtype, call)
         save(found)
     return found
-
-
-class _Compared(NamedTuple):
-    run: Callable[[], tuple[Tensor, ...]]
-    exact: Callable[[], tuple[Tensor, ...]]
-
-    def forward(self) -> Any:
-        return self.run()
-
-    def error(self) -> float:
-        return largest_error(zip(self.run(), self.exact(), strict=True))
-
-
-def _sparse_calls(t: Tensors) -> dict[str, _Compared]:
-    """Selections, whose values are compared, sums by segments with their gradients and loss, and Adam."""
-    M, k, device = len(t.x), 8, t.x.device
-    index = torch.arange(M * k, device=device) % len(t.weight)
-    starts = torch.arange(0, M * k + 1, k, device=device)
-    values = t.code.flatten()[: M * k].float()
-    place = torch.arange(M * k, device=device)
-    segment, bound = place // k, torch.full((), 0.25, device=device)
-
-    def exact_sums() -> tuple[Tensor, Tensor]:
-        rows = t.weight.double()[index]
-        sums = torch.zeros(t.x.shape, dtype=torch.float64, device=device)
-        sums.index_add_(0, segment, values.double()[:, None] * rows)
-        return sums, (rows * t.x.double()[segment]).sum(1)
-
-    def exact_loss() -> tuple[Tensor, ...]:
-        error = exact_sums()[0] + t.decoder_bias.double() - t.x.double()
-        return error.square().sum(1), 2.0 * error
-
-    def exact() -> Tensor:
-        return t.x.double() @ t.weight.double().t() + t.bias.double()
-
-    def above() -> tuple[Tensor, ...]:
-        found = operators.entries_above(t.x, t.weight, t.bias, bound)
-        assert found is not None
-        return found[0], found[2][1:].float()
-
-    def exact_above() -> tuple[Tensor, ...]:
-        z, found = exact(), operators.entries_above(t.x, t.weight, t.bias, bound)
-        assert found is not None
-        rows = torch.arange(M, device=device).repeat_interleave(found[2].diff())
-        return z[rows, found[1]], (z > bound).sum(1).cumsum(0)
-
-    def adam(step: Callable[..., None], wide: torch.dtype) -> tuple[Tensor, ...]:
-        weight = torch.nn.functional.normalize(t.x.float(), dim=1)
-        state = [weight.to(wide), torch.zeros_like(weight, dtype=wide), torch.ones_like(weight, dtype=wide)]
-        sums = t.weight, index, starts, values
-        rates = torch.tensor([0.1, 0.5], device=device)
-        step(*state, rates, (0.9, 0.99), 1e-8, sums, unit=True)
-        return tuple(state)
-
-    def exact_adam(p: Tensor, m: Tensor, v: Tensor, *_: Any, **__: Any) -> None:
-        g = exact_sums()[0]
-        g -= p * (g * p).sum(1, keepdim=True)
-        m.add_(0.1 * g)
-        v.mul_(0.99).add_(0.01 * g * g)
-        p.sub_(0.1 * m / (v.sqrt() / 0.5 + 1e-8))
-        p.div_(p.norm(dim=1, keepdim=True))
-
-    return {
-        "segment_sums": _Compared(
-            lambda: operators.segment_sums(t.weight, index, starts, values, t.x, place),  # pyright: ignore[reportArgumentType]
-            exact_sums,
-        ),
-        "segment_loss": _Compared(
-            lambda: operators.segment_loss(t.weight, index, starts, values, t.x, t.decoder_bias), exact_loss
-        ),
-        "top_entries": _Compared(
-            lambda: operators.top_entries(t.x, t.weight, t.bias, k)[:1], lambda: (exact().topk(k, 1).values,)
-        ),
-        "batch_entries": _Compared(
-            lambda: (operators.batch_entries(t.x, t.weight, t.bias, M * k)[0].sort().values,),
-            lambda: (exact().relu().flatten().topk(M * k).values.sort().values,),
-        ),
-        "entries_above": _Compared(above, exact_above),
-        "adam_rows": _Compared(
-            lambda: adam(operators.adam_rows, torch.float32), lambda: adam(exact_adam, torch.float64)
-        ),
-    }  # fmt: skip
 
 
 def _check(here: Machine, found: dict[str, Any], name: str, dtype: str, call: Any) -> None:
@@ -380,64 +244,6 @@ def steps(here: Machine, save: Save) -> dict[str, Any]:
     return _providers(here, save, SHAPES, ("fastae", "fused", "split", "graph", "eager"))
 
 
-def sparse(here: Machine, save: Save) -> dict[str, Any]:
-    """The kernels of a sparse dictionary's step beside the encoder's product, and whole steps, at one shape.
-
-    Also whether two runs of three steps end with the same bits.
-    """
-    shape = (256, 128, 2048, 16) if here.dry else SPARSE
-    found: dict[str, Any] = {"shape": shape, "times": _sparse_times(here, *shape), "problems": {}}
-    save(found)
-    x = torch.randn(*shape[:2], device=here.device)
-    for name in ("DictionaryAdam", "Adam"):
-        (step, one), (_, two) = (_sparse_steps(here, name, x, *shape[2:]) for _ in range(2))
-        found[f"{name} captured"] = step.captured, step.reason
-        if not here.dry and not torch.equal(one, two):
-            found["problems"][name] = "two runs differ"
-        task = here.clock.task(Work(functools.partial(step, x), capturable=False), "forward")
-        found["times"] |= here.measure({f"step, {name}": task}, 0.3 * here.left)
-        save(found)
-        del step, task
-    return found
-
-
-def _sparse_times(here: Machine, M: int, D: int, H: int, k: int) -> dict[str, Any]:
-    with torch.device(here.device):
-        x, weight = torch.randn(M, D, dtype=torch.bfloat16), torch.randn(H, D, dtype=torch.bfloat16)
-        bias, latents = torch.randn(H), torch.arange(M * k) * 7919 % H
-        by_row, values = torch.arange(0, M * k + 1, k), torch.rand(M * k)
-        ordered, order = latents.sort(stable=True)
-        by_latent = torch.searchsorted(ordered, torch.arange(H + 1))
-        (p, m, v), rates = torch.zeros(3, H, D), torch.tensor([1e-3, 0.1])
-    sums = x, order // k, by_latent, values[order]
-    work: dict[str, Callable[[], object]] = {
-        "product": lambda: torch.mm(x, weight.t()),
-        "top_entries": lambda: operators.top_entries(x, weight, bias, k),
-        "batch_entries": lambda: operators.batch_entries(x, weight, bias, M * k),
-        "segment_loss": lambda: operators.segment_loss(weight, latents, by_row, values, x),
-        "decode_grad": lambda: operators.segment_sums(*sums, weight, order),
-        "adam_rows": lambda: operators.adam_rows(p, m, v, rates, (0.9, 0.999), 1e-8, sums, unit=True),
-    }  # fmt: skip
-    tasks = {}
-    for name, run in work.items():  # one of which waits for the device
-        tasks[name] = here.clock.task(Work(run, capturable=name != "batch_entries"), "forward")
-    return here.measure(tasks, 0.4 * here.left)
-
-
-def _sparse_steps(here: Machine, name: str, x: Tensor, H: int, k: int) -> tuple[TrainingStep, Tensor]:
-    """A training step after three calls, and rows of its weights."""
-    torch.manual_seed(0)
-    sae = fastae.nn.SparseAutoencoder(x.shape[1], H, f"topk:{k}", device=here.device)
-    if name == "DictionaryAdam":
-        optimizer: torch.optim.Optimizer = DictionaryAdam(sae)
-    else:
-        optimizer = constrain(torch.optim.Adam(sae.parameters(), fused=not here.dry), sae)
-    step = TrainingStep(sae, optimizer, autocast=torch.bfloat16, graph=not here.dry)
-    for _ in range(3):
-        step(x)
-    return step, sae.encoder.weight.detach()[:: H // 64].clone()
-
-
 def _providers(
     here: Machine, save: Save, shapes: tuple[Shape, ...], names: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -514,9 +320,12 @@ def run_tests(which: str, here: Machine, save: Save) -> dict[str, Any]:
 
 def call_for(seconds: float, command: list[str]) -> tuple[int | None, str]:
     """(exit code, output) of a command; ``None`` where it took too long and was interrupted."""
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stdout=said, stderr=subprocess.STDOUT
-    ) as process:  # fmt: skip
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command, cwd=ROOT, start_new_session=True, stdout=said, stderr=subprocess.STDOUT
+        ) as process,
+    ):
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -544,9 +353,13 @@ def suite(here: Machine, save: Save) -> dict[str, Any]:
 
     if here.dry:
         made = Suite(here.device, clock=here.clock).cases(
-            ("step", "operators"), SHAPES, ("bfloat16",), bench.training_run("digits", "quick"),
-            compiled=False, all_compiled=False,
-        )  # fmt: skip
+            ("step", "operators"),
+            SHAPES,
+            ("bfloat16",),
+            bench.training_run("digits", "quick"),
+            compiled=False,
+            all_compiled=False,
+        )
         return {"cases": [case.key for case in made]}
     import json
 
@@ -555,9 +368,13 @@ def suite(here: Machine, save: Save) -> dict[str, Any]:
         problems = {}
         try:
             measured = bench.Config(
-                groups=("step", "operators"), dtype=("bfloat16",), device="cuda", compile=False,
-                seconds=max(5.0, here.left - 12.0), out=str(out),
-            )  # fmt: skip
+                groups=("step", "operators"),
+                dtype=("bfloat16",),
+                device="cuda",
+                compile=False,
+                seconds=max(5.0, here.left - 12.0),
+                out=str(out),
+            )
             bench.run(measured, Console())
         except bench.MeasurementError as error:
             problems["suite"] = str(error)
@@ -582,9 +399,7 @@ def launch_once(name: str, dry: bool) -> None:
     here = Machine(dry, time.monotonic() + 60.0)
     operator, _, split = name.partition(" ")
     gemm = None if split else tiles(operator, here.target)[0]
-    call = Call(
-        OPERATORS[operator], Tensors.of(Problem.make(SHAPES[0], torch.bfloat16, here.device))
-    )  # fmt: skip
+    call = Call(OPERATORS[operator], Tensors.of(Problem.make(SHAPES[0], torch.bfloat16, here.device)))
     with config.using(strategy="split" if split else "fused", gemm=gemm):
         call.forward()
         call.forward()
@@ -644,11 +459,17 @@ def mnist(here: Machine, save: Save) -> dict[str, Any]:
         return {"rows": len(dataset.train)}
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainConfig(
-            sizes=(784, 1000, 1000, 1000), corruption=("masking:0.25",), classifier=True,
-            pretrain=Stage(epochs=15, batch_size=256), finetune=Stage(epochs=0),
+            sizes=(784, 1000, 1000, 1000),
+            corruption=("masking:0.25",),
+            classifier=True,
+            pretrain=Stage(epochs=15, batch_size=256),
+            finetune=Stage(epochs=0),
             supervised=Stage(epochs=50, batch_size=256, lr=1e-3, schedule="CosineAnnealingLR"),
-            precision="bfloat16", device="cuda", out=str(Path(folder) / "run"), tensorboard=False,
-        )  # fmt: skip
+            precision="bfloat16",
+            device="cuda",
+            out=str(Path(folder) / "run"),
+            tensorboard=False,
+        )
         began = time.monotonic()
         result = train(settings, dataset=dataset)
         seconds = time.monotonic() - began
@@ -678,7 +499,7 @@ STAGES: dict[int, tuple[float, dict[str, Part]]] = {
             "prebuild": Part(prebuild, 60.0, kernels=False),
             "smoke": Part(smoke, 60.0),
             "captured": Part(captured, 30.0),
-            "sparse": Part(sparse, 40.0),
+            "sparse": Part(gpu_sparse.sparse, 40.0),
             "table": Part(table, 80.0),
             "steps": Part(steps, 60.0),
         },
