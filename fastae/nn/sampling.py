@@ -39,6 +39,8 @@ class Sampler(nn.Module, ABC):
 
         Under the transforms, compilers and tracers of PyTorch no values can be looked at.
         """
+        if torch.compiler.is_compiling():  # which compiles again where an attribute that it read has changed
+            return
         if self._range_is_checked or not self.training or not x.is_floating_point() or not is_concrete(x):
             return
         self._range_is_checked, loss = True, get_loss(self.input_options.loss)
