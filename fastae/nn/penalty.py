@@ -25,6 +25,8 @@ def encoder_penalty(x: Tensor, layer: Autoencoder) -> Tensor:
     Raises:
         ValueError: the encoder is sharded by itself, so that its weight is not whole outside its call.
     """
+    if layer.shard is not None:
+        return layer.encoder.contractive(x, reduction="none")[1]
     weight, bias = _whole(layer)
     return functional.contractive_encode(x, weight, bias, layer.options.activation, reduction="none")[1]
 
@@ -61,18 +63,21 @@ def deep_penalty(
 
 
 def _code_and_slope(layer: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The code [M, H] of x [M, D], and f'(z) [M, H] as a differentiable function of it."""
-    f = get_activation(layer.options.activation)
-    z = F.linear(x, *_whole(layer))
+    """The code [M, H] of x [M, D], and f'(z) of the units held here as a differentiable function of it."""
+    f, shard = get_activation(layer.options.activation), layer.shard
+    z = F.linear(x if shard is None else shard.shared(x), *_whole(layer))
     wide = z.to(sum_dtype(z.dtype))
     code = f.function(wide)
-    return code.to(z.dtype), f.derivative(code, wide)
+    slope, code = f.derivative(code, wide), code.to(z.dtype)
+    return code if shard is None else shard.join(code), slope
 
 
 def _pull_back(slope: Tensor, layer: Autoencoder, w: Tensor) -> Tensor:
     """(w s) W, [M, D]: a row vector [M, H] times the Jacobian of a layer."""
-    weight = _whole(layer)[0]
-    return torch.mm((w * slope).to(weight.dtype), weight)
+    weight, shard = _whole(layer)[0], layer.shard
+    if shard is None:
+        return torch.mm((w * slope).to(weight.dtype), weight)
+    return shard.sum(torch.mm((shard.part(w) * slope).to(weight.dtype), weight))
 
 
 def _whole(layer: Autoencoder) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from ..losses import get_loss
 from ..objective import AutoencoderLoss, Objective
 from ..philox import MOST_DRAWS
 from ..plain import Parts
+from ..share import Share, current_share, sharing
 from .autoencoder import Autoencoder
 from .calls import runs_code
 from .dropout import RowDropout
@@ -109,14 +110,21 @@ class StackedAutoencoder(Sampler):
         if len(layers) == 1:
             return layers[0](x, reduction=reduction, generator=generator)
         self._check_range(x)
-        if any(runs_code(part) for layer in layers for part in (layer, layer.encoder, layer.decoder)):
+        spread = any(layer.shard is not None for layer in layers)
+        if spread or any(runs_code(p) for layer in layers for p in (layer, layer.encoder, layer.decoder)):
             objective = Objective(
                 **self._deep_options(),
                 activation=layers[-1].options.activation,
                 output_activation=layers[0].options.output_activation,
             )
             parts = self._parts(generator)
-            return functional.deep_parts_loss(x, parts, objective, reduction=reduction, generator=generator)
+            share = current_share()
+            if spread and share is None:  # the same noise in all processes
+                share = Share(max(x[..., 0].numel(), 1), 0, 1)
+            with sharing(share):
+                return functional.deep_parts_loss(
+                    x, parts, objective, reduction=reduction, generator=generator
+                )
         return functional.deep_autoencoder_loss(
             x,
             [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers],
