@@ -18,12 +18,13 @@ M = TypeVar("M", bound=nn.Module)
 def shard_units(module: M, group: Any = None) -> M:
     """Keep this process's part of every layer's units; returns the module, changed in place.
 
-    Each process holds about the same number of units of every :class:`~fastae.nn.Autoencoder` in the module,
-    in multiples of 16 but for the last ones: their rows of the encoder's weight, their biases, and their
-    columns of the decoder's weight. It holds the whole bias of the decoder. All processes of the group call
-    the module with the same rows, and losses, codes and gradients are those of whole layers. A step sums one
-    matrix of the input's size over the processes, and the penalties. Make the optimizer afterwards; it has to
-    treat each entry alone, as Adam does. Start from the same module everywhere, as from a common seed.
+    Each process holds about the same number of units of every :class:`~fastae.nn.Autoencoder` (and other
+    :class:`~fastae.nn.EncoderLayer`) in the module, in multiples of 16 but for the last ones: their rows of
+    the encoder's weight, their biases, and their columns of the decoder's weight. It holds the whole bias of
+    the decoder. All processes of the group call the module with the same rows, and losses, codes and
+    gradients are those of whole layers. A step sums one matrix of the input's size over the processes, and
+    the penalties. Make the optimizer afterwards; it has to treat each entry alone, as Adam does. Start from
+    the same module everywhere, as from a common seed.
 
         layer = shard_units(Autoencoder(4096, 2**20, contractive=0.1))
         step = TrainingStep(layer, torch.optim.Adam(layer.parameters()))
@@ -39,15 +40,17 @@ def shard_units(module: M, group: Any = None) -> M:
     Raises:
         ValueError: a process would have no unit of a layer, or a layer is sharded already or has hooks.
     """
-    layers = _layers(module)
-    for layer in layers:
-        if layer.shard is not None:
-            raise ValueError("module: expected whole layers, got one that is sharded")
-        if any(runs_code(part) for part in (layer, layer.encoder, layer.decoder)):
-            raise ValueError("module: expected layers without hooks or a forward of their own")
-    shards = [UnitShard.of(layer.code_features, group) for layer in layers]
-    for layer, shard in zip(layers, shards, strict=True):
-        layer.encoder.shard = shard
+    encoders = [part for part in module.modules() if isinstance(part, EncoderLayer)]
+    if not encoders:
+        raise ValueError(f"module: expected one with an Autoencoder, got {type(module).__name__}")
+    if any(encoder.shard is not None for encoder in encoders):
+        raise ValueError("module: expected whole layers, got one that is sharded")
+    layers = [part for part in module.modules() if isinstance(part, Autoencoder)]
+    if any(map(runs_code, [*encoders, *layers, *(layer.decoder for layer in layers)])):
+        raise ValueError("module: expected layers without hooks or a forward of their own")
+    shards = [UnitShard.of(encoder.out_features, group) for encoder in encoders]
+    for encoder, shard in zip(encoders, shards, strict=True):
+        encoder.shard = shard
     for name, (shard, dim) in spread_tensors(module).items():
         _put(module, name, shard.own(module.get_parameter(name), dim))
     return module
@@ -61,13 +64,6 @@ def gather_units(module: M) -> M:
         if isinstance(part, EncoderLayer):
             part.shard = None
     return module
-
-
-def _layers(module: nn.Module) -> list[Autoencoder]:
-    layers = [part for part in module.modules() if isinstance(part, Autoencoder)]
-    if not layers:
-        raise ValueError(f"module: expected one with an Autoencoder, got {type(module).__name__}")
-    return layers
 
 
 @torch.no_grad()

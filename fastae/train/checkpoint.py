@@ -20,7 +20,7 @@ import math
 import os
 import reprlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -162,18 +162,18 @@ def save_checkpoint(
     config: dict[str, Any],
     state: TrainState,
     world: World = ALONE,
+    parameters: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write the next ``run/checkpoint-<number>``; the one before it stays, older ones are removed.
 
-    Processes that hold parts of the tensors all call this function, with their world.
+    Processes that hold parts of the tensors all call this function, with their world. Where one process has
+    gathered the parts, ``parameters`` are those of the whole modules, as :func:`named_tensors` gives them.
 
     Raises:
         CheckpointError: it could not be written; those written before are untouched.
     """
     description = _describe(stack, classifier, dataset, config)
-    tensors = dict(stack.state_dict())
-    if classifier is not None:
-        tensors |= {_CLASSIFIER + name: value for name, value in classifier.state_dict().items()}
+    tensors = named_tensors(stack, classifier) if parameters is None else parameters
     named = {"model": tensors, "state": dict(state.tensors)}
     whole = {name: values for name, values in named.items() if not any(map(is_split, values.values()))}
     with _next_checkpoint(run, world) as folder:
@@ -185,6 +185,20 @@ def save_checkpoint(
             for name, values in whole.items():
                 write_tensors(folder / f"{name}.safetensors", values)
     return find_checkpoint(run)
+
+
+def named_tensors(
+    stack: nn.Module,
+    classifier: nn.Module | None,
+    state_of: Callable[[nn.Module], Mapping[str, Tensor]] = nn.Module.state_dict,
+) -> dict[str, Tensor]:
+    """The tensors of a run's modules by their names in ``model.safetensors``."""
+    modules = {_STACK: stack} if classifier is None else {_STACK: stack, _CLASSIFIER: classifier}
+    return {
+        prefix + name: tensor
+        for prefix, module in modules.items()
+        for name, tensor in state_of(module).items()
+    }
 
 
 def _describe(

@@ -233,8 +233,8 @@ class TrainConfig(_layer_config()):
             shuffles all rows. By default 256, or a third of memory_gib where that is less, for a folder of
             shards, and 0 otherwise.
         shard: What several processes split besides the rows of a batch: data nothing else, weights the
-            parameters, gradients and optimizer state of every layer (FSDP2). By default data, or as the run
-            that is continued.
+            parameters, gradients and optimizer state of every layer (FSDP2), units the units of every layer.
+            By default data, or as the run that is continued.
         shard_size: Processes that hold one copy of the parameters together, where these are split; 0 takes
             all.
         tensorboard: Write TensorBoard's event files.

@@ -19,14 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..distributed import ALONE, World, joined, make_mesh, silenced
+from ..distributed import ALONE, World, joined, make_mesh, shard_units, silenced
+from ..distributed.mesh import PARTS
 from ..errors import CheckpointError, TrainingError
 from ..interruption import Interrupted, Interruption
 from ..losses import get_loss
 from ..nn import StackedAutoencoder
 from ..tensors import float32_products, float32_products_of, local
 from .batches import Resident, Streamed, free_memory, open_rows
-from .checkpoint import Checkpoint, TrainState, clean_run, load_checkpoint, save_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    TrainState,
+    clean_run,
+    load_checkpoint,
+    named_tensors,
+    save_checkpoint,
+)
 from .config import TrainConfig
 from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
@@ -40,9 +48,10 @@ from .folder import (
     mark_launch,
 )
 from .models import new_classifier, new_stack, settle
-from .preflight import check_optimizers, check_schedules, check_values
+from .preflight import check_entrywise, check_optimizers, check_schedules, check_values
 from .reporting import Log, Progress, Silent
 from .resumption import flat, of_launch, resumed
+from .spread import whole_parameters, whole_state
 from .stage import Plan, Session, StageRunner, cross_entropy, objective
 from .state import RunState
 
@@ -132,9 +141,10 @@ def train(
         else:
             world.first(partial(check_new, config.out))
         with world.agreed():
-            if config.shard == "units":
-                raise ValueError("shard: expected data or weights, got units, which is not built yet")
-            mesh = make_mesh(world, config.shard or "data", config.shard_size)
+            mesh, units = make_mesh(world, config.shard or "data", config.shard_size), None
+            if mesh is not None and config.shard == "units":
+                mesh, units = None, mesh  # layers are made and read whole, on the host
+                world.share_rows(units)
         with world.agreed():
             if folder is not None:
                 place = "cpu" if mesh is None else world.device
@@ -152,7 +162,7 @@ def train(
         free = min(world.gather(_budget(world)))
         display = progress if progress is not None and world.leads else Silent()
         with world.agreed():
-            run = _Run(config, dataset, checkpoint, display, world, free, mesh)
+            run = _Run(config, dataset, checkpoint, display, world, free, mesh, units)
         world.check_same(version=__version__, options=flat(run.config), data=run.session.state.data)
         if checkpoint is None:
             run.session.folder = world.first(partial(_hold, config, held, dataset.name))
@@ -223,7 +233,11 @@ def _load_data(config: TrainConfig) -> Dataset:
 
 
 class _Run:
-    """A run from its checks to its last checkpoint."""
+    """A run from its checks to its last checkpoint.
+
+    ``mesh`` is the grid of processes that hold parts of every parameter, ``units`` of those that hold some
+    units of every layer; ``None`` where there is no such grid.
+    """
 
     def __init__(
         self,
@@ -234,13 +248,17 @@ class _Run:
         world: World,
         budget: int,
         mesh: DeviceMesh | None,
+        units: DeviceMesh | None,
     ) -> None:
         config = replace(config, products=config.products or float32_products(world.device.type))
         if config.compile and world.grouped:
             raise ValueError(f"compile: expected one process, got {world.size}")
-        self.mesh = mesh
+        self.mesh, self.units = mesh, units
+        self.in_parts = mesh is not None or units is not None
         if mesh is not None:
             check_optimizers(config, mesh)
+        if units is not None:
+            check_entrywise(config)
         self.rows, self.validation = _split(config, dataset)
         sizes = config.sizes_for(dataset.width)
         config = config.with_epochs(len(self.rows), len(sizes) - 1)
@@ -272,9 +290,21 @@ class _Run:
             self.stack = self._new_stack()
             self.classifier = None
         else:
-            self.stack, self.classifier = checkpoint.stack.to(world.device), checkpoint.classifier
+            self.stack, self.classifier = checkpoint.stack, checkpoint.classifier
+        if units is not None:
+            self._spread(units)
+        self.stack.to(world.device)
         # what is cached must not change when a run goes on, or its rounding would
         self.budget = state.budget if config.memory_gib is None else int(config.memory_gib * 2**30)
+
+    def _spread(self, units: DeviceMesh) -> None:
+        """Keep this process's units of the modules."""
+        for module in (self.stack, self.classifier):
+            if module is not None:
+                try:
+                    shard_units(module, units.get_group(PARTS))
+                except ValueError as error:
+                    raise ValueError(f"shard: {error}") from None
 
     def _new_stack(self) -> StackedAutoencoder:
         config, dataset, session, sizes = self.config, self.dataset, self.session, self.sizes
@@ -338,7 +368,7 @@ class _Run:
                     log.close()
         if self.classifier is not None:
             self.classifier.eval()
-        modules = (self.stack.eval(), self.classifier) if self.mesh is None else None
+        modules = None if self.in_parts else (self.stack.eval(), self.classifier)
         return TrainResult(session.folder, self.dataset, state.history, self.config, modules)
 
     def position(self) -> str:
@@ -450,19 +480,25 @@ class _Run:
         session, runner = self.session, self.runner
         modules = [self.stack] if self.classifier is None else [self.stack, self.classifier]
         parameters = (local(p) for module in modules for p in module.parameters())
-        broken = torch.tensor(float(not all(bool(torch.isfinite(p).all()) for p in parameters)))
-        if session.world.sum(broken):
+        if not all(session.world.gather(all(bool(torch.isfinite(p).all()) for p in parameters))):
             raise session.failure("the parameters are not finite after", session.state.step)
         session.saved, session.saved_at = True, time.monotonic()
-        world = ALONE if self.mesh is None else session.world
-        if self.mesh is None and not session.world.leads:
+        world, leads = session.world if self.in_parts else ALONE, session.world.leads
+        if not self.in_parts and not leads:
             return
         values, tensors = session.state.to_json(), {}
         if runner is not None:
             values["optimizer"], tensors = runner.saved()
+            if self.units is not None:
+                tensors = whole_state(runner.plan.module, tensors, keep=leads)
+        whole = None
+        if self.units is not None:
+            whole = named_tensors(self.stack, self.classifier, partial(whole_parameters, keep=leads))
         config = {**self.config.to_dict(), "resume": False}
         state = TrainState(values, tensors)
-        save_checkpoint(session.folder, self.stack, self.classifier, self.dataset, config, state, world)
+        save_checkpoint(
+            session.folder, self.stack, self.classifier, self.dataset, config, state, world, whole
+        )
         session.saved_at = time.monotonic()
 
 

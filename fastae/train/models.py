@@ -25,9 +25,12 @@ def new_stack(
     device: torch.device,
     mesh: DeviceMesh | None,
 ) -> StackedAutoencoder:
-    """A stack with parameters drawn on the host, the same with and without a mesh; one layer at a time."""
+    """A stack with parameters drawn on the host, the same with and without a mesh; one layer at a time.
+
+    With a mesh it is on the device, without one on the host.
+    """
     if mesh is None:
-        return StackedAutoencoder(sizes, options, probes=probes, dtype=dtype).to(device)
+        return StackedAutoencoder(sizes, options, probes=probes, dtype=dtype)
     stack = StackedAutoencoder(sizes, options, probes=probes, dtype=dtype, device="meta")
     for number, own in enumerate(options):
         layer = Autoencoder(sizes[number], sizes[number + 1], own, dtype=dtype).to(device)

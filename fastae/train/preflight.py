@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from ..errors import first_line
 from ..losses import Loss
@@ -29,6 +33,27 @@ def check_optimizers(config: TrainConfig, mesh: DeviceMesh) -> None:
         except Exception as error:  # whatever an optimizer does with parts
             problem = f"{stage.optimizer} cannot update parts of parameters ({first_line(error)})"
             raise ValueError(f"{name}.optimizer: {problem}; use shard data") from None
+
+
+def check_entrywise(config: TrainConfig) -> None:
+    """Refuse an optimizer whose update of an entry depends on others, by steps on a whole and its halves."""
+    rows = torch.linspace(-1.0, 1.0, 12).view(4, 3)
+    for name, stage in config.stages.items():
+        whole, *halves = (_stepped(stage.make_optimizer, part) for part in (rows, rows[:2], rows[2:]))
+        if not torch.allclose(whole, torch.cat(halves)):
+            raise ValueError(
+                f"{name}.optimizer: expected one that updates each entry by itself with shard units, "
+                f"got {stage.optimizer}"
+            )
+
+
+def _stepped(make: Callable[[Sequence[Tensor]], Optimizer], rows: Tensor) -> Tensor:
+    parameter = rows.clone().requires_grad_()
+    optimizer = make([parameter])
+    for factor in (1.0, -0.5):
+        parameter.grad = factor * (rows + 2.0 * rows.square())
+        optimizer.step()
+    return parameter.detach()
 
 
 def check_schedules(config: TrainConfig, rows: int) -> None:

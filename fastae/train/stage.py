@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed import World
+from ..distributed import World, shards_of
 from ..errors import TrainingError
 from ..interruption import Interrupted, Interruption
 from ..share import sharing
@@ -25,6 +25,7 @@ from .optimizer_state import optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Progress
 from .seeds import mix, seed_generators
+from .spread import own_state
 from .state import RunState
 from .step import TrainingStep, steps_per_call
 
@@ -172,7 +173,8 @@ class StageRunner:
         kept = self.plan.module.state_dict() if state.best is not None else {}
         self.best = {name: torch.empty_like(value) for name, value in kept.items()}
         best = {f"best.{name}": value for name, value in self.best.items()}
-        fill(best | {f"optimizer.{name}": value for name, value in own.items()}, tensors)
+        own = best | {f"optimizer.{name}": value for name, value in own.items()}
+        fill(own, own_state(self.plan.module, tensors))
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The optimizer's state as JSON values, and the tensors of a checkpoint."""
@@ -193,6 +195,7 @@ class StageRunner:
             autocast=session.autocast_dtype,
             graph=session.config.graph and not self._rates.cycles,
             world=session.world,
+            shards=shards_of(plan.module),
             compile=session.config.compile,
         )
         session.display.start(plan.name, self._steps, done, plan.epochs)

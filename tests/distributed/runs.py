@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from fastae.train import Dataset, Stage, TrainConfig, dataset_from_arrays, train
+from fastae.distributed import world
+from fastae.train import Dataset, Stage, TrainConfig, dataset_from_arrays, engine, train
 
 ROWS, WIDTH = 45, 6
 STAGE = Stage(epochs=2, batch_size=10, lr=0.01)
@@ -56,6 +58,25 @@ def of_one_process(settings: TrainConfig) -> tuple[dict[str, Tensor], list[dict[
     """The same run without a group."""
     assert settings.out is not None
     return trained(replace(settings, out=f"{settings.out}-alone"))
+
+
+class Stopped(Exception):
+    """Raised by every process after a checkpoint."""
+
+
+def train_until_saved(settings: TrainConfig, epoch: int = 0) -> None:
+    """Train a run, which saves after every step, to its first checkpoint from an epoch on."""
+
+    def save(run: engine._Run) -> None:
+        original(run)
+        if run.session.state.epoch >= epoch:
+            raise Stopped
+
+    original = engine._Run._save
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(world, "_POLL_SECONDS", 0.0)
+        patch.setattr(engine._Run, "_save", save)
+        train(replace(settings, checkpoint_seconds=0.0), dataset=dataset())
 
 
 def assert_same(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from fastae import Emphasis, Gaussian, Masking, Swap
 from fastae.activations import ACTIVATIONS
 from fastae.distributed import World, full_state_dict, gather_units, make_mesh, shard_units
 from fastae.distributed.mesh import PARTS
-from fastae.nn import Autoencoder, EncoderLayer, StackedAutoencoder
-from fastae.train import TrainingStep
+from fastae.nn import Autoencoder, StackedAutoencoder
+from fastae.train import Stage, TrainingStep, load_checkpoint
 from fastae.train import step as step_module
 from tests.distributed.group import Failed
+from tests.distributed.runs import STAGE, assert_same, config, of_one_process, train_until_saved
+from tests.distributed.runs import WIDTH as RUN_WIDTH
+from tests.distributed.runs import trained as trained_run
 from tests.distributed.test_world import with_world
 from tests.train.recording import RecordingCapture
 
@@ -102,14 +106,16 @@ def refused(name: str) -> None:
     module: Any = Autoencoder(WIDTH, 16 if name == "few" else UNITS)
     if name == "hooks":
         module.decoder.register_forward_hook(lambda *args: None)
-    shard_units(shard_units(module) if name == "twice" else EncoderLayer(3, 40) if name == "bare" else module)
+    shard_units(
+        shard_units(module) if name == "twice" else torch.nn.Linear(3, 40) if name == "bare" else module
+    )
 
 
 REFUSED = {
     "few": "code_features: expected at least 17 to split over 2 processes, got 16",
     "hooks": "module: expected layers without hooks",
     "twice": "module: expected whole layers, got one that is sharded",
-    "bare": "module: expected one with an Autoencoder, got EncoderLayer",
+    "bare": "module: expected one with an Autoencoder, got Linear",
 }
 
 
@@ -163,3 +169,78 @@ def test_steps_of_four_processes_are_those_of_one(four, parts, capture):
     expected = steps(None, 1, False)
     for result in four.run(with_world, steps, parts, capture):
         torch.testing.assert_close(result, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+# --- runs -----------------------------------------------------------------------------------------------
+
+DEEP: dict[str, Any] = {
+    "sizes": (RUN_WIDTH, 70, 50),
+    "pretrain": Stage(epochs=1, batch_size=10),
+    "finetune": STAGE,
+}
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "a layer": (
+        2,
+        {
+            "sizes": (RUN_WIDTH, 50),
+            "dropout": (0.3,),
+            "kl": (0.1,),
+            "pretrain": replace(STAGE, clip_norm=0.05),
+        },
+    ),
+    "a grid": (4, {"sizes": (RUN_WIDTH, 50), "shard_size": 2, "corruption": ("swap:0.3",), "tied": (False,)}),
+    "a stack": (
+        2,
+        {
+            **DEEP,
+            "pretrain": Stage(epochs=3, batch_size=10, lr=0.2, patience=1),
+            "corruption": ("masking:0.2",),
+        },
+    ),
+    "deep penalties": (
+        2,
+        {**DEEP, "contractive": (0.1,), "dropout": (0.2,), "l1": (0.01,), "loss": ("mse",)},
+    ),
+    "a classifier": (2, {**DEEP, "classifier": True, "supervised": STAGE, "memory_gib": 0.0}),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_runs_are_those_of_one_process(request, tmp_path, case):
+    size, options = RUNS[case]
+    settings = config(tmp_path / "run", **options)
+    group = request.getfixturevalue({2: "two", 4: "four"}[size])
+    first, *others = group.run(trained_run, replace(settings, shard="units"))
+    for other in others:
+        assert_same(first, other, 0.0)
+    assert_same(first, of_one_process(replace(settings, shard_size=0)), TOLERANCE)
+
+
+@pytest.mark.parametrize("begun", ["units", "weights"])
+def test_a_run_goes_on_with_another_number_of_processes(two, four, tmp_path, begun):
+    stage = Stage(epochs=3, batch_size=10, lr=0.01, patience=2)
+    settings = config(tmp_path / "run", sizes=(RUN_WIDTH, 50), dropout=(0.2,), pretrain=stage)
+    four.run(train_until_saved, replace(settings, shard=begun, shard_size=2), 1)
+    saved = load_checkpoint(tmp_path / "run", with_state=True).state
+    assert saved.values["epoch"] == 1 and saved.tensors["optimizer.0.exp_avg"].shape == (50, RUN_WIDTH)
+    expected = of_one_process(settings)
+    for result in two.run(trained_run, replace(settings, resume=True, shard="units", shard_size=2)):
+        assert_same(result, expected, TOLERANCE)
+
+
+REFUSED_RUNS: dict[str, tuple[dict[str, Any], str]] = {
+    "few units": ({"sizes": (RUN_WIDTH, 16)}, "shard: code_features: expected at least 17 to split over 2"),
+    "an optimizer": (
+        {"pretrain": replace(STAGE, optimizer="adafactor")},
+        "pretrain.optimizer: expected one that updates each entry by itself with shard units, got adafactor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_RUNS)
+def test_runs_that_cannot_be_spread_are_refused(two, tmp_path, case):
+    options, message = REFUSED_RUNS[case]
+    settings = config(tmp_path / "run", **{"sizes": (RUN_WIDTH, 50), "shard": "units", **options})
+    with pytest.raises(Failed, match=message):
+        two.run(trained_run, settings)
+    assert not (tmp_path / "run").exists()

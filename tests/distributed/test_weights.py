@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fastae.errors import CheckpointError
-from fastae.train import Stage, TrainConfig, engine, load_checkpoint, train
+from fastae.train import Stage, TrainConfig, load_checkpoint, train
 from fastae.train.checkpoint import gather_checkpoint
 from tests.distributed.group import Failed
-from tests.distributed.runs import assert_same, config, dataset, of_one_process, trained
+from tests.distributed.runs import assert_same, config, dataset, of_one_process, train_until_saved, trained
 from tests.distributed.test_data_parallel import CASES, DEEP, TOLERANCE
 
 PICKED = ("higher order", "clipping", "early stopping", "deep penalties", "classifier")
@@ -34,26 +34,6 @@ def test_float32_differs_by_rounding(two, tmp_path):
     assert_same(two.run(trained, settings)[0], of_one_process(replace(settings, shard=None)), 1e-5)
 
 
-class Stopped(Exception):
-    """Raised by every process after a run's first checkpoint."""
-
-
-def train_to_the_first_checkpoint(settings: TrainConfig) -> None:
-    save = engine.save_checkpoint
-
-    def stop(*args: Any) -> None:
-        save(*args)
-        raise Stopped
-
-    engine.save_checkpoint = stop  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        train(settings, dataset=dataset())
-    except Stopped:
-        pass
-    finally:
-        engine.save_checkpoint = save
-
-
 @pytest.fixture(scope="module")
 def stopped(two, tmp_path_factory) -> TrainConfig:
     """A run that two processes have begun, in the middle of its first stage."""
@@ -63,9 +43,8 @@ def stopped(two, tmp_path_factory) -> TrainConfig:
         **{**DEEP, "pretrain": stage, "classifier": True, "supervised": stage},
         corruption=("masking:0.2",),
         shard="weights",
-        checkpoint_seconds=0.0,
     )
-    two.run(train_to_the_first_checkpoint, settings)
+    two.run(train_until_saved, settings)
     return settings
 
 
@@ -78,7 +57,7 @@ def copied(settings: TrainConfig, to: Path, **changes: Any) -> TrainConfig:
     """A copy of a run that goes on."""
     assert settings.out is not None
     shutil.copytree(settings.out, to)
-    return replace(settings, out=str(to), resume=True, checkpoint_seconds=30.0, **changes)
+    return replace(settings, out=str(to), resume=True, **changes)
 
 
 def test_the_checkpoint_holds_a_part_of_each_process(stopped):
@@ -113,7 +92,7 @@ def test_four_processes_go_on(four, stopped, whole, tmp_path, changes):
 
 def test_one_process_goes_on_and_two_after_it(two, stopped, whole, tmp_path):
     settings = copied(stopped, tmp_path / "run")
-    train_to_the_first_checkpoint(replace(settings, checkpoint_seconds=0.0))
+    train_until_saved(settings)
     (first, second) = sorted(Path(str(settings.out)).glob("checkpoint-*"))
     assert (second / "model.safetensors").is_file() and (first / "model").is_dir()
     assert_same(two.run(trained, settings)[1], whole, TOLERANCE)
