@@ -278,9 +278,7 @@ def objective_loss(
         *terms, divergence = AutoencoderObjective.apply(
             as_rows(x), as_rows(target), *layers, seed, objective, reduction, autocast_dtype(x), shard
         )
-    if reduction == "none" and x.dim() != 2:
-        terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
-    return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return _as_loss(terms, divergence, x, reduction)
 
 
 def parts_loss(
@@ -298,7 +296,14 @@ def parts_loss(
     rows = as_rows(x)
     seen = fill_missing(rows) if objective.missing else rows
     *terms, divergence = plain.objective(seen, rows, parts, seed, objective, reduction)
-    if reduction == "none":
+    return _as_loss(terms, divergence, x, reduction)
+
+
+def _as_loss(
+    terms: Sequence[Tensor | None], divergence: Tensor | None, x: Tensor, reduction: str
+) -> AutoencoderLoss:
+    """Terms of rows in the shape of x [*, D], with the divergence, which is a scalar."""
+    if reduction == "none" and x.dim() != 2:
         terms = [None if term is None else term.view(x.shape[:-1]) for term in terms]
     return AutoencoderLoss(*terms, divergence)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
