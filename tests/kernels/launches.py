@@ -128,7 +128,9 @@ def _store_zero(out):
 def tensor_map(address: int = 1024, box: tuple[int, int] = (64, 64), row: int = 64, swizzle: int = 3) -> None:
     utils = triton.runtime.driver.active.utils
     bfloat16, bytes_of_it = 9, 2
-    utils.fill_tma_descriptor_tiled(address, swizzle, bytes_of_it, bfloat16, box, [64, row], [row, 1], 0)
+    name = "fill_tma_descriptor"
+    fill = getattr(utils, f"{name}_tiled", None) or getattr(utils, name)  # the latter in Triton 3.6
+    fill(address, swizzle, bytes_of_it, bfloat16, box, [64, row], [row, 1], 0)
 
 
 def without_memory() -> None:
