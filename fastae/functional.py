@@ -264,7 +264,7 @@ def objective_loss(
         target = x
     else:
         check_target(target, x.shape, x)
-    x = fill_missing(x) if objective.missing else x
+    x = fill_missing(x, objective.missing)
     draw = draw_seed if shard is None else shard.draw_seed
     seed = draw(x.device, generator) if objective.random else None
     layers = weight, bias, decoder_weight, decoder_bias
@@ -294,7 +294,7 @@ def parts_loss(
     check_name("reduction", reduction, REDUCTIONS)
     seed = draw_seed(x.device, generator) if objective.random else None
     rows = as_rows(x)
-    seen = fill_missing(rows) if objective.missing else rows
+    seen = fill_missing(rows, objective.missing)
     *terms, divergence = plain.objective(seen, rows, parts, seed, objective, reduction)
     return _as_loss(terms, divergence, x, reduction)
 
@@ -449,7 +449,7 @@ def _deep_loss(
 ) -> AutoencoderLoss:
     """The deep objective on x [*, D] of functions of rows; ``reconstruction`` gives the reduced loss."""
     rows = as_rows(x)
-    code = fill_missing(rows) if o.missing else rows
+    code = fill_missing(rows, o.missing)
     seed = None
     if o.corruption is not None:
         seed = draw_seed(x.device, generator)

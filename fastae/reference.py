@@ -166,12 +166,10 @@ def reconstruction_entries(
     a: Tensor, target: Tensor, loss: str, output_activation: str = "linear", missing: bool = False
 ) -> Tensor:
     """The loss of each entry, [M, D], of the decoder's product a [M, D]."""
-    if missing:
-        entries = reconstruction_entries(a, fill_missing(target), loss, output_activation)
-        return entries.masked_fill(target.isnan(), 0.0)
     parameter = get_loss(loss, output_activation).parameter
     v = get_activation(output_activation).function(a)
-    return LOSSES[loss.partition(":")[0]](v, target, parameter)
+    entries = LOSSES[loss.partition(":")[0]](v, fill_missing(target, missing), parameter)
+    return entries.masked_fill(target.isnan(), 0.0) if missing else entries
 
 
 def errors_of_any(
@@ -182,14 +180,12 @@ def errors_of_any(
     Values that the loss is not defined for count as the nearest ones that it is, plus the square of their
     distance to them. The loss as it stands would fall without end the further they lie outside.
     """
-    if missing:
-        entries = errors_of_any(a, fill_missing(target), loss, output_activation)
-        return entries.masked_fill(target.isnan(), 0.0)
     table = get_loss(loss)
     if not table.is_bounded:
-        return reconstruction_entries(a, target, loss, output_activation)
+        return reconstruction_entries(a, target, loss, output_activation, missing)
     nearest = target.clamp(*table.bounds)
-    return reconstruction_entries(a, nearest, loss, output_activation) + (target - nearest).square()
+    beyond = fill_missing(target - nearest, missing).square()
+    return reconstruction_entries(a, nearest, loss, output_activation, missing) + beyond
 
 
 # --- corruption -----------------------------------------------------------------------------------------
@@ -284,7 +280,7 @@ def autoencoder_loss(
     """The objective of ``fastae.functional.autoencoder_loss``, one value per row (kl: a scalar)."""
     o = Objective(**options)
     target = x if target is None else target
-    x = fill_missing(x) if o.missing else x
+    x = fill_missing(x, o.missing)
     noisy = x if o.corruption is None else corrupt(x, o.corruption, seed)
     code = encode(noisy, weight, bias, o.activation)
 

@@ -18,9 +18,9 @@ Products = Literal["highest", "high", "medium"]
 """Precisions of float32 products, as ``torch.set_float32_matmul_precision`` names them."""
 
 
-def fill_missing(x: Tensor) -> Tensor:
-    """x with 0 in place of NaN, to which no gradient flows."""
-    return torch.nan_to_num(x, 0.0, math.inf, -math.inf)
+def fill_missing(x: Tensor, missing: bool = True) -> Tensor:
+    """x with 0 in place of NaN, to which no gradient flows; x itself where nothing can be ``missing``."""
+    return torch.nan_to_num(x, 0.0, math.inf, -math.inf) if missing else x
 
 
 def as_rows(x: Tensor) -> Tensor:

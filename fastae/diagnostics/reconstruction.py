@@ -77,7 +77,7 @@ def reconstruction_errors(
     row_errors = x.new_empty(count, dtype=layers[0][0].dtype)
     features = row_errors.new_zeros(x.shape[-1])
     for place, rows in chunks(x, widest(layers)):
-        code = apply_layers(layers[:-1], fill_missing(rows) if options.missing else rows)
+        code = apply_layers(layers[:-1], fill_missing(rows, options.missing))
         a = F.linear(code, *layers[-1][:2])
         entries = reference.errors_of_any(a, rows, options.loss, options.output_activation, options.missing)
         if excess and least is not None:

@@ -54,7 +54,7 @@ class _LayerFigures:
     def add(self, x: Tensor, encoder: Layer, decoder: Layer) -> Tensor:
         """Add the figures of x [B, D] and return its code [B, H]."""
         options = self.autoencoder.options
-        target, x = x, fill_missing(x) if options.missing else x
+        target, x = x, fill_missing(x, options.missing)
         code, slope = code_and_slope(x, encoder)
         squared = slope.square()
         a = F.linear(code, *decoder[:2])
@@ -126,7 +126,7 @@ class Diagnosis:
         errors = get_activation(activation).function(a) - x
         if o.missing:
             self._missing += int(x.isnan().sum())
-            errors, x = fill_missing(errors), fill_missing(x)
+        errors, x = fill_missing(errors, o.missing), fill_missing(x, o.missing)
         self._squared += _total(errors.square())
         if len(encoders) > 1:
             self._penalty += _total(squared_jacobian_norm(encoders, x, "estimate", _PROBES, self._generator))

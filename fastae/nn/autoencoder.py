@@ -178,7 +178,7 @@ class Autoencoder(Sampler):
 
     def encode(self, x: Tensor) -> Tensor:
         """The code [*, code] of x [*, in], without noise."""
-        return self.encoder(fill_missing(x) if self.options.missing else x)
+        return self.encoder(fill_missing(x, self.options.missing))
 
     def decode(self, code: Tensor) -> Tensor:
         """The reconstruction [*, in] from a code [*, code]: of likelihoods the mean."""

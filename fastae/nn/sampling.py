@@ -45,7 +45,7 @@ class Sampler(nn.Module, ABC):
             return
         self._range_is_checked, loss = True, get_loss(self.input_options.loss)
         if loss.is_bounded and x.numel():
-            known = fill_missing(x) if self.input_options.missing else x
+            known = fill_missing(x, self.input_options.missing)
             low, high = (float(value) for value in known.detach().aminmax())
             if not loss.takes(low, high):
                 warnings.warn(

@@ -313,7 +313,7 @@ class _Run:
                 f"sizes: the first is {sizes[0]}, but {dataset.name} has rows of {dataset.width}"
             )
         options = config.layer_options(len(sizes) - 1)
-        check_values(dataset, get_loss(options[0].loss))
+        check_values(dataset, options[0])
         session.seed(-1)
         return new_stack(sizes, options, config.probes, session.dtype, session.device, self.mesh)
 

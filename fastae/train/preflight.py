@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import first_line
-from ..losses import Loss
+from ..losses import get_loss
+from ..nn import Options
 from .config import TrainConfig
 from .data import Dataset
 from .models import check_optimizer
@@ -67,8 +68,11 @@ def check_schedules(config: TrainConfig, rows: int) -> None:
                 raise ValueError(f"{name}.{error}") from None
 
 
-def check_values(dataset: Dataset, loss: Loss) -> None:
+def check_values(dataset: Dataset, options: Options) -> None:
     """Refuse training rows that a loss is not defined for; warn of such test rows."""
+    if dataset.missing and not options.missing:
+        raise ValueError(f"missing: expected True, as {dataset.name} has missing values, got False")
+    loss = get_loss(options.loss)
     low, high = loss.bounds
     if not loss.is_bounded:
         return

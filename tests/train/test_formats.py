@@ -128,6 +128,16 @@ def test_sparse_scalings(tmp_path):
         load_dataset(path, scaling="unit")
 
 
+def test_sparse_rows_may_have_missing_values(tmp_path):
+    dense = np.array([[0, np.nan, -3], [4, 0, np.nan], [0, 8, 1]])
+    sparse.save_npz(tmp_path / "s.npz", sparse.csr_array(dense))
+    data = load_dataset(str(tmp_path / "s.npz"), missing=True)
+    np.testing.assert_allclose(data.train.read(), dense / 8)
+    assert "2 values missing" in data.describe() and data.missing
+    with refuses("s.npz: 2 value(s) NaN", "row 0, column 1", "with missing"):
+        load_dataset(str(tmp_path / "s.npz"))
+
+
 def test_sparse_damage(tmp_path):
     path = tmp_path / "s.npz"
     matrix = sparse.csr_array(np.array([[0, 2.0, 0], [4, 0, np.inf]]))

@@ -106,12 +106,21 @@ def test_one_pass_reads_an_iterator_once(tmp_path):
         ([TABLE[:40], TABLE[:9, :5]], ["[..., 6]", "[9, 5]", "40"]),
         ([TABLE[:40], TABLE[:9].double()], ["float32", "float64"]),
         ([TABLE[:40], TABLE[:9] / 0], ["infinite", "40"]),
+        ([TABLE[:40], TABLE[:9] * torch.nan], ["NaN", "missing=True", "40"]),
         ([TABLE[0]], ["[6]"]),
     ],
 )
 def test_an_iterator_that_does_not_go_on_is_refused(given, words):
     with refuses("rows", *words):
         dataset_from_iterator("rows", lambda: iter(given), ROWS).train.read()
+
+
+def test_an_iterator_may_have_missing_values(tmp_path):
+    table = TABLE.masked_fill(TABLE < 0.2, torch.nan)
+    data = dataset_from_iterator("rows", lambda: iter([table]), ROWS, missing=True)
+    np.testing.assert_array_equal(data.train.read(), table.numpy())
+    with pytest.raises(ValueError, match="missing: expected True, as rows has missing values, got False"):
+        train(config(tmp_path, "run"), dataset=data)
 
 
 def test_no_rows_are_refused():

@@ -36,6 +36,7 @@ class Dataset:
         feature_names: one name per column, where there are names.
         label_source: the column, array or file that the labels were taken from, or "".
         notes: what was left out in reading.
+        missing: whether NaN stands for missing values.
         paths: the absolute paths of what was given as ``data``, ``test`` and ``labels``, where it is a file.
     """
 
@@ -47,6 +48,7 @@ class Dataset:
     feature_names: tuple[str, ...] | None = None
     label_source: str = ""
     notes: tuple[str, ...] = ()
+    missing: bool = False
     paths: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -226,9 +228,11 @@ def _make_dataset(
     seed: int,
     missing: bool,
 ) -> Dataset:
-    for part in (train, held_out):
-        if part is not None and not missing:
+    parts = [part for part in (train, held_out) if part is not None]
+    for part in parts:
+        if not missing:
             part.check_defined()
+    missing = any(part.undefined is not None for part in parts)
     if held_out is not None and held_out.width != train.width:
         raise DataError(f"{held_out.name}: {held_out.width} columns, where the train part has {train.width}")
     index = test_index = None
@@ -249,7 +253,7 @@ def _make_dataset(
     if train.undefined is not None:
         notes += (f"{(count := train.undefined[0])} value{'s' * (count > 1)} missing",)
     return Dataset(
-        name, rows, test, train.feature_shape, fitted, train.feature_names, train.label_source, notes
+        name, rows, test, train.feature_shape, fitted, train.feature_names, train.label_source, notes, missing
     )
 
 

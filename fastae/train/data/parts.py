@@ -306,10 +306,10 @@ def _missing_error(name: str, count: int, row: int, column: int) -> DataError:
 
 
 def _undefined(name: str, x: RowArray) -> tuple[int, int, int] | None:
-    """The number of NaN in dense rows and the place of the first, or ``None``.
+    """The number of NaN and the place of the first, or ``None``.
 
     Raises:
-        DataError: for infinite and far too large values, and for NaN in sparse rows.
+        DataError: for infinite and far too large values.
     """
     if x.dtype.kind != "f" or (is_stored(x) and x.is_checked):
         return None
@@ -326,7 +326,7 @@ def _undefined(name: str, x: RowArray) -> tuple[int, int, int] | None:
         return None
     if is_sparse(x):  # the row found is a position among the stored values
         row, column = int(np.searchsorted(x.indptr, row, side="right")) - 1, int(x.indices[row])
-    if is_sparse(x) or missing < count:
+    if missing < count:
         raise _value_error(name, count, row, column)
     return count, row, column
 

@@ -233,7 +233,7 @@ def _column_ranges(x: RowArray, index: RowIndex | None) -> tuple[np.ndarray, np.
     They are float64, or integers where float64 would round them.
     """
     if is_sparse(x):
-        low, high = x.min(axis=0).toarray(), x.max(axis=0).toarray()
+        low, high = x.nanmin(axis=0).toarray(), x.nanmax(axis=0).toarray()
         return low.astype(np.float64).ravel(), high.astype(np.float64).ravel()
     if is_stored(x) and x.ranges is not None and index is None:
         return x.ranges

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError
+from ...tensors import fill_missing
 from .dataset import Dataset
 from .parts import LARGEST
 from .rows import Rows
@@ -26,10 +27,12 @@ class Stream:
     is_checked: bool = True  # as it is read
     ranges: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __init__(self, name: str, make: Callable[..., Iterable[Any]], rows: int) -> None:
+    def __init__(
+        self, name: str, make: Callable[..., Iterable[Any]], rows: int, missing: bool = False
+    ) -> None:
         if rows < 1:
             raise DataError(f"{name}: rows: expected at least 1, got {rows}")
-        self.name, self._make = name, make
+        self.name, self._make, self._missing = name, make, missing
         self._takes_start = "start" in inspect.signature(make).parameters
         self._begin(0)
         first = self._next_part()
@@ -101,8 +104,9 @@ class Stream:
         rows = part.reshape(-1, self.shape[1]).cpu()
         if rows.is_floating_point():
             most = min(float(LARGEST), torch.finfo(rows.dtype).max)
-            if not (rows.abs() <= most).all():
-                raise DataError(f"{self.name}: NaN, infinite or beyond {most:.0e} after {self._place} rows")
+            if not (fill_missing(rows, self._missing).abs() <= most).all():
+                kinds = "infinite" if self._missing else "NaN (which needs missing=True), infinite"
+                raise DataError(f"{self.name}: {kinds} or beyond {most:.0e} after {self._place} rows")
         return rows
 
     def edges(self, size: int) -> np.ndarray:
@@ -116,7 +120,12 @@ class Stream:
 
 
 def dataset_from_iterator(
-    name: str, make: Callable[..., Iterable[Any]], rows: int, *, scaling: AffineScaling | None = None
+    name: str,
+    make: Callable[..., Iterable[Any]],
+    rows: int,
+    *,
+    scaling: AffineScaling | None = None,
+    missing: bool = False,
 ) -> Dataset:
     """Make a data set of tensors that an iterator gives, of which few are in memory at a time.
 
@@ -141,15 +150,16 @@ def dataset_from_iterator(
         make: gives an iterable of tensors or arrays [..., D] of one dtype, on any device.
         rows: per epoch.
         scaling: what to apply; nothing by default, as nothing is read to fit one.
+        missing: whether NaN stands for missing values, which the run's option of that name leaves out.
 
     Raises:
         DataError: no rows, or tensors of another form; also while training.
     """
     scaling = scaling or AffineScaling("none", np.zeros(()), np.ones(()))
-    stream = Stream(name, make, rows)
+    stream = Stream(name, make, rows, missing)
     if scaling.width not in (None, stream.shape[1]):
         raise DataError(f"{name}: {stream.shape[1]} columns, where the scaling has {scaling.width}")
-    return Dataset(name, Rows(stream, None, scaling), None, (stream.shape[1],), scaling)
+    return Dataset(name, Rows(stream, None, scaling), None, (stream.shape[1],), scaling, missing=missing)
 
 
 def _form(tensor: Tensor) -> str:
