@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time, without a GPU, and report what the compiler made of it.
 
     python -m fastae_kernels.aot [--target cuda:90 ...] [--json FILE] [--operator NAME ...] [--dtype NAME ...]
-                                 [--table]
+                                 [--largest] [--table]
 
 The operators themselves run, on tensors without data, and their launches are compiled in place of being run:
 argument types, alignments and constants are those of real calls. One row per kernel, dtype and
@@ -234,7 +234,7 @@ def _cases() -> Iterator[_Case]:
     )
 
 
-def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str, Any]]:
+def _runs(case: _Case, dtype: torch.dtype, target: Target, largest: bool) -> Iterator[dict[str, Any]]:
     """The overrides under which a case's default configurations are compiled, each once."""
     if not case.product:
         yield {}
@@ -248,7 +248,8 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target) -> Iterator[dict[str,
             "decode_loss negative",
         )
     )
-    for gemm in config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy):
+    tiles = config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy)
+    for gemm in tiles[:1] if largest else tiles:
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}
 
@@ -343,9 +344,9 @@ def _report(compiled: Compiled, target: Target, logs: list[str], counted: bool) 
     return _reports[kernel.hash]
 
 
-def _compile(task: tuple[str, str, str, bool]) -> list[Row]:
+def _compile(task: tuple[str, str, str, bool, bool]) -> list[Row]:
     """The rows of one operator and dtype on one target."""
-    name, operator, dtype_name, counted = task
+    name, operator, dtype_name, counted, largest = task
     target, dtype = TARGETS[name], DTYPES[dtype_name]
     case = next(case for case in _cases() if case.name == operator)
     rows: dict[tuple[str, str], Row] = {}
@@ -353,7 +354,7 @@ def _compile(task: tuple[str, str, str, bool]) -> list[Row]:
     with tempfile.TemporaryDirectory() as cache:
         knobs.cache.dir = cache
         knobs.nvidia.dump_ptxas_log = True
-        for overrides in _runs(case, dtype, target):
+        for overrides in _runs(case, dtype, target, largest):
             log = io.StringIO()
             with config.using(**overrides), compile_only(target) as kernels, contextlib.redirect_stdout(log):
                 case.run(dtype)
@@ -372,13 +373,15 @@ def compile_all(
     dtypes: list[str] | None = None,
     jobs: int = 1,
     counted: bool = False,
+    largest: bool = False,
 ) -> Iterator[Row]:
     """The rows of every case as they come; ``jobs`` processes share the work.
 
     ``counted`` disassembles the kernels for CUDA, which takes a while, and counts their instructions.
+    ``largest`` leaves out all but the first tile of each product, which has the most registers to spill.
     """
     tasks = [
-        (target, case.name, dtype, counted)
+        (target, case.name, dtype, counted, largest)
         for target in targets
         for case in _cases()
         for dtype in dtypes or DTYPES
@@ -464,6 +467,7 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"one or more of {', '.join(names)}; all by default",
     )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="all by default")
+    parser.add_argument("--largest", action="store_true", help="only the largest tile of each product")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     parser.add_argument("--markdown", action="store_true", help="print a table of the 16-bit products last")
     parser.add_argument(
@@ -478,7 +482,8 @@ def main(arguments: list[str] | None = None) -> int:
     shown = len(_WIDTHS)
     print(_line(list(Row.__dataclass_fields__)[:shown]))
     rows = []
-    for row in compile_all(given.target, given.operator, given.dtype, max(1, given.jobs), given.table):
+    jobs = max(1, given.jobs)
+    for row in compile_all(given.target, given.operator, given.dtype, jobs, given.table, given.largest):
         rows.append(row)
         print(_line(list(asdict(row).values())[:shown]), flush=True)
     if given.json:
