@@ -167,6 +167,7 @@ def write_pictures(
     for drawing in list(drawings):  # what cannot be drawn leaves no files
         figure = drawing.figure
         svg = render(figure, "svg")
+        figure.set_layout_engine("none")  # it is laid out now
         for format in dict.fromkeys(formats):
             content = svg if format == "svg" else render(figure, format)
             write_whole(out / f"{drawing.name}.{format}", content)
