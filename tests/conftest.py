@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,6 +17,24 @@ if not torch.cuda.is_available():
 
 from fastae import Swap, functional, philox
 from tests.support import EVERYTHING
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run the tests that share a module's fixtures in one process, which makes them once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _with_fixtures(config.rootpath, nodeid.split("::")[0]) or nodeid.split("[")[0]
+
+    return Scheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+@functools.cache
+def _with_fixtures(root: Path, file: str) -> str | None:
+    """A file if it has fixtures of its module."""
+    return file if 'scope="module"' in (root / file).read_text(encoding="utf-8") else None
 
 
 class Parameters(NamedTuple):

@@ -138,6 +138,8 @@ def test_pytest_benchmark_runs_the_same_cases(here):
         "pytest",
         str(ROOT / "benchmarks"),
         "--benchmark-only",
+        "--benchmark-max-time=0.01",
+        "--benchmark-min-rounds=1",
         "-q",
         "-k",
         "test_group and (products or fastae or jacobian)",

@@ -18,6 +18,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+from fastae import plots
 from fastae.cli import main
 from fastae.train import Stage, TrainConfig, dataset_from_arrays, train
 from fastae.train.reporting import read_log
@@ -107,6 +108,13 @@ def copy(run, tmp_path) -> Path:
     return shutil.copytree(run, tmp_path / "copy")
 
 
+@pytest.fixture
+def files_alone(monkeypatch) -> None:
+    """Draw the PNG files alone, not the page's two pictures of each."""
+    render = plots.render
+    monkeypatch.setattr(plots, "render", lambda *given: b"<svg/>" if "svg" in given else render(*given))
+
+
 def names(folder: Path, suffix: str) -> set[str]:
     return {path.stem for path in folder.glob(f"*{suffix}")}
 
@@ -155,6 +163,7 @@ def test_the_same_run_gives_the_same_bytes(run, drawn, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.usefixtures("files_alone")
 def test_by_default_pictures_lie_in_the_run_and_are_replaced(copy, capsys):
     for _ in range(2):
         assert fastae(f"plot {copy} --formats png --rows 30 --projection pca") == 0
@@ -164,6 +173,7 @@ def test_by_default_pictures_lie_in_the_run_and_are_replaced(copy, capsys):
     assert fastae(f"evaluate {copy}") == 0  # the run is still one
 
 
+@pytest.mark.usefixtures("files_alone")
 def test_a_single_checkpoint_and_a_run_without_a_log(copy, tmp_path):
     (checkpoint,) = copy.glob("checkpoint-*")
     assert fastae(f"plot {checkpoint} --out {tmp_path / 'a'} --formats png --rows 20 --projection pca") == 0
@@ -195,6 +205,7 @@ def trained(
     return str(folder / "run")
 
 
+@pytest.mark.usefixtures("files_alone")
 @pytest.mark.parametrize(
     ("shape", "sizes", "options"),
     [
@@ -221,6 +232,7 @@ def test_constant_data_with_one_label(tmp_path):
     assert fastae(f"plot {run} --formats svg") == 0
 
 
+@pytest.mark.usefixtures("files_alone")
 def test_other_data_and_its_labels(run, tmp_path):
     generator = np.random.default_rng(0)
     np.savez(tmp_path / "other.npz", x=generator.uniform(size=(12, 64)), y=np.arange(12) % 3)
@@ -229,6 +241,7 @@ def test_other_data_and_its_labels(run, tmp_path):
     assert "12 rows" in text and "other.npz" in text
 
 
+@pytest.mark.usefixtures("files_alone")
 def test_names_in_the_page_are_escaped(run, tmp_path):
     np.save(tmp_path / "a<b>&.npy", np.random.default_rng(0).uniform(size=(12, 64)))
     assert main(["plot", str(run), "--data", str(tmp_path / "a<b>&.npy"), "--out", str(tmp_path / "o")]) == 0
