@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,22 @@ def check_target(target: Tensor, shape: tuple[int, ...] | torch.Size, like: Tens
         raise ValueError(f"target: expected shape {list(shape)}, got {list(target.shape)}")
     if target.device != like.device:
         raise ValueError(f"target: is on {target.device}, but the input on {like.device}")
+
+
+def entry_weight_of(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """Weights of the entries of x [*, D] as [M or 1, D or 1] for its M rows; no gradient flows to them."""
+    if weight is None:
+        return None
+    check_floating("entry_weight", weight)
+    if weight.dim() > x.dim() or any(
+        size not in (1, of_x) for size, of_x in zip(reversed(weight.shape), reversed(x.shape), strict=False)
+    ):
+        raise ValueError(
+            f"entry_weight: expected a shape that broadcasts to {list(x.shape)}, got {list(weight.shape)}"
+        )
+    if weight.device != x.device:
+        raise ValueError(f"entry_weight: is on {weight.device}, but the input on {x.device}")
+    columns, leading = weight.shape[-1] if weight.dim() else 1, x.shape[:-1]
+    if all(size == 1 for size in weight.shape[:-1]):
+        return weight.detach().reshape(1, columns)
+    return weight.detach().expand(*leading, columns).reshape(math.prod(leading), columns)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import plain
 from .activations import get_activation
-from .arguments import check_floating, check_like, check_linear, check_target
+from .arguments import check_floating, check_like, check_linear, check_target, entry_weight_of
 from .checks import check_name, check_whole
 from .corruption import Corruption, check_corruption
 from .gradients import AutoencoderObjective, Decoding, DeepEncode, Encode, ReconstructionLoss, UnitShard
@@ -126,6 +126,7 @@ def reconstruction_loss(
     *,
     output_activation: str = "linear",
     missing: bool = False,
+    entry_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """The loss of the reconstruction from a code; the reconstruction itself is never kept.
@@ -153,6 +154,10 @@ def reconstruction_loss(
         output_activation: f_out, for mse and huber.
         missing: whether NaN in the target stands for entries that are missing: they have no loss and no
             gradient. ``target.masked_fill(~mask, torch.nan)`` takes a mask.
+        entry_weight: weights of the entries, finite and not negative (which is not checked), in a shape that
+            broadcasts to the target's: [D] for features, [*, 1] for rows, or [*, D]. The loss is the sum over
+            features of weight times loss; it is not divided by the weights' sum. Entries of weight 0 have no
+            loss and no gradient, whatever their target. The weights themselves get no gradient.
         reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for one value per row, [*].
 
     Raises:
@@ -162,8 +167,9 @@ def reconstruction_loss(
     check_name("reduction", reduction, REDUCTIONS)
     get_loss(loss, output_activation)
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
+    entry_weight = entry_weight_of(entry_weight, target)
     code, weight, bias = autocast_like_linear(code, weight, bias)
-    decoding = Decoding(loss, output_activation, missing=missing)
+    decoding = Decoding(loss, output_activation, missing=missing, entry_weight=entry_weight)
     value = _reconstruction(as_rows(code), weight, bias, as_rows(target), decoding, reduction)
     return value.view(code.shape[:-1]) if reduction == "none" else value
 
@@ -195,6 +201,7 @@ def autoencoder_loss(
     decoder_bias: Tensor | None,
     *,
     target: Tensor | None = None,
+    entry_weight: Tensor | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
     **options: Unpack[ObjectiveOptions],
@@ -212,6 +219,8 @@ def autoencoder_loss(
         decoder_weight: [D, H], or ``None`` for tied weights, V = W^T.
         decoder_bias: [D].
         target: [*, D], in place of x.
+        entry_weight: weights of the loss's entries, as in :func:`reconstruction_loss`; those of ``emphasis``
+            are multiplied with them. The encoder sees all of x.
         reduction: over rows: ``"mean"``, ``"sum"`` or ``"none"`` (every term but kl is then [*]).
         generator: of the noise; torch's default generator of the device otherwise.
         **options: the fields of :class:`fastae.objective.Objective`, below.
@@ -230,6 +239,7 @@ def autoencoder_loss(
         decoder_bias,
         Objective(**options),
         target=target,
+        entry_weight=entry_weight,
         reduction=reduction,
         generator=generator,
     )
@@ -244,6 +254,7 @@ def objective_loss(
     objective: Objective,
     *,
     target: Tensor | None = None,
+    entry_weight: Tensor | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
     shard: UnitShard | None = None,
@@ -264,6 +275,7 @@ def objective_loss(
         target = x
     else:
         check_target(target, x.shape, x)
+    entry_weight = entry_weight_of(entry_weight, x)
     x = fill_missing(x, objective.missing)
     draw = draw_seed if shard is None else shard.draw_seed
     seed = draw(x.device, generator) if objective.random else None
@@ -272,12 +284,11 @@ def objective_loss(
         cast, *cast_layers = autocast_like_linear(x, *layers)
         parts = plain.parts_of(*cast_layers, objective.activation)  # pyright: ignore[reportCallIssue]
         *terms, divergence = plain.objective(
-            as_rows(cast), as_rows(target), parts, seed, objective, reduction
+            as_rows(cast), as_rows(target), parts, seed, objective, reduction, entry_weight
         )
     else:
-        *terms, divergence = AutoencoderObjective.apply(
-            as_rows(x), as_rows(target), *layers, seed, objective, reduction, autocast_dtype(x), shard
-        )
+        options = objective, reduction, autocast_dtype(x), shard, entry_weight
+        *terms, divergence = AutoencoderObjective.apply(as_rows(x), as_rows(target), *layers, seed, *options)
     return _as_loss(terms, divergence, x, reduction)
 
 
@@ -286,16 +297,18 @@ def parts_loss(
     parts: plain.Parts,
     objective: Objective,
     *,
+    entry_weight: Tensor | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
 ) -> AutoencoderLoss:
     """:func:`objective_loss` of an autoencoder given as functions, which may be modules with hooks."""
     check_floating("x", x)
     check_name("reduction", reduction, REDUCTIONS)
+    entry_weight = entry_weight_of(entry_weight, x)
     seed = draw_seed(x.device, generator) if objective.random else None
     rows = as_rows(x)
     seen = fill_missing(rows, objective.missing)
-    *terms, divergence = plain.objective(seen, rows, parts, seed, objective, reduction)
+    *terms, divergence = plain.objective(seen, rows, parts, seed, objective, reduction, entry_weight)
     return _as_loss(terms, divergence, x, reduction)
 
 
@@ -363,6 +376,7 @@ def deep_autoencoder_loss(
     encoder: Sequence[Layer],
     decoder: Sequence[Layer],
     *,
+    entry_weight: Tensor | None = None,
     probes: int = 1,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
@@ -376,7 +390,7 @@ def deep_autoencoder_loss(
         decoder: layers from the code to the reconstruction. The last one's activation is the output
             activation for mse and huber, and must be ``"linear"`` for the other losses.
         probes: random probes per row for the penalty of the whole encoder.
-        reduction, generator: as in :func:`autoencoder_loss`.
+        entry_weight, reduction, generator: as in :func:`autoencoder_loss`.
         **options: as in :func:`autoencoder_loss`; the penalties and the noise are those of the last code.
 
     Raises:
@@ -413,6 +427,7 @@ def deep_autoencoder_loss(
             rows, encoder, probes=probes, reduction="none", generator=generator
         ),
         reconstruction,
+        entry_weight,
         reduction,
         generator,
     )
@@ -423,6 +438,7 @@ def deep_parts_loss(
     parts: plain.Parts,
     objective: Objective,
     *,
+    entry_weight: Tensor | None = None,
     reduction: str = "mean",
     generator: torch.Generator | None = None,
 ) -> AutoencoderLoss:
@@ -435,7 +451,7 @@ def deep_parts_loss(
         return reduce_rows(values, reduction, values.shape)
 
     encoders = parts.encode, parts.encode_and_penalty
-    return _deep_loss(x, objective, *encoders, reconstruction, reduction, generator)
+    return _deep_loss(x, objective, *encoders, reconstruction, entry_weight, reduction, generator)
 
 
 def _deep_loss(
@@ -444,11 +460,12 @@ def _deep_loss(
     encode: Callable[[Tensor], Tensor],
     encode_and_penalty: Callable[[Tensor], tuple[Tensor, Tensor]],
     reconstruction: Callable[[Tensor, Tensor, Decoding], Tensor],
+    entry_weight: Tensor | None,
     reduction: str,
     generator: torch.Generator | None,
 ) -> AutoencoderLoss:
     """The deep objective on x [*, D] of functions of rows; ``reconstruction`` gives the reduced loss."""
-    rows = as_rows(x)
+    rows, entry_weight = as_rows(x), entry_weight_of(entry_weight, x)
     code = fill_missing(rows, o.missing)
     seed = None
     if o.corruption is not None:
@@ -466,7 +483,7 @@ def _deep_loss(
     if o.perturbs_code:
         code_seed = draw_seed(x.device, generator)
         code = plain.perturb(code, code_seed, o.code_noise, o.code_noise_std, o.dropout)
-    total = reconstructed = reconstruction(code, rows, decoding_of(o, seed))
+    total = reconstructed = reconstruction(code, rows, decoding_of(o, seed, entry_weight))
     terms = {name: reduce_rows(value, reduction, value.shape) for name, value in terms.items()}
     for name, value in terms.items():
         total = total + getattr(o, name) * value

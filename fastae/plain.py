@@ -112,18 +112,26 @@ def decode_loss(a: Tensor, target: Tensor, decoding: Decoding) -> Tensor:
     """The reconstruction loss per row, [M], of the decoder's product a [M, D]."""
     a = a.to(sum_dtype(a.dtype))
     entries = reference.reconstruction_entries(
-        a, target.to(a.dtype), decoding.loss, decoding.output_activation, decoding.missing
+        a,
+        target.to(a.dtype),
+        decoding.loss,
+        decoding.output_activation,
+        decoding.missing,
+        None if decoding.entry_weight is None else decoding.entry_weight.to(a.dtype),
     )
     if decoding.seed is not None:
-        entries = entries * _entry_weights(a, decoding)
+        entries = entries * _emphasis(a, decoding)
     return entries.sum(1)
 
 
-def _entry_weights(a: Tensor, decoding: Decoding) -> Tensor:
-    """The weights of the entries [M, D]: the loss's gradient to the target is minus the logit times these."""
+def _emphasis(a: Tensor, decoding: Decoding) -> Tensor:
+    """The weights of hit and of other entries, [M, D].
+
+    The gradient of bce to the target is minus the logit times these.
+    """
     a = a.detach()
     ones, zeros = a.new_ones(a.shape[1]), torch.zeros_like(a)
-    options = decoding._replace(loss="bce", output_activation="linear")._asdict()
+    options = decoding._replace(loss="bce", output_activation="linear", entry_weight=None)._asdict()
     return -ops.decode_loss_target_grad(zeros[:, :1], zeros[:1].t(), ones, zeros, **options)
 
 
@@ -189,7 +197,13 @@ def parts_of(
 
 
 def objective(
-    x: Tensor, target: Tensor, parts: Parts, seed: Tensor | None, o: Objective, reduction: str
+    x: Tensor,
+    target: Tensor,
+    parts: Parts,
+    seed: Tensor | None,
+    o: Objective,
+    reduction: str,
+    entry_weight: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """(total, reconstruction, contractive, higher order, l1, kl) for rows [M, D]."""
     x_in = x
@@ -202,7 +216,7 @@ def objective(
     if o.perturbs_code and seed is not None:
         seen = perturb(code, seed, o.code_noise, o.code_noise_std, o.dropout)
     rows = (
-        decode_loss(parts.decode(seen), target, decoding_of(o, seed)),
+        decode_loss(parts.decode(seen), target, decoding_of(o, seed, entry_weight)),
         penalty,
         _curvature(x_in, *parts.layer(), seed, o) if o.higher_order and seed is not None else None,
         reference.l1_penalty(wide) if o.l1 else None,

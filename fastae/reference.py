@@ -130,10 +130,10 @@ def reconstruction_loss(
     target: Tensor,
     loss: str,
     output_activation: str = "linear",
-    entry_weights: Tensor | None = None,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each row, [M], summed over features; ``entry_weights`` [M, D] weigh the entries.
+    """The loss of each row, [M]: the sum over features of ``entry_weight`` times the loss of each entry.
 
     With ``missing``, entries whose target is NaN have no loss.
 
@@ -143,10 +143,8 @@ def reconstruction_loss(
     alone: ``poisson`` is m - x log m, and ``negative_binomial:t``, whose variance is m + m^2 / t, is
     (x + t) log(1 + m / t) - x log m.
     """
-    entries = reconstruction_entries(F.linear(code, weight, bias), target, loss, output_activation, missing)
-    if entry_weights is not None:
-        entries = entries * entry_weights
-    return entries.sum(1)
+    a = F.linear(code, weight, bias)
+    return reconstruction_entries(a, target, loss, output_activation, missing, entry_weight).sum(1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -162,14 +160,30 @@ The third argument is the loss's number.
 """
 
 
+def left_out(target: Tensor, missing: bool, entry_weight: Tensor | None) -> Tensor | None:
+    """The entries without a loss, bool: those that are missing, and those of weight 0. ``None`` for none."""
+    gone = target.isnan() if missing else None
+    if entry_weight is None:
+        return gone
+    return entry_weight == 0.0 if gone is None else gone | (entry_weight == 0.0)
+
+
 def reconstruction_entries(
-    a: Tensor, target: Tensor, loss: str, output_activation: str = "linear", missing: bool = False
+    a: Tensor,
+    target: Tensor,
+    loss: str,
+    output_activation: str = "linear",
+    missing: bool = False,
+    entry_weight: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each entry, [M, D], of the decoder's product a [M, D]."""
+    """The loss of each entry, [M, D], of the decoder's product a [M, D]; weights broadcast to it."""
     parameter = get_loss(loss, output_activation).parameter
-    v = get_activation(output_activation).function(a)
-    entries = LOSSES[loss.partition(":")[0]](v, fill_missing(target, missing), parameter)
-    return entries.masked_fill(target.isnan(), 0.0) if missing else entries
+    gone = left_out(target, missing, entry_weight)
+    target = target if gone is None else target.masked_fill(gone, 0.0)
+    entries = LOSSES[loss.partition(":")[0]](get_activation(output_activation).function(a), target, parameter)
+    if entry_weight is not None:
+        entries = entries * entry_weight
+    return entries if gone is None else entries.masked_fill(gone, 0.0)
 
 
 def errors_of_any(
@@ -275,6 +289,7 @@ def autoencoder_loss(
     *,
     seed: int = 0,
     target: Tensor | None = None,
+    entry_weight: Tensor | None = None,
     **options: Unpack[ObjectiveOptions],
 ) -> AutoencoderLoss:
     """The objective of ``fastae.functional.autoencoder_loss``, one value per row (kl: a scalar)."""
@@ -284,11 +299,11 @@ def autoencoder_loss(
     noisy = x if o.corruption is None else corrupt(x, o.corruption, seed)
     code = encode(noisy, weight, bias, o.activation)
 
-    entry_weights = None
     if o.emphasis is not None and o.corruption is not None:
         hit = corrupted_entries(x, o.corruption, seed)
         corrupted, clean = (x.new_tensor(value) for value in (o.emphasis.corrupted, o.emphasis.clean))
-        entry_weights = torch.where(hit, corrupted, clean)
+        emphasis = torch.where(hit, corrupted, clean)
+        entry_weight = emphasis if entry_weight is None else emphasis * entry_weight
     decoder_input = perturb_code(code, seed, o.code_noise, o.code_noise_std, o.dropout)
     decoder_weight = weight.T if decoder_weight is None else decoder_weight
     total = reconstruction = reconstruction_loss(
@@ -298,8 +313,8 @@ def autoencoder_loss(
         target,
         o.loss,
         o.output_activation,
-        entry_weights,
         o.missing,
+        entry_weight,
     )
     terms: dict[str, Tensor] = {}
     if o.contractive:

@@ -130,6 +130,64 @@ def test_missing_entries_have_no_loss_and_no_gradient(loss: str, reduction: str,
     assert functional.reconstruction_loss(code, v, c, given, loss).isnan()
 
 
+def weights_of(x: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Weights in a form that broadcasts to x [M, D], of which some are 0, and NaN where those are."""
+    weight = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    weight = weight.masked_fill(weight < 0.3, 0.0)
+    weight = {"features": weight[1], "rows": weight[:, 1:2], "entries": weight}[form]
+    return weight, torch.zeros_like(x).masked_fill(weight == 0.0, math.nan)
+
+
+WEIGHTS = pytest.mark.parametrize("form", ["features", "rows", "entries"])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@WEIGHTS
+def test_weights_of_entries_are_those_of_the_reference(loss: str, form: str, parameters):
+    _, _, _, v, c, target = parameters().leaves()
+    code = parameters(5, 6, 1).leaves().x
+    weight, gone = weights_of(target, form)
+    given = (target + gone).detach().requires_grad_()
+    options = {"entry_weight": weight.requires_grad_(), "reduction": "none"}
+    rows = functional.reconstruction_loss(code, v, c, given, loss, **options)
+    exact = (weight.detach() * R.reconstruction_entries(F.linear(code, v, c), target, loss)).sum(1)
+    reference = R.reconstruction_loss(code, v, c, given, loss, entry_weight=weight.detach())
+    for value in (rows, reference):
+        gradients = torch.autograd.grad(value.sum(), (code, v, c, given))
+        expected = torch.autograd.grad(exact.sum(), (code, v, c, target), retain_graph=True)
+        torch.testing.assert_close([value, *gradients], [exact, *expected], **EXACT)
+    gradcheck(lambda *t: functional.reconstruction_loss(*t, loss, **options), code, v, c, target)
+    with pytest.raises(RuntimeError, match="not have been used"):
+        value = functional.reconstruction_loss(code, v, c, given, loss, **options)
+        torch.autograd.grad(value.sum(), weight)
+
+
+@pytest.mark.parametrize("plainly", [False, True], ids=["fused", "plain"])
+@TIED
+@WEIGHTS
+def test_objectives_weigh_entries(
+    form: str, tied: bool, plainly: bool, everything, parameters, seeded, monkeypatch
+):
+    if plainly:
+        monkeypatch.setattr(functional.plain, "is_wanted", lambda device: True)
+    tensors = tied_or_not(parameters().leaves(), tied)
+    weight, gone = weights_of(tensors[-1], form)
+    tensors[-1] = (tensors[-1] + gone).detach().requires_grad_()
+    assert_same_objective(tensors, seeded, entry_weight=weight, **everything)
+    x, w, b, v, c, _ = parameters()
+    x[1, 2], missing = math.nan, {"loss": "mse", "missing": True}
+    exact = R.autoencoder_loss(x, w, b, v, c, entry_weight=weight, **missing).total
+    deep = functional.deep_autoencoder_loss(
+        torch.stack([x, x]),
+        [(w, b, "sigmoid")],
+        [(v, c, "linear")],
+        entry_weight=weight,
+        reduction="none",
+        **missing,
+    )
+    torch.testing.assert_close(deep.total, torch.stack([exact, exact]), **EXACT)
+
+
 @pytest.mark.parametrize("plainly", [False, True], ids=["fused", "plain"])
 @pytest.mark.parametrize(
     "options",

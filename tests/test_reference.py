@@ -220,7 +220,7 @@ def test_entry_weights_weigh_entries_before_the_sum(parameters):
     code = parameters(5, 6, 1).leaves().x
     weights = parameters(seed=1).x
     expected = (weights * (F.linear(code, v, c) - x) ** 2).sum(1)
-    value = R.reconstruction_loss(code, v, c, x, "mse", entry_weights=weights)
+    value = R.reconstruction_loss(code, v, c, x, "mse", entry_weight=weights)
     assert_same(value, expected, code, v, c, x)
 
 

@@ -80,22 +80,26 @@ class Decoding(NamedTuple):
     corrupted: float = 1.0
     clean: float = 1.0
     missing: bool = False
+    entry_weight: Tensor | None = None
 
 
-def decoding_of(objective: Objective, seed: Tensor | None) -> Decoding:
+def decoding_of(objective: Objective, seed: Tensor | None, entry_weight: Tensor | None = None) -> Decoding:
     """The options of ``decode_loss`` for an objective; ``seed`` drew the corruption that is emphasised."""
     emphasis, corruption = objective.emphasis, objective.corruption
-    if emphasis is None or corruption is None:
-        return Decoding(objective.loss, objective.output_activation, missing=objective.missing)
-    return Decoding(
+    decoding = Decoding(
         objective.loss,
         objective.output_activation,
-        seed,
-        corruption.kind,
-        corruption.params,
-        emphasis.corrupted,
-        emphasis.clean,
-        objective.missing,
+        missing=objective.missing,
+        entry_weight=entry_weight,
+    )
+    if emphasis is None or corruption is None:
+        return decoding
+    return decoding._replace(
+        seed=seed,
+        kind=corruption.kind,
+        params=corruption.params,
+        corrupted=emphasis.corrupted,
+        clean=emphasis.clean,
     )
 
 

@@ -40,6 +40,7 @@ class _Saved(NamedTuple):
     sq_norms: Tensor | None  # [H]
     slope_sums: Tensor  # [H], with one penalty for all rows
     column_grad: Tensor | None  # [H], of the divergence with respect to the mean activations
+    entry_weight: Tensor | None  # [M or 1, D or 1], for the gradient to the target
     given_x: Tensor | None  # before corruption and casts: what second derivatives would be with respect to
     given_weight: Tensor | None
     given_decoder_weight: Tensor | None
@@ -72,6 +73,7 @@ class AutoencoderObjective(Function):
         reduction: str,
         dtype: torch.dtype | None = None,
         shard: UnitShard | None = None,
+        entry_weight: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         o = objective
         code_seed = seed if seed is None or shard is None else shard.seed_of_units(seed)
@@ -100,7 +102,7 @@ class AutoencoderObjective(Function):
             *_to_decode(decoder_input, weight.t() if decoder_weight is None else decoder_weight, shard),
             decoder_bias,
             target,
-            **decoding_of(o, seed)._asdict(),
+            **decoding_of(o, seed, entry_weight)._asdict(),
             column_sums=decoder_bias is not None,
             reduction=reduction,
         )
@@ -137,6 +139,7 @@ class AutoencoderObjective(Function):
             sq_norms,
             encoded.slope_sums,
             column_grad,
+            entry_weight if target.requires_grad else None,
             *given,
         )
         ctx.save_for_backward(*saved, *(t for copy in copies for t in (copy.code, copy.preact)))
@@ -212,7 +215,7 @@ class AutoencoderObjective(Function):
                 *_to_decode(saved.decoder_input, saved.decoder, ctx.shard),
                 saved.decoder_bias,
                 saved.target,
-                decoding_of(o, saved.seed),
+                decoding_of(o, saved.seed, saved.entry_weight),
                 loss_scale / max(rows, 1) if mean else loss_scale,
             )
         if not one_loss_scale and need["decoder_bias"]:
@@ -220,7 +223,7 @@ class AutoencoderObjective(Function):
         d_bias = db.to(saved.bias.dtype) if need["bias"] and saved.bias is not None else None
         wanted = need["decoder_bias"] and saved.decoder_bias is not None
         d_decoder_bias = d_decoder_bias.to(saved.decoder_bias.dtype) if wanted else None  # pyright: ignore[reportOptionalMemberAccess]
-        return d_x, d_target, d_weight, d_bias, d_decoder, d_decoder_bias, None, None, None, None, None
+        return d_x, d_target, d_weight, d_bias, d_decoder, d_decoder_bias, *(None,) * 6
 
 
 _INPUTS = ("x", "target", "weight", "bias", "decoder_weight", "decoder_bias")

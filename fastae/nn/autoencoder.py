@@ -120,6 +120,7 @@ class Autoencoder(Sampler):
         self,
         x: Tensor,
         *,
+        entry_weight: Tensor | None = None,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
         within: Callable[[Autoencoder, Tensor], Any] | None = None,
@@ -132,7 +133,7 @@ class Autoencoder(Sampler):
 
         Args:
             x: input, [*, in].
-            reduction, generator: as in :func:`fastae.functional.autoencoder_loss`.
+            entry_weight, reduction, generator: as in :func:`fastae.functional.autoencoder_loss`.
             within: a function of this module and x to return instead, called with the module's hooks around
                 it. Stacks use it for layers that are sharded one by one.
         """
@@ -140,8 +141,9 @@ class Autoencoder(Sampler):
             return within(self, x)
         self._check_range(x)
         options = self.options if self.training else self.options.without_noise()
+        given: Any = {"entry_weight": entry_weight, "reduction": reduction, "generator": generator}
         if runs_code(self.encoder) or runs_code(self.decoder):
-            return functional.parts_loss(x, self._parts(), options, reduction=reduction, generator=generator)
+            return functional.parts_loss(x, self._parts(), options, **given)
         return functional.objective_loss(
             x,
             self.encoder.weight,
@@ -149,9 +151,8 @@ class Autoencoder(Sampler):
             self.decoder.weight if isinstance(self.decoder, nn.Linear) else None,
             self.decoder.bias,
             options,
-            reduction=reduction,
-            generator=generator,
             shard=self.shard,
+            **given,
         )
 
     def _parts(self) -> Parts:

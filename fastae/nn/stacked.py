@@ -103,12 +103,23 @@ class StackedAutoencoder(Sampler):
         return self.autoencoders[0].options
 
     def forward(
-        self, x: Tensor, *, reduction: str = "mean", generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        *,
+        entry_weight: Tensor | None = None,
+        reduction: str = "mean",
+        generator: torch.Generator | None = None,
     ) -> AutoencoderLoss:
-        """The objective of the unrolled deep autoencoder on x [*, sizes[0]]; noise only in training mode."""
+        """The objective of the unrolled deep autoencoder on x [*, sizes[0]]; noise only in training mode.
+
+        Args:
+            x: input, [*, sizes[0]].
+            entry_weight, reduction, generator: as in :func:`fastae.functional.deep_autoencoder_loss`.
+        """
         layers = self.autoencoders
+        given: Any = {"entry_weight": entry_weight, "reduction": reduction, "generator": generator}
         if len(layers) == 1:
-            return layers[0](x, reduction=reduction, generator=generator)
+            return layers[0](x, **given)
         self._check_range(x)
         spread = any(layer.shard is not None for layer in layers)
         if spread or any(runs_code(p) for layer in layers for p in (layer, layer.encoder, layer.decoder)):
@@ -122,9 +133,7 @@ class StackedAutoencoder(Sampler):
             if spread and share is None:  # the same noise in all processes
                 share = Share(max(x[..., 0].numel(), 1), 0, 1)
             with sharing(share):
-                return functional.deep_parts_loss(
-                    x, parts, objective, reduction=reduction, generator=generator
-                )
+                return functional.deep_parts_loss(x, parts, objective, **given)
         return functional.deep_autoencoder_loss(
             x,
             [(layer.encoder.weight, layer.encoder.bias, layer.options.activation) for layer in layers],
@@ -134,8 +143,7 @@ class StackedAutoencoder(Sampler):
             ]
             + [(layers[0].decoder_weight, layers[0].decoder.bias, layers[0].options.output_activation)],
             probes=self.probes,
-            reduction=reduction,
-            generator=generator,
+            **given,
             **self._deep_options(),
         )
 

@@ -212,6 +212,7 @@ def decode_loss(
     corrupted: float = 1.0,
     clean: float = 1.0,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
     column_sums: bool = False,
     reduction: str = "none",
 ) -> DecodedLoss:
@@ -220,7 +221,8 @@ def decode_loss(
     Without a weight ``code`` is its product with one, [M, D].
     With a seed, entries count ``corrupted`` times where the corruption (``kind``, ``params``) drawn from that
     seed hits them, and ``clean`` times elsewhere. With ``missing``, entries whose target is NaN have no loss
-    and no gradient.
+    and no gradient. ``entry_weight`` [M or 1, D or 1], of any strides, are further weights; entries of weight
+    0 have no loss and no gradient, whatever their target.
     """
     return DecodedLoss(
         _sums(code, code.shape[0], True, reduction),
@@ -243,6 +245,7 @@ def decode_loss_target_grad(
     corrupted: float = 1.0,
     clean: float = 1.0,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
 ) -> Tensor:
     """The gradient [M, D] of the loss per row of :func:`decode_loss` with respect to the target."""
     return target.new_empty(target.shape)

@@ -8,7 +8,7 @@ on a CPU a fresh large buffer costs more in page faults than the arithmetic on i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..activations import Activation, get_activation
 from ..corruption import make_corruption
 from ..losses import get_loss
 from ..philox import row_blocks
+from ..reference import left_out
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
 from .adam import adam_rows as adam_rows
 from .noise import PROCESSES as PROCESSES
@@ -272,7 +273,7 @@ def _decode_blocks(
     corrupted: float,
     clean: float,
 ) -> tuple[Tensor, Iterator[tuple[slice, Tensor | None]]]:
-    """The pre-activation a [M, D], and its blocks with the weights of their entries (None: all 1)."""
+    """The pre-activation a [M, D], and its blocks with the emphasis of their entries (None: all 1)."""
     if weight is not None:
         a = _linear(code, weight, bias)
     else:  # a copy, which losses write into
@@ -292,6 +293,30 @@ def _decode_blocks(
     return a, blocks()
 
 
+def _of_block(entry_weight: Tensor | None, block: slice, dtype: torch.dtype) -> Tensor | None:
+    """The block's part of weights [M or 1, D or 1]."""
+    if entry_weight is None:
+        return None
+    return (entry_weight if len(entry_weight) == 1 else entry_weight[block]).to(dtype)
+
+
+def _weigh(
+    values: Iterable[Tensor],
+    x: Tensor,
+    emphasis: Tensor | None,
+    missing: bool,
+    entry_weight: Tensor | None,
+) -> None:
+    """Weigh values of the entries of x [B, D], in place."""
+    gone = left_out(x, missing, entry_weight)
+    for value in values:
+        for weight in (emphasis, entry_weight):
+            if weight is not None:
+                value.mul_(weight)
+        if gone is not None:
+            value.masked_fill_(gone, 0.0)
+
+
 @outside_autocast
 def decode_loss(
     code: Tensor,
@@ -306,6 +331,7 @@ def decode_loss(
     corrupted: float = 1.0,
     clean: float = 1.0,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
     column_sums: bool = False,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,7 +339,7 @@ def decode_loss(
     grad, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     rows = grad.new_empty(grad.shape[0], dtype=sum_dtype(grad.dtype))
     sums = rows.new_zeros(grad.shape[1] if column_sums else 0)
-    for block, entry_weights in blocks:
+    for block, emphasis in blocks:
         a = widen(grad[block])
         x = target[block].to(a.dtype)
         slope = None
@@ -321,16 +347,10 @@ def decode_loss(
             r = f.function(a)
             slope = f.derivative(r, a)
             a = r
-        gone = x.isnan() if missing else None
         entries, g = formula.entries_and_slope(a, x)
         if slope is not None:
             g.mul_(slope)
-        if entry_weights is not None:
-            entries.mul_(entry_weights)
-            g.mul_(entry_weights)
-        if gone is not None:
-            entries.masked_fill_(gone, 0.0)
-            g.masked_fill_(gone, 0.0)
+        _weigh((entries, g), x, emphasis, missing, _of_block(entry_weight, block, a.dtype))
         rows[block] = entries.sum(1)
         if column_sums:
             sums += g.sum(0)
@@ -352,18 +372,16 @@ def decode_loss_target_grad(
     corrupted: float = 1.0,
     clean: float = 1.0,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
 ) -> Tensor:
     formula, f = get_loss(loss, output_activation), get_activation(output_activation)
     product, blocks = _decode_blocks(code, weight, bias, seed, kind, params, corrupted, clean)
     grad = torch.empty(target.shape, dtype=target.dtype, device=target.device)
-    for block, entry_weights in blocks:
+    for block, emphasis in blocks:
         a = widen(product[block])
         x = target[block].to(a.dtype)
         g = formula.target_slope(f.function(a), x)
-        if entry_weights is not None:
-            g.mul_(entry_weights)
-        if missing:
-            g.masked_fill_(x.isnan(), 0.0)
+        _weigh((g,), x, emphasis, missing, _of_block(entry_weight, block, a.dtype))
         grad[block] = g
     return grad
 

@@ -63,11 +63,12 @@ def trained(module: Any, reduction: str = "mean") -> Trained:
     """Losses of three steps, gradients to rows, and the parameters in the end."""
     optimizer, seen = torch.optim.AdamW(module.parameters(), 0.05, weight_decay=0.1), []
     corruption = module.options.corruption
+    entry_weight = None if reduction == "mean" else torch.linspace(0.0, 2.0, WIDTH, dtype=torch.float64)
     for step, x in enumerate(rows()):
         torch.manual_seed(step)
         x.requires_grad_(corruption is None or corruption.kind != "swap")
         optimizer.zero_grad()
-        terms = module(x, reduction=reduction)
+        terms = module(x, entry_weight=entry_weight, reduction=reduction)
         terms.total.sum().backward()
         optimizer.step()
         seen += [term.detach() for term in (*terms, x.grad) if term is not None]

@@ -40,14 +40,22 @@ def decoder(rows: int, units: int, features: int) -> Tensors:
 
 
 def functions(
-    loss: str, output_activation: str = "linear", reduction: str = "none", missing: bool = False
+    loss: str,
+    output_activation: str = "linear",
+    reduction: str = "none",
+    missing: bool = False,
+    entry_weight: Tensor | None = None,
 ) -> tuple[Function, Function]:
     def ours(code: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensors:
         options = {"output_activation": output_activation, "reduction": reduction, "missing": missing}
+        if entry_weight is not None:
+            options["entry_weight"] = entry_weight.to(DEVICE)
         return {"loss": functional.reconstruction_loss(code, weight, bias, target, loss, **options)}
 
     def reference(code: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensors:
-        rows = R.reconstruction_loss(code, weight, bias, target, loss, output_activation, missing=missing)
+        rows = R.reconstruction_loss(
+            code, weight, bias, target, loss, output_activation, missing, entry_weight
+        )
         return {"loss": {"none": lambda: rows, "mean": rows.mean, "sum": rows.sum}[reduction]()}
 
     return ours, reference
@@ -76,6 +84,17 @@ def test_missing_entries_are_left_out(loss: str, reduction: str, strategy: str):
     tensors = decoder(*SHAPE)
     tensors["target"][::2, 1::3] = torch.nan
     assert_like_reference(*functions(loss, reduction=reduction, missing=True), tensors, torch.float32)
+
+
+@LOSS
+@pytest.mark.parametrize("form", [(1, SHAPE[2]), (SHAPE[0], 1), (SHAPE[0], SHAPE[2])], ids=str)
+def test_entries_are_weighed(loss: str, form: tuple[int, int], strategy: str):
+    """Those of weight 0 are left out, also where their loss would not be a number."""
+    tensors, weight = decoder(*SHAPE), uniform(*form, seed=5)
+    weight[weight < 0.3] = 0.0
+    tensors["target"].masked_fill_(weight == 0.0, torch.nan)
+    reduction = "none" if form[0] == 1 else "mean"
+    assert_like_reference(*functions(loss, reduction=reduction, entry_weight=weight), tensors, torch.float32)
 
 
 @LOSS

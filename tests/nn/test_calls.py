@@ -112,7 +112,7 @@ def test_a_hook_that_does_nothing_changes_nothing(sizes, reduction):
 
     def step(model: nn.Module) -> list[Tensor]:
         torch.manual_seed(1)
-        total = model(rows(), reduction=reduction).total.sum()
+        total = model(rows(), entry_weight=torch.arange(6.0), reduction=reduction).total.sum()
         return [total, *torch.autograd.grad(total, list(model.parameters()))]
 
     torch.testing.assert_close(step(hooked), step(plain))

@@ -120,6 +120,9 @@ class DecodeLoss(NamedTuple):
     keep_scale: float
     corrupted: float  # what the entries count that the mask hits
     clean: float  # and the others
+    entry_weight: Any  # further weights, [M or 1, N or 1]
+    entry_weight_stride_m: Any  # None where contiguous, 0 where there is one row
+    entry_weight_stride_n: Any
     rows: Any  # partials of the loss per row
     total: Any  # or of its sum over rows
     grad: Any  # dl/da
@@ -127,8 +130,17 @@ class DecodeLoss(NamedTuple):
 
 
 @triton.jit
-def _entry_weights(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
+def _emphasis(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
     return tl.where(mask_hits(a, block_m, block_n, N, BM, BN), a.corrupted, a.clean)
+
+
+@triton.jit
+def _load_entry_weight(a, x, row, col, M, N):
+    """Weights of entries, and the target x, which is 0 where the weight is: NaN times 0 would be NaN."""
+    weight = load_strided_tile(
+        a.entry_weight, row, col, M, N, a.entry_weight_stride_m, a.entry_weight_stride_n
+    )
+    return weight, tl.where(weight == 0.0, 0.0, x)
 
 
 @triton.jit
@@ -141,14 +153,19 @@ def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.const
     row, col = tile_indices(block_m, block_n, BM, BN)
     z = _with_bias(value, a, col, N)
     x = _load_target(a, row, col, M, N)
+    if a.entry_weight is not None:
+        weight, x = _load_entry_weight(a, x, row, col, M, N)
     losses, grad = a.entry(z, x, a)
     if a.missing is not None:
         losses = tl.where(x == x, losses, 0.0)
         grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
-        weights = _entry_weights(a, block_m, block_n, N, BM, BN)
-        losses *= weights
-        grad *= weights
+        emphasis = _emphasis(a, block_m, block_n, N, BM, BN)
+        losses *= emphasis
+        grad *= emphasis
+    if a.entry_weight is not None:
+        losses *= weight
+        grad *= weight
     store_sums(a.rows, a.total, losses, row, col, block_m, block_n, M, N, BM)
     if a.column_sums is not None:
         store_column_sums(a.column_sums, grad, row, col, block_m, M, N)
@@ -161,11 +178,15 @@ def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constex
     row, col = tile_indices(block_m, block_n, BM, BN)
     z = _with_bias(value, a, col, N)
     x = _load_target(a, row, col, M, N)
+    if a.entry_weight is not None:
+        weight, x = _load_entry_weight(a, x, row, col, M, N)
     grad = a.entry(z, x, a)
     if a.missing is not None:
         grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
-        grad *= _entry_weights(a, block_m, block_n, N, BM, BN)
+        grad *= _emphasis(a, block_m, block_n, N, BM, BN)
+    if a.entry_weight is not None:
+        grad *= weight
     store_tile(a.grad, grad, row, col, M, N)
 
 

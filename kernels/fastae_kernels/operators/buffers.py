@@ -26,6 +26,15 @@ def strides(matrix: Tensor | None) -> tuple[int | None, int | None]:
     return matrix.stride(0), matrix.stride(1)
 
 
+def strides_over(matrix: Tensor | None, shape: torch.Size) -> tuple[int | None, int | None]:
+    """:func:`strides` of a matrix that broadcasts to ``shape``."""
+    if matrix is None or matrix.shape == shape:
+        return strides(matrix)
+    return tuple(
+        0 if size == 1 else stride for size, stride in zip(matrix.shape, matrix.stride(), strict=True)
+    )
+
+
 def unit(size: int) -> int:
     """The power of two up to 8 that divides ``size``; 1 for multiples of 16, which Triton sees by itself."""
     return 1 if size % 16 == 0 else math.gcd(size, 8)

@@ -25,11 +25,13 @@ def _decode_arguments(
     mask: Mask | None,
     corrupted: float,
     clean: float,
+    entry_weight: Tensor | None,
     grad: Tensor,
     rows: Tensor | None = None,
     total: Tensor | None = None,
     column_sums: Tensor | None = None,
 ) -> epilogues.DecodeLoss:
+    weight_stride_m, weight_stride_n = buffers.strides_over(entry_weight, target.shape)
     return epilogues.DecodeLoss(
         entry=entry,
         parameter=parameter,
@@ -42,6 +44,9 @@ def _decode_arguments(
         **buffers.mask_fields(mask),
         corrupted=corrupted,
         clean=clean,
+        entry_weight=entry_weight,
+        entry_weight_stride_m=weight_stride_m,
+        entry_weight_stride_n=weight_stride_n,
         rows=rows,
         total=total,
         grad=grad,
@@ -76,6 +81,7 @@ def decode_loss(
     corrupted: float = 1.0,
     clean: float = 1.0,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
     column_sums: bool = False,
     reduction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -83,7 +89,8 @@ def decode_loss(
 
     code [M, H], weight [D, H]; without a weight ``code`` is the product, [M, D]. Entries that ``mask`` hits
     count ``corrupted``, the others ``clean``. ``parameter`` is the loss's number. With
-    ``missing``, NaN in the target means no loss there.
+    ``missing``, NaN in the target means no loss there. ``entry_weight`` [M or 1, D or 1] are further weights,
+    of which 0 means no loss, either.
     """
     M, D = target.shape
     plan = _plan("decode_loss", code, weight, heavy=loss in HEAVY)
@@ -100,6 +107,7 @@ def decode_loss(
         mask,
         corrupted,
         clean,
+        entry_weight,
         grad,
         rows=buffers.empty_float(code, blocks_n, M) if per_row else None,
         total=None if per_row else buffers.empty_float(code, blocks_n, blocks_m),
@@ -126,6 +134,7 @@ def decode_loss_target_grad(
     corrupted: float = 1.0,
     clean: float = 1.0,
     missing: bool = False,
+    entry_weight: Tensor | None = None,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
     plan = _plan("decode_loss_target_grad", code, weight)
@@ -141,6 +150,7 @@ def decode_loss_target_grad(
         mask,
         corrupted,
         clean,
+        entry_weight,
         grad,
     )
     in_place = weight is None or grad.dtype == code.dtype

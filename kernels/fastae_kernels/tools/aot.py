@@ -167,6 +167,13 @@ def _cases() -> Iterator[_Case]:
     yield case(
         "decode_loss mse emphasis", decode(False, "mse", mask=mask, corrupted=2.0, clean=0.5), product=True
     )
+    weighted = {
+        "mask": mask,
+        "corrupted": 2.0,
+        "missing": True,
+        "entry_weight": _meta(M, D, dtype=torch.float32),
+    }
+    yield case("decode_loss mse weights", decode(False, "mse", **weighted), product=True)
     yield case(
         "decode_loss_target_grad",
         lambda t: operators.decode_loss_target_grad(t(M, H), t(D, H), t(D), t(M, D), "mse"),
