@@ -57,6 +57,8 @@ class Traffic(TorchDispatchMode):
         self._count(list(_tensors(args)))
         if kernel == "elementwise" and any(args[0] is tensor for tensor in _tensors(args[1:])):
             self.bytes += args[0].nbytes  # a pass in place reads and writes it
+        if kernel == "adam":
+            self.bytes += sum(t.nbytes for t in (args[0].parameter, args[0].exp_avg, args[0].exp_avg_sq))
 
     def multiplied(self, *tensors: Tensor) -> None:
         self._count(list(tensors))
@@ -191,6 +193,14 @@ def _case(name: str, dtype: torch.dtype, tied: bool, o: dict[str, Any]) -> Calla
         "random_signs": lambda: operators.random_signs(h, seed, 7),
         "squared_norms": lambda: operators.squared_norms(weight),
         "cast_weight": lambda: operators.cast_weight(weight32, dtype),
+        "adam": lambda: operators.adam(
+            [
+                operators.Updated(
+                    *torch.rand(4, H, D, device=DEVICE), one, 1, *((weight, q) if o["prepares"] else ())
+                )
+            ],
+            *(0.1, (0.9, 0.99), 1e-8, 0.0, False),
+        ),
     }
     return calls[name]
 
@@ -231,6 +241,8 @@ OPERATORS: list[tuple[str, dict[str, Any]]] = [
     ("random_signs", {}),
     ("squared_norms", {}),
     ("cast_weight", {}),
+    ("adam", {"prepares": True}),
+    ("adam", {"prepares": False}),
 ]
 CASES = [pytest.param(*case, id=" ".join(map(str, (case[0], *case[1].items())))) for case in OPERATORS]
 
@@ -255,7 +267,7 @@ def test_bytes_are_those_of_the_tensors(name, options, strategy: str, traffic):
 def test_every_operator_is_counted():
     assert set(cost._COUNTS) == {name for name, _ in OPERATORS}
     sparse = {name for name in operators.__all__ if hasattr(sparse_cost, name)}
-    assert {*cost._COUNTS, *sparse} == set(operators.__all__) - {"DTYPES", "append_passing"}
+    assert {*cost._COUNTS, *sparse} == set(operators.__all__) - {"DTYPES", "Updated", "append_passing"}
 
 
 # --- operations -------------------------------------------------------------------------------------------

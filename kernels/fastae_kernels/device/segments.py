@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .adam import moved
+
 
 class Entries(NamedTuple):
     """Entries i = starts[s], ..., starts[s + 1] - 1 of segments s: factors_i times rows_i of a table.
@@ -172,14 +174,10 @@ def adam_rows(
         along = tl.sum(g * p, 0) / tl.where(square > 0.0, square, 1.0)
         g -= along * p
     m = tl.load(a.exp_avg + at, mask=live, other=0.0).to(tl.float32)
-    m += a.weight1 * (g - m)
-    tl.store(a.exp_avg + at, m, mask=live)
     v = tl.load(a.exp_avg_sq + at, mask=live, other=0.0).to(tl.float32)
-    v = a.beta2 * v + a.weight2 * g * g
+    p, m, v = moved(p, m, v, g, tl.load(a.rates), tl.load(a.rates + 1), a)
+    tl.store(a.exp_avg + at, m, mask=live)
     tl.store(a.exp_avg_sq + at, v, mask=live)
-    rate = tl.load(a.rates)
-    root = tl.load(a.rates + 1)
-    p -= rate * m / (tl.sqrt(v) / root + a.eps)
     if UNIT:
         p *= _norm_factor(tl.sum(p * p, 0))
     tl.store(a.parameter + at, p, mask=live)

@@ -33,4 +33,5 @@ CALLS: dict[str, Callable[[int, int, int, bool], Call]] = {  # from M, D, H, tie
     "swap_backward": lambda M, D, H, tied: Call(M, D, 0, True, ()),
     "squared_norms": lambda M, D, H, tied: Call(H, D, 0, True, ()),
     "cast_weight": lambda M, D, H, tied: Call(H, D, 0, True, ()),
+    "adam": lambda M, D, H, tied: Call(H, D, 0, True, ()),
 }

@@ -206,6 +206,17 @@ def _cases() -> Iterator[_Case]:
     yield case("random_signs", lambda t: operators.random_signs(t(M, H), seed, 5))
     yield case("squared_norms", lambda t: operators.squared_norms(t(H, D)))
     yield case("squared_norms transposed", lambda t: operators.squared_norms(t(D, H).t()))
+    wide = [_meta(H, D, dtype=torch.float32)] * 4
+    for name, decay in (("adam", 0.0), ("adamw", 0.1)):
+
+        def adam(t: Any, decay: float = decay) -> None:
+            jobs = [
+                operators.Updated(*wide, step=scalar, ahead=1, copy=t(H, D), sq_norms=sums),
+                operators.Updated(*[sums] * 4, step=scalar, ahead=1),
+            ]
+            operators.adam(jobs, scalar, (0.9, 0.999), 1e-8, decay, decay > 0.0)
+
+        yield case(name, adam)
     places = _meta(64 * M, dtype=torch.int64)
     by_latent, by_row = _meta(H + 1, dtype=torch.int64), _meta(M + 1, dtype=torch.int64)
     values = _meta(64 * M, dtype=torch.float32)

@@ -188,6 +188,11 @@ def cast_weight(M: int, D: int, H: int, e: int, plan: Plan) -> Cost:
     return Cost((4 + e) * H * D + 4 * H)
 
 
+def adam(M: int, D: int, H: int, e: int, plan: Plan, *, prepares: bool = True) -> Cost:
+    """A weight and two moments read and written in float32, a gradient read; a copy and norms written."""
+    return Cost(7 * 4 * H * D + prepares * (e * H * D + 4 * H))
+
+
 _COUNTS: dict[str, Callable[..., Cost]] = {
     f.__name__: f
     for f in (
@@ -203,6 +208,7 @@ _COUNTS: dict[str, Callable[..., Cost]] = {
         random_signs,
         squared_norms,
         cast_weight,
+        adam,
     )
 }
 
