@@ -6,7 +6,6 @@ stub driver (``dry``) the same calls are compiled and launched, and no time or e
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import importlib.util
@@ -35,18 +34,16 @@ from fastae_kernels.plan.schedules import GemmConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastae
-from benchmarks import gpu_sparse
+from benchmarks import gpu_sparse, gpu_training
 from benchmarks.gpu_machine import Machine, Save, Work
 from fastae.bench import runs
 from fastae.bench.gate import TOLERANCES, error_of, largest_error
 from fastae.bench.groups import STEP
 from fastae.bench.operators import OPERATORS, Call, Tensors
-from fastae.bench.problems import CONTRACTIVE, MASKING, Problem, Shape
+from fastae.bench.problems import Problem, Shape
 from fastae.bench.providers import FLOOR, Floor, make_provider
 from fastae.bench.results import clocks, describe
 from fastae.bench.suite import Suite
-from fastae.train.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = (Shape(8192, 4096, 16384), Shape(8192, 784, 1000), Shape(1024, 784, 2000), Shape(256, 784, 1000))
@@ -148,27 +145,6 @@ def _check(here: Machine, found: dict[str, Any], name: str, dtype: str, call: An
             found["problems"][name] = f"off by {error:.1e}"
     except Exception as error:  # the others still count
         found["problems"][name] = f"{type(error).__name__}: {error}"[:300]
-
-
-def captured(here: Machine, save: Save, steps: int = 20) -> dict[str, Any]:
-    """Twenty captured training steps beside plain ones, on the same noise."""
-    x = torch.rand(256, 784, device=here.device)
-    model = fastae.nn.Autoencoder(784, 1000, corruption=MASKING, contractive=CONTRACTIVE).to(here.device)
-    ends, found = [], {}
-    for graph in (False, not here.dry):
-        own = copy.deepcopy(model)
-        optimizer = torch.optim.Adam(own.parameters(), fused=True)
-        step = TrainingStep(own, optimizer, autocast=torch.bfloat16, graph=graph)
-        torch.manual_seed(0)
-        for _ in range(steps):
-            step(x)
-        ends.append([p.detach().clone() for p in own.parameters()])
-        found = {"captured": step.captured, "reason": step.reason}
-    if here.dry:
-        return found
-    apart = max(float((a - b).abs().max()) for a, b in zip(*ends, strict=True))
-    problems = {} if apart == 0.0 and found["captured"] else {"captured": f"off by {apart:.1e}"}
-    return found | {"difference": apart, "problems": problems}
 
 
 class _NoProducts(TorchDispatchMode):
@@ -498,7 +474,8 @@ STAGES: dict[int, tuple[float, dict[str, Part]]] = {
             "machine": Part(machine, 30.0),
             "prebuild": Part(prebuild, 60.0, kernels=False),
             "smoke": Part(smoke, 60.0),
-            "captured": Part(captured, 30.0),
+            "captured": Part(gpu_training.captured, 30.0),
+            "updates": Part(gpu_training.updates, 30.0),
             "sparse": Part(gpu_sparse.sparse, 40.0),
             "table": Part(table, 80.0),
             "steps": Part(steps, 60.0),

@@ -18,6 +18,7 @@ from ..tensors import sum_dtype
 from .layers import decoding_of, target_gradient
 from .noise import draw
 from .once import Context, first_order
+from .prepared import prepare
 from .units import UnitShard
 
 
@@ -80,9 +81,9 @@ class AutoencoderObjective(Function):
         ctx.dtypes = x.dtype, weight.dtype
         given = [t if t is not None and t.requires_grad else None for t in (x, weight, decoder_weight)]
         x_in = _encoder_input(x, seed, o, dtype)
-        weight, sq_norms = _cast_and_norms(weight, dtype, o.contractive != 0.0 or o.higher_order != 0.0)
-        if decoder_weight is not None and dtype is not None:
-            decoder_weight = decoder_weight.to(dtype)
+        weight, sq_norms, _ = prepare(weight, dtype, o.contractive != 0.0 or o.higher_order != 0.0)
+        if decoder_weight is not None:
+            decoder_weight, _, _ = prepare(decoder_weight, dtype)
         encoded = ops.encode(
             x_in,
             weight,
@@ -304,13 +305,6 @@ def weighted_total(terms: list[Tensor | None], kl: Tensor | None, o: Objective, 
     if kl is not None and count:
         total = total + o.kl * count * kl
     return total.clone() if total is reconstruction else total
-
-
-def _cast_and_norms(weight: Tensor, dtype: torch.dtype | None, norms: bool) -> tuple[Tensor, Tensor | None]:
-    """The weight in the products' dtype, and its squared norms if they are wanted."""
-    if dtype is None or weight.dtype == dtype:
-        return weight, ops.squared_norms(weight) if norms else None
-    return ops.cast_weight(weight, dtype) if norms else (weight.to(dtype), None)
 
 
 # --- higher-order contraction -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed import World, shards_of
+from ..distributed import World
 from ..errors import TrainingError
 from ..interruption import Interrupted, Interruption
 from ..share import sharing
@@ -195,7 +195,7 @@ class StageRunner:
             autocast=session.autocast_dtype,
             graph=session.config.graph and not self._rates.cycles,
             world=session.world,
-            shards=shards_of(plan.module),
+            module=plan.module,
             compile=session.config.compile,
         )
         session.display.start(plan.name, self._steps, done, plan.epochs)

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from ..checks import check_nonnegative
 from ..distributed import Sums, World, shards_of
-from ..gradients import UnitShard
 from ..share import sharing
 from ..tensors import is_split
+from .adam import updates
 from .compiled import Compiled
 from .graph import Capture, Graphed, capture_on
 
@@ -53,9 +53,10 @@ class TrainingStep:
         graph: whether to capture the step where the device can.
         world: processes that take each step together, each with its part of the batch's rows, which
             :meth:`~fastae.distributed.World.part` gives. The step is then that of the whole batch.
-        shards: who holds the other parts of parameters of which this process has one, for the norm of the
-            gradient, as :func:`fastae.distributed.shards_of` gives them. That of ``loss`` where it is a
-            module.
+        module: what ``loss`` calls where it is no module itself; it then changes no parameter. The module
+            tells which parameters are parts of larger ones, for the norm of the gradient. With kernels, the
+            steps of one call on an :class:`fastae.nn.Autoencoder` with Adam then have one kernel each for the
+            update and the next step's cast and norms of the weights.
         compile: whether to compile the loss and its gradient by torch.compile, once for each shape of the
             batch. Results agree up to rounding, noise exactly. On a CPU this needs a C++ compiler. Where
             compiling fails, a warning says why and the loss runs as it is. Not with several processes.
@@ -81,7 +82,7 @@ class TrainingStep:
         autocast: torch.dtype | None = None,
         graph: bool = True,
         world: World | None = None,
-        shards: Mapping[Tensor, UnitShard] | None = None,
+        module: nn.Module | None = None,
         compile: bool = False,
     ) -> None:
         check_nonnegative("clip_norm:", clip_norm)
@@ -102,10 +103,12 @@ class TrainingStep:
         self._loss, self.optimizer, self._data = self._compiled or loss, optimizer, tuple(data)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._clip_norm, self._autocast = clip_norm, autocast
-        self._shards = shards_of(loss) if shards is None and isinstance(loss, nn.Module) else shards or {}
+        self._module = loss if module is None and isinstance(loss, nn.Module) else module
+        self._shards = {} if self._module is None else shards_of(self._module)
         self._device = self._parameters[0].device
         self._names: list[str] = []
         self._sums: Tensor | None = None
+        self._one: Tensor | None = None  # the gradient of the loss with respect to itself
         self._over: Sums | None = None
         if world is not None and world.grouped:
             split = any(map(is_split, self._parameters))
@@ -180,17 +183,31 @@ class TrainingStep:
 
     def _run(self, rates: Sequence[float] | Tensor | None, *batch: Tensor | None, total: int | None) -> Any:
         """All steps of one call, which are captured together."""
-        if not self._data:
-            return self._step(None if rates is None else rates[0], batch, total)
-        terms = None
-        (index,) = batch
-        assert index is not None
-        for k, rows in enumerate(index):
-            gathered = tuple(None if t is None else t.index_select(0, rows) for t in self._data)
-            terms = self._step(None if rates is None else rates[k], gathered, total)
+        batches, rows = [batch], _rows(batch)
+        if self._data:
+            (index,) = batch
+            assert index is not None
+            batches, rows = _gathered(self._data, index), index.shape[1]
+        terms, taken = None, []
+        module = None if self._over is not None or self._compiled is not None else self._module
+        try:
+            with updates(self.optimizer, module, len(batches), self._set_rate) as update:
+                for k, own in enumerate(batches):
+                    terms, values = self._step(update, None if rates is None else rates[k], own, total)
+                    taken.append(values)
+        finally:
+            if taken:
+                self._accumulate(taken, rows if total is None else total)
         return terms
 
-    def _step(self, rate: float | Tensor | None, batch: tuple[Tensor | None, ...], total: int | None) -> Any:
+    def _step(
+        self,
+        update: Callable[[float | Tensor | None], None],
+        rate: float | Tensor | None,
+        batch: tuple[Tensor | None, ...],
+        total: int | None,
+    ) -> tuple[Any, Sequence[Tensor]]:
+        """(result of the loss, detached; values of its terms)."""
         torch.clear_autocast_cache()  # an autocast around the calls would keep the parameters as they were
         share = None
         if self._over is not None and total is not None:
@@ -204,24 +221,24 @@ class TrainingStep:
                 with torch.autocast(self._device.type, self._autocast):
                     terms = self._loss(*batch)
         named = self._checked(_named(terms))
-        loss = named["total"]
-        values = torch.stack([term.detach() for term in named.values()])
+        loss, values = named["total"], [term.detach() for term in named.values()]
         if self._over is None or share is None:
-            self._check_finite(values)
+            self._check_finite(values[0])
         self.optimizer.zero_grad(set_to_none=True)
         if self._over is None or share is None:
-            loss.backward()
+            if self._one is None or self._one.dtype != loss.dtype:
+                self._one = torch.ones_like(loss, requires_grad=False)
+            loss.backward(self._one)
         else:
-            values = self._over.backward(loss, values.to(torch.float64), share)
-            self._check_finite(values)
-        if rate is not None:
-            self._set_rate(rate)
+            values = self._over.backward(loss, torch.stack(values).to(torch.float64), share).unbind()
+            self._check_finite(values[0])
         if self._clip_norm:
             self._clip()
-        self.optimizer.step()
+        update(rate)
         torch.clear_autocast_cache()
-        self._accumulate(list(named), values, _rows(batch) if total is None else total)
-        return _detached(terms)
+        if not self._names:
+            self._names = list(named)
+        return _detached(terms), values
 
     def _clip(self) -> None:
         """Clip the norm of the whole gradient, to which parts that other processes hold belong."""
@@ -235,10 +252,10 @@ class TrainingStep:
             total = torch.hypot(total.to(square), square.sqrt())
         nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
 
-    def _check_finite(self, values: Tensor) -> None:
+    def _check_finite(self, loss: Tensor) -> None:
         """Refuse an update by a loss that is not finite, where that does not wait for a device."""
-        if not self.captured and values.device.type == "cpu" and not math.isfinite(values[0].item()):
-            raise FloatingPointError(f"the loss is {values[0].item()}")
+        if not self.captured and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()}")
 
     def _set_rate(self, rate: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
@@ -256,9 +273,12 @@ class TrainingStep:
             raise ValueError(f"loss: expected the terms of the calls before ({expected}), got {got}")
         return {name: named[name] for name in self._names}
 
-    def _accumulate(self, names: list[str], values: Tensor, rows: int) -> None:
+    def _accumulate(self, taken: list[Sequence[Tensor]], rows: int) -> None:
+        """Add the terms of some steps of so many rows to the sums."""
+        values = torch.stack([term for terms in taken for term in terms]).view(len(taken), -1)  # [K, T]
+        values = values[0] if len(taken) == 1 else values.sum(0, dtype=torch.float64)
         if self._sums is None:
-            self._names, self._sums = names, torch.zeros_like(values, dtype=torch.float64)
+            self._sums = torch.zeros_like(values, dtype=torch.float64)
         self._sums.add_(values, alpha=rows)
 
     def sums(self) -> dict[str, float]:
@@ -287,6 +307,13 @@ def steps_per_call(parameters: int, rows: int) -> int:
 def _rows(batch: tuple[Tensor | None, ...]) -> int:
     """Number of rows of the first tensor; 0 without one."""
     return next((len(t) for t in batch if t is not None), 0)
+
+
+def _gathered(data: Sequence[Tensor | None], index: Tensor) -> list[tuple[Tensor | None, ...]]:
+    """The batch of each step for indices [K, B]; of all steps at once."""
+    steps, rows = index.shape
+    columns = [[None] * steps if t is None else t.index_select(0, index.flatten()).split(rows) for t in data]
+    return list(zip(*columns, strict=True))
 
 
 def _indices(batch: tuple[Tensor | None, ...]) -> Tensor:

@@ -57,19 +57,22 @@ class Unrecorded(Capture):
         raise AssertionError("nothing is recorded here")
 
 
-def training_step() -> None:
+def training_step(together: int = 0) -> None:
+    """One on a batch, or several in a call on rows of data."""
     model = nn.Autoencoder(784, 1000, corruption=fastae.Masking(0.25), contractive=0.1)
+    x = torch.rand(SHAPE.rows, SHAPE.features)
     own = TrainingStep(
         model,
         torch.optim.Adam(model.parameters(), fused=True, capturable=True),
+        data=[x] if together else [],
         autocast=torch.bfloat16,
         graph=False,
     )
     own._capture_by(Unrecorded())
-    x = torch.rand(SHAPE.rows, SHAPE.features)
-    own(x)  # what the first step makes, once: the optimizer's state, and the sums
-    seen.kernels.clear()
-    own(x)
+    index = torch.arange(SHAPE.rows).expand(together, -1)
+    for _ in range(2):  # the first makes the optimizer's state and the sums, once
+        seen.kernels.clear()
+        own(index, rates=[0.1] * together) if together else own(x)
 
 
 def operators_of_odd_sizes() -> None:
@@ -104,6 +107,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
     "step, eager": ({}, lambda: step(STEP.eager)),
     "TrainingStep, fused": ({"strategy": "fused", **SMALL}, training_step),
     "TrainingStep, split": ({"strategy": "split"}, training_step),
+    "TrainingStep of 4, fused": ({"strategy": "fused", **SMALL}, lambda: training_step(4)),
     "odd sizes, fused": ({"strategy": "fused", **SMALL}, operators_of_odd_sizes),
     "everything, fused": ({"strategy": "fused", **SMALL}, everything),
     "everything, split": ({"strategy": "split"}, everything),
