@@ -127,7 +127,7 @@ def _train(config: SparseTrainConfig, console: Console) -> None:
         described = "  ".join(f"{name} {value:.5g}" for name, value in terms.items())
         console.print(f"epoch {epoch}/{config.epochs}  {described}")
 
-    if config.resume and (Path(config.out) / training.RUN).exists():
+    if config.resume and (Path(config.out) / training.DICTIONARY_RUN).exists():
         console.print(f"{config.out} is finished: there is nothing left to train")
     result = training.train(config, progress, given=given_options(config))
     _print(console, result.figures, f"{result.config.data}, rows held out")
@@ -230,7 +230,7 @@ def _batches(rows: Rows | Tensor) -> Iterable[Tensor]:
 def _load(run: str, data: str | None, part: PartName | None, scaling: Any) -> _Given:
     """Without a ``part`` the rows are the test part's where there is one."""
     own = None
-    if (Path(run) / training.RUN).is_file():
+    if (Path(run) / training.DICTIONARY_RUN).is_file():
         trained = training.load(run)
         sae, scaling = trained.sae, trained.scaling
         named, own = data is not None, trained.config.data

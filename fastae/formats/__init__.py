@@ -53,6 +53,8 @@ def read(path: Path | str, format: str = "auto") -> SparseAutoencoder:
     module = FORMATS[format]
     file = path / module.WEIGHTS if path.is_dir() else path
     if not file.is_file():
+        if any(path.glob("checkpoint-*")):
+            raise FormatError(f"{path}: holds a run of fastae train, not a sparse autoencoder")
         raise FormatError(f"{file}: no such file, which the {format} format needs")
     return module.read(file)
 

@@ -362,6 +362,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 def _load(folder: Path, device: torch.device | str, with_state: bool, mesh: Any) -> Checkpoint:
     description = read_json(folder / "config.json")
+    if "sparse_autoencoder" in description:
+        raise CheckpointError(f"{folder}: holds a sparse autoencoder, which the commands of fastae sae read")
     file = tensor_path(folder, "model")
     header = read_header(file)
     try:

@@ -34,13 +34,12 @@ from .data import Dataset, Rows, load_dataset, split
 from .data.parts import is_stored
 from .data.rows import chosen_window
 from .data.scaling import AffineScaling
-from .dictionary_state import STATE, Position, read_config, restore_state, save_state
-from .folder import locked
+from .dictionary_state import Position, read_config, restore_state, save_state
+from .folder import DICTIONARY_RUN, DICTIONARY_STATE, has_checkpoint, locked
 from .seeds import mix
 from .step import TrainingStep
 from .typed import typed_fields
 
-RUN = "train.json"
 _WARM_UP, _DECAY = 0.05, 0.2
 _CHUNK = 4096
 _HELD_OUT = 0.1
@@ -193,7 +192,7 @@ def train(
         made = folder.is_dir()
         if made:
             held.enter_context(locked(folder))
-        if (folder / RUN).exists() and config.resume:
+        if (folder / DICTIONARY_RUN).exists() and config.resume:
             finished = load(folder)
             _kept(config, finished.config, given)
             return finished
@@ -217,9 +216,11 @@ def train(
 
 def _begun(folder: Path, resume: bool) -> bool:
     """True if a folder has an unfinished run; ``CheckpointError`` for a run that is not to be resumed."""
-    if (folder / RUN).exists():
+    if (folder / DICTIONARY_RUN).exists():
         raise CheckpointError(f"out: {folder} has a run already; choose another folder")
-    begun = (folder / STATE).exists()
+    if has_checkpoint(folder):
+        raise CheckpointError(f"out: {folder} holds a run of fastae train, or a model; choose another folder")
+    begun = (folder / DICTIONARY_STATE).exists()
     if begun and not resume:
         raise CheckpointError(f"out: {folder} has an unfinished run; continue it with resume (--resume)")
     return begun
@@ -259,7 +260,7 @@ def _run(
     figures = evaluate(sae, data.held_out, data.directions)
     run = SparseRun(sae, data.scaling, config, figures, folder)
     _write(run, log)
-    (folder / STATE).unlink(missing_ok=True)
+    (folder / DICTIONARY_STATE).unlink(missing_ok=True)
     return run
 
 
@@ -277,7 +278,7 @@ def _fit(
     try:
         start.check(config.epochs, per_epoch)
     except ValueError as error:
-        raise CheckpointError(f"{Path(config.out) / STATE}: {error}") from error
+        raise CheckpointError(f"{Path(config.out) / DICTIONARY_STATE}: {error}") from error
     log, saved = list(start.log), time.monotonic()
 
     def save(epoch: int, batch: int) -> None:
@@ -330,7 +331,7 @@ def load(path: Path | str) -> SparseRun:
     path = Path(path)
     sae = formats.read(path, "fastae").eval()
     try:
-        values = json.loads((path / RUN).read_text("utf-8"))
+        values = json.loads((path / DICTIONARY_RUN).read_text("utf-8"))
         config = _config(values["config"])
         scaling = None if values["scaling"] is None else AffineScaling.from_dict(values["scaling"])
         figures = dict(values["figures"])
@@ -339,7 +340,7 @@ def load(path: Path | str) -> SparseRun:
         if scaling is not None and scaling.width not in (None, sae.in_features):
             raise ValueError(f"scaling: {scaling.width} columns do not fit rows of {sae.in_features}")
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path / RUN}: could not be read ({error})") from error
+        raise CheckpointError(f"{path / DICTIONARY_RUN}: could not be read ({error})") from error
     return SparseRun(sae, scaling, config, figures, path)
 
 
@@ -462,4 +463,4 @@ def _write(run: SparseRun, log: list[dict[str, float]]) -> None:
         "scaling": None if run.scaling is None else run.scaling.to_dict(),
         "figures": run.figures,
     }
-    write_whole(run.path / RUN, json.dumps(values, indent=2) + "\n")
+    write_whole(run.path / DICTIONARY_RUN, json.dumps(values, indent=2) + "\n")

@@ -18,10 +18,10 @@ from ..errors import CheckpointError, one_line
 from ..files import write_whole
 from ..sparse.module import SparseAutoencoder
 from .checkpoint_files import fill
+from .folder import DICTIONARY_STATE
 from .optimizer_state import optimizer_state, restore_optimizer
 from .typed import typed, typed_fields
 
-STATE = "training.safetensors"
 _MODULE, _OPTIMIZER = "module.", "optimizer."
 
 
@@ -63,7 +63,7 @@ def save_state(
     named = {_MODULE + name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
     named |= {_OPTIMIZER + name: tensor.contiguous() for name, tensor in tensors.items()}
     state = {"config": config, "position": asdict(position), "optimizer": values}
-    write_whole(folder / STATE, save(named, {"state": json.dumps(state)}))
+    write_whole(folder / DICTIONARY_STATE, save(named, {"state": json.dumps(state)}))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def restore_state(folder: Path, sae: SparseAutoencoder, optimizer: Optimizer) ->
 @contextmanager
 def _opened(folder: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The open file and the values in its header; whatever fails within is a ``CheckpointError``."""
-    path = folder / STATE
+    path = folder / DICTIONARY_STATE
     try:
         with safe_open(path, "pt") as file:
             yield file, json.loads((file.metadata() or {})["state"])

@@ -12,6 +12,9 @@ from ..errors import CheckpointError
 from ..files import is_at, lock, write_whole
 from .checkpoint import find_checkpoint
 
+DICTIONARY_FILES = DICTIONARY_STATE, DICTIONARY_RUN = "training.safetensors", "train.json"
+"""What a dictionary's run has, while it trains and at its end."""
+
 _LOCK = ".lock"
 _LAUNCH = ".launch"
 
@@ -79,6 +82,7 @@ def check_new(out: str | None) -> None:
     folder = Path(out)
     if os.path.lexists(folder) and not folder.is_dir():
         raise CheckpointError(f"out: {folder} is a file; a run needs a folder")
+    _refuse_dictionary(folder)
     if has_checkpoint(folder):
         raise CheckpointError(
             f"out: {folder} holds a run already; continue it with resume (--resume) or choose another folder"
@@ -95,10 +99,16 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def check_run(out: str) -> None:
-    """Refuse to continue a single checkpoint in place of its run."""
+    """Refuse to continue a single checkpoint in place of its run, and a dictionary's run."""
+    _refuse_dictionary(Path(out))
     if (Path(out) / "config.json").is_file():
         raise CheckpointError(f"out: {out} is a single checkpoint; give the folder of its run")
     find_checkpoint(out)
+
+
+def _refuse_dictionary(folder: Path) -> None:
+    if any((folder / name).exists() for name in DICTIONARY_FILES):
+        raise CheckpointError(f"out: {folder} holds a run of fastae sae train; choose another folder")
 
 
 @contextmanager

@@ -84,7 +84,8 @@ def check_values(dataset: Dataset, options: Options) -> None:
             what = f"{loss.name} needs values in [{low:g}, {high:g}], and {dataset.name} scaled by"
             what = f"{what} {dataset.scaling.name!r} has {least:g} to {most:g}"
             if rows is dataset.train:
-                scalings = "none" if loss.of_counts else "unit or minmax"
-                raise ValueError(f"loss: {what}; use scaling {scalings}, or the loss mse")
+                scalings = ("none",) if loss.of_counts else ("unit", "minmax")
+                others = "" if dataset.scaling.name in scalings else f"scaling {' or '.join(scalings)}, or "
+                raise ValueError(f"loss: {what}; use {others}the loss mse")
             warnings.warn(f"loss: {what} in its test part, which mse is reported for", stacklevel=5)
             break

@@ -17,11 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastae.errors import CheckpointError
+from fastae.formats import FormatError
 from fastae.interruption import Interrupted
+from fastae.train import Stage, TrainConfig, dataset_from_arrays, load_checkpoint, train
 from fastae.train import dictionary as training
 from fastae.train.dictionary import SparseTrainConfig
-from fastae.train.dictionary_state import STATE
-from fastae.train.folder import locked
+from fastae.train.folder import DICTIONARY_STATE, locked
 from fastae.train.step import TrainingStep
 
 
@@ -66,7 +67,7 @@ def test_killed_runs_end_as_others(optimizer, tmp_path, monkeypatch):
         training.train(replace(config, resume=False))
     with pytest.warns(UserWarning, match="the run keeps its own latents$"):
         resumed = training.train(make(tmp_path / "killed", resume=True, latents=99))
-    assert resumed.config.latents == 32 and not (tmp_path / "killed" / STATE).exists()
+    assert resumed.config.latents == 32 and not (tmp_path / "killed" / DICTIONARY_STATE).exists()
     for name, value in whole.sae.state_dict().items():
         assert torch.equal(resumed.sae.state_dict()[name], value), name
     assert resumed.figures == whole.figures
@@ -111,7 +112,7 @@ def test_a_signal_ends_training_with_its_state_kept(tmp_path):
 def test_a_state_that_does_not_fit_is_refused(tmp_path, change, message):
     config = make(tmp_path / "run")
     interrupt(config)
-    path = tmp_path / "run" / STATE
+    path = tmp_path / "run" / DICTIONARY_STATE
     with safe_open(path, "pt") as file:
         state = json.loads(file.metadata()["state"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -122,3 +123,22 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path, change, message):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="cannot be used"):
         training.train(replace(config, resume=True))
+
+
+def test_a_folder_of_another_kind_of_run_is_refused(tmp_path):
+    rows = dataset_from_arrays("rows", np.random.default_rng(0).random((40, 6)))
+    stage = Stage(epochs=1)
+    own = TrainConfig(
+        sizes=(6, 3), pretrain=stage, out=str(tmp_path / "run"), tensorboard=False, device="cpu"
+    )
+    train(own, dataset=rows)
+    training.train(make(tmp_path / "dictionary"))
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="holds a run of fastae train, or a model"):
+            training.train(make(tmp_path / "run", resume=resume))
+        with pytest.raises(CheckpointError, match="holds a run of fastae sae train"):
+            train(replace(own, out=str(tmp_path / "dictionary"), resume=resume), dataset=rows)
+    with pytest.raises(CheckpointError, match="holds a sparse autoencoder"):
+        load_checkpoint(tmp_path / "dictionary")
+    with pytest.raises(FormatError, match="holds a run of fastae train"):
+        training.load(own.out)

@@ -106,9 +106,9 @@ def test_runs_are_loaded_and_are_dictionaries_of_the_own_format(run):
 def test_configurations_that_do_not_fit_are_refused(run, tmp_path, change, message):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    values = json.loads((folder / training.RUN).read_text())
+    values = json.loads((folder / training.DICTIONARY_RUN).read_text())
     values["config"].update(change)
-    (folder / training.RUN).write_text(json.dumps(values))
+    (folder / training.DICTIONARY_RUN).write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=message):
         training.load(folder)
 
