@@ -54,7 +54,9 @@ def prepare(weight: Tensor, dtype: torch.dtype | None, norms: bool = False) -> P
         made = weight, ops.squared_norms(weight)
     else:
         made = ops.cast_weight(weight, dtype) if norms else (weight.to(dtype), None)
+    if _kept is None:  # as under a compiler, which reads no versions
+        return Prepared(*made, 0)
     prepared = Prepared(*made, weight._version)
-    if _kept is not None and weight.is_leaf:
+    if weight.is_leaf:
         _kept[weight] = prepared
     return prepared
