@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
 
 from fastae import Swap, functional, philox
+from tests.processes import Group
 from tests.support import EVERYTHING
 
 
@@ -35,6 +36,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def _with_fixtures(root: Path, file: str) -> str | None:
     """A file if it has fixtures of its module."""
     return file if 'scope="module"' in (root / file).read_text(encoding="utf-8") else None
+
+
+def _group(size: int) -> Iterator[Group]:
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("needs gloo")
+    group = Group(size)
+    yield group
+    group.close()
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Group]:
+    """A group of two processes."""
+    yield from _group(2)
+
+
+@pytest.fixture(scope="session")
+def four() -> Iterator[Group]:
+    """A group of four processes."""
+    yield from _group(4)
 
 
 class Parameters(NamedTuple):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import importlib.util
 from typing import Any
 
 import pytest
@@ -12,15 +11,9 @@ from torch import Tensor
 
 from fastae import Masking, functional
 from fastae.nn import Autoencoder
+from fastae.ops import forget_backends
 
 ROWS, FEATURES, UNITS, WORLD = 8, 12, 6, 2
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
-    ),
-]
 
 
 def model_and_data() -> tuple[Autoencoder, Tensor]:
@@ -43,32 +36,25 @@ def gradients(model: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {name.removeprefix("module."): p.grad for name, p in model.named_parameters()}
 
 
-def work(rank: int, folder: str) -> None:
-    """One process: its share of the batch, and its mask."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD)
-    try:
+def work(backend: str) -> dict[str, Tensor]:
+    """One process: the gradients of its share of the batch, and its mask."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTAE_BACKEND", backend)
+        forget_backends()
         model, x = model_and_data()
         parallel = torch.nn.parallel.DistributedDataParallel(model)
-        results = gradients(parallel, x.chunk(WORLD)[rank])
-        torch.save(results | {"mask": draw_mask()}, f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+        results = gradients(parallel, x.chunk(WORLD)[torch.distributed.get_rank()])
+        results["mask"] = draw_mask()
+    forget_backends()
+    return results
 
 
 @pytest.fixture(scope="module", params=["torch", "triton"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def results(request: pytest.FixtureRequest, two: Any) -> list[dict[str, Any]]:
     """Results of each of two processes."""
-    backend, folder = request.param, tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        if backend == "triton":
-            pytest.importorskip("triton")
-            patch.setenv("TRITON_INTERPRET", "1")
-        patch.setenv("FASTAE_BACKEND", backend)
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(sys, "path", [str(Path(path).resolve()) for path in sys.path])
-        torch.multiprocessing.spawn(work, (str(folder),), WORLD)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    if request.param == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    return two.run(work, request.param)
 
 
 def test_gradients_are_those_of_the_joined_batch(results: list[dict[str, Any]]):

@@ -70,7 +70,7 @@ def run(config: Config, console: Console) -> None:
     try:
         launch(_train, (settings, given), config.processes, config.restarts, name)
     except Interrupted as error:
-        raise Interrupted(error.number, folder_of_launch(config.out, name)) from None
+        raise Interrupted(error.number, error.run or folder_of_launch(config.out, name)) from None
 
 
 def _train(config: TrainConfig, given: frozenset[str]) -> None:

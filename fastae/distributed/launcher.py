@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from ..errors import one_line
-from ..interruption import Interrupted
+from ..interruption import Interrupted, handled
 from .joining import PeerError
 
 _LOCALHOST = "localhost:0"  # a free port
+_NOTICED = 1.0  # seconds in which the launcher has seen a death, and ends those that suffer from it
+_START_METHOD = "spawn"  # CUDA does not survive a fork
 
 
 def launch(
@@ -21,7 +27,8 @@ def launch(
 ) -> None:
     """Call a function in several processes of this machine, as ``torchrun --standalone`` would start them.
 
-    Where a process dies, all are started again. An error that the function raises ends them for good.
+    Where a process dies, all are started again. An error that the function raises ends them for good. A
+    signal is passed on to the processes, which may take their time; after a second one they have 30 seconds.
 
     Args:
         work: a function of a module.
@@ -51,13 +58,27 @@ def launch(
         rdzv_endpoint=_LOCALHOST,
         max_restarts=restarts,
         monitor_interval=0.1,
-        start_method="spawn",
+        start_method=_START_METHOD,
+        signals_to_handle="SIGQUIT",  # others are handled here
     )
+    received = multiprocessing.get_context(_START_METHOD).RawValue("i", 0)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if received.value:
+            raise SignalException("a second signal", signal.Signals(number))
+        received.value = number
+        for process in multiprocessing.active_children():
+            with suppress(OSError, TypeError):  # it has ended, or is not there yet
+                os.kill(process.pid, number)  # pyright: ignore[reportArgumentType]
+
     try:
-        errors = elastic_launch(config, _work)(work, args)
+        with handled(pass_on):
+            errors = elastic_launch(config, _work)(received, work, args)
     except SignalException as error:
         raise Interrupted(int(error.sigval)) from None
     except ChildFailedError as error:
+        if received.value:
+            raise Interrupted(received.value) from None
         rank, failure = error.get_first_failure()
         end = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         times = f"{restarts + 1} times, the last time" if restarts else "with"
@@ -67,11 +88,17 @@ def launch(
             raise error
 
 
-def _work(work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:
-    """The error that all processes have agreed on; any other ends this one, so that the launcher ends all."""
+def _work(received: Any, work: Callable[..., None], args: tuple[Any, ...]) -> BaseException | None:
+    """The error that all processes have agreed on; any other ends this one, so that the launcher ends all.
+
+    ``received`` is the signal that the launcher has passed on, which may have come before this process.
+    """
+    if received.value:
+        return Interrupted(received.value)
     try:
         work(*args)
     except PeerError:
+        time.sleep(_NOTICED)
         sys.exit(PeerError.exit_code)
     except (Exception, KeyboardInterrupt) as error:
         if not hasattr(error, "elsewhere"):

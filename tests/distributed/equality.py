@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.group import Group
 from tests.distributed.runs import config, of_one_process, trained
 from tests.distributed.test_data_parallel import CASES
+from tests.processes import Group
 
 KINDS = ("data", "weights")
 

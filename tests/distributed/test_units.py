@@ -16,11 +16,11 @@ from fastae.distributed.mesh import PARTS
 from fastae.nn import Autoencoder, StackedAutoencoder
 from fastae.train import Stage, TrainingStep, load_checkpoint
 from fastae.train import step as step_module
-from tests.distributed.group import Failed
 from tests.distributed.runs import STAGE, assert_same, config, of_one_process, train_until_saved
 from tests.distributed.runs import WIDTH as RUN_WIDTH
 from tests.distributed.runs import trained as trained_run
 from tests.distributed.test_world import with_world
+from tests.processes import Failed
 from tests.train.recording import RecordingCapture
 
 ROWS, WIDTH, UNITS, TOLERANCE = 9, 7, 50, 1e-10  # 50 units are 16, 32 or 2 per process

@@ -13,9 +13,9 @@ import torch
 from fastae.errors import CheckpointError
 from fastae.train import Stage, TrainConfig, load_checkpoint, train
 from fastae.train.checkpoint import gather_checkpoint
-from tests.distributed.group import Failed
 from tests.distributed.runs import assert_same, config, dataset, of_one_process, train_until_saved, trained
 from tests.distributed.test_data_parallel import CASES, DEEP, TOLERANCE
+from tests.processes import Failed
 
 PICKED = ("higher order", "clipping", "early stopping", "deep penalties", "classifier")
 

@@ -15,8 +15,8 @@ from fastae.distributed import Sums, World, joined
 from fastae.errors import DataError
 from fastae.train import TrainingStep
 from fastae.train import step as step_module
-from tests.distributed.group import Failed
 from tests.distributed.runs import config, trained
+from tests.processes import Failed
 from tests.train.recording import RecordingCapture
 
 WIDTH, STEPS = 5, 8

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from fastae.train import dictionary as training
 from fastae.train.dictionary import SparseTrainConfig
 from fastae.train.folder import DICTIONARY_STATE, locked
 from fastae.train.step import TrainingStep
+from tests.processes import forks
 
 
 def make(out: Path, **options) -> SparseTrainConfig:
@@ -51,15 +51,11 @@ def train_until(config: SparseTrainConfig, steps: int) -> None:
 
 @pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 @pytest.mark.parametrize("optimizer", ["adam", "dictionary_adam"])
-def test_killed_runs_end_as_others(optimizer, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+def test_killed_runs_end_as_others(optimizer, tmp_path):
     whole = training.train(make(tmp_path / "whole", optimizer=optimizer, checkpoint_seconds=1e9))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.sparse.test_resume"])
     config = make(tmp_path / "killed", optimizer=optimizer, resume=True)
     for steps in (1, 3, 6) if optimizer == "adam" else (9,):  # also before the first save
-        process = context.Process(target=train_until, args=(config, steps))
+        process = forks().Process(target=train_until, args=(config, steps))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL

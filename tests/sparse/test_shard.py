@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +12,6 @@ from fastae import AuxK, Matryoshka
 from fastae.distributed import full_state_dict, shard_latents
 from fastae.nn import SparseAutoencoder
 from fastae.optim import DictionaryAdam, constrain
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="needs gloo"
-    ),
-]
 
 AUXK = AuxK(weight=0.5, k=5, dead_after=20)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,40 +53,35 @@ def trained(sae: SparseAutoencoder, optimizer: torch.optim.Optimizer) -> list[to
     return losses
 
 
-def work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting{world}"
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=world)
-    try:
-        results = {}
-        for name in CASES:
-            sae = shard_latents(make(name))
-            assert sae.encoder.weight.shape == (16 // world, 6) and sae.code_features == 16
-            losses = trained(sae, constrain(torch.optim.SGD(sae.parameters(), 0.1), sae))
-            results[name] = losses, full_state_dict(sae)
-        sae = shard_latents(make("topk auxk"))
-        results["DictionaryAdam"] = trained(sae, DictionaryAdam(sae, 0.01)), full_state_dict(sae)
-        with pytest.raises(ValueError, match="expected a whole dictionary"):
-            sae.encode(rows()[0])
-        with pytest.raises(ValueError, match="code_features: expected a multiple"):
-            shard_latents(SparseAutoencoder(6, 4 * world + 1, "topk:2"))
-        if world == 4:  # two groups of two, in which the same latents see other rows
-            pairs = [torch.distributed.new_group([0, 1]), torch.distributed.new_group([2, 3])]
-            sae = shard_latents(make("topk"), pairs[rank // 2])
-            before = sae.rows_since_fired.clone()
-            sae(rows()[rank // 2])
-            sae(rows()[2 + rank // 2])
-            assert ((sae.rows_since_fired == before + 44) | (sae.rows_since_fired <= 22)).all()
-            results["counts"] = [], full_state_dict(sae)
-        torch.save(results, f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+def work() -> dict[str, tuple[list[torch.Tensor], dict[str, torch.Tensor]]]:
+    """One process: the losses and the whole state of every case."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    results = {}
+    for name in CASES:
+        sae = shard_latents(make(name))
+        assert sae.encoder.weight.shape == (16 // world, 6) and sae.code_features == 16
+        losses = trained(sae, constrain(torch.optim.SGD(sae.parameters(), 0.1), sae))
+        results[name] = losses, full_state_dict(sae)
+    sae = shard_latents(make("topk auxk"))
+    results["DictionaryAdam"] = trained(sae, DictionaryAdam(sae, 0.01)), full_state_dict(sae)
+    with pytest.raises(ValueError, match="expected a whole dictionary"):
+        sae.encode(rows()[0])
+    with pytest.raises(ValueError, match="code_features: expected a multiple"):
+        shard_latents(SparseAutoencoder(6, 4 * world + 1, "topk:2"))
+    if world == 4:  # two groups of two, in which the same latents see other rows
+        pairs = [torch.distributed.new_group([0, 1]), torch.distributed.new_group([2, 3])]
+        sae = shard_latents(make("topk"), pairs[rank // 2])
+        before = sae.rows_since_fired.clone()
+        sae(rows()[rank // 2])
+        sae(rows()[2 + rank // 2])
+        assert ((sae.rows_since_fired == before + 44) | (sae.rows_since_fired <= 22)).all()
+        results["counts"] = [], full_state_dict(sae)
+    return results
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_processes_train_as_one(world: int, tmp_path: Path):
-    torch.multiprocessing.start_processes(work, (world, str(tmp_path)), nprocs=world, start_method="spawn")
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+@pytest.mark.parametrize("world", ["two", "four"])
+def test_processes_train_as_one(request: pytest.FixtureRequest, world: str):
+    results = request.getfixturevalue(world).run(work)
     for name in [*CASES, "DictionaryAdam"]:
         whole = make("topk auxk" if name == "DictionaryAdam" else name)
         twin = copy.deepcopy(whole)
@@ -107,7 +94,7 @@ def test_processes_train_as_one(world: int, tmp_path: Path):
             torch.testing.assert_close(found, losses, rtol=1e-8, atol=1e-8, msg=name)
             for key, value in whole.state_dict().items():
                 torch.testing.assert_close(state[key], value, rtol=1e-8, atol=1e-8, msg=f"{name}: {key}")
-    if world == 4:
+    if world == "four":
         one = make("topk")
         for first in (0, 2):
             one(rows()[first : first + 2].flatten(0, 1))

@@ -2,11 +2,8 @@
 
 import csv
 import multiprocessing
-import os
 import random
 import signal
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastae.train import Stage, TrainConfig, load_checkpoint, train
+from tests.processes import forks
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,16 +26,7 @@ DELAYS = random.Random(20)
 
 @pytest.fixture(scope="module")
 def processes():
-    """A fork server that has imported everything, so that children start at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "fastae.train", "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        first = context.Process(target=time.monotonic)
-        first.start()
-        first.join()
-        yield context
+    return forks()
 
 
 @pytest.fixture(scope="module")

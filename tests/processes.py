@@ -1,16 +1,50 @@
-"""A group of processes that is started once and runs many functions."""
+"""Processes that start at once, and groups of them that run many functions."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import pytest
 import torch
+
+IMPORTED = (
+    "pytest",
+    "fastae.commands.train",
+    "fastae.commands.tables",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.hf_storage",
+    "torch.distributed.fsdp",
+    "torch.distributed.launcher.api",
+    "torch.nn.parallel.distributed",
+)
+
+
+@functools.cache
+def forks() -> Any:
+    """A multiprocessing context that forks processes, each with one thread, from a server with all imports.
+
+    Where the system cannot fork, processes are spawned.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        first = context.Process(target=time.monotonic)
+        first.start()
+        first.join()
+    return context
 
 
 def free_port() -> int:
@@ -43,7 +77,7 @@ class Group:
     """``size`` processes in one gloo group, each with one thread."""
 
     def __init__(self, size: int) -> None:
-        context, port = multiprocessing.get_context("spawn"), free_port()
+        context, port = forks(), free_port()
         self._pipes, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
