@@ -180,7 +180,7 @@ def save_checkpoint(
         for name in sorted(named.keys() - whole):  # first, as all processes have to get there
             write_parts(folder / name, named[name])
         if world.leads:
-            write_json(folder / "config.json", description)
+            write_json(folder / "config.json", description, indent=2)
             write_json(folder / "state.json", state.values)
             for name, values in whole.items():
                 write_tensors(folder / f"{name}.safetensors", values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .reporting import COLUMNS
@@ -64,8 +64,8 @@ class RunState:
         self.sums, self.best = {}, None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        return asdict(self)
+        """Plain values that JSON can hold; rows of the history are not copied."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"history": list(self.history)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], *, within_stage: bool) -> RunState:

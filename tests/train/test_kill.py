@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs fork"),
 ]
 
-EPOCHS = 60  # of 3 steps, so that many a checkpoint stands at the end of an epoch
+EPOCHS = 30  # of 3 steps, so that many a checkpoint stands at the end of an epoch
 STAGES = ("layer 1", "layer 2", "fine-tuning", "classifier")
 DELAYS = random.Random(20)
 
@@ -31,7 +31,7 @@ def processes():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainConfig:
-    """A run of about a second with every kind of state: noise, momentum, a schedule, best parameters."""
+    """A short run with every kind of state: noise, momentum, a schedule, best parameters."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(1)
     labels = np.arange(220) % 4
@@ -52,7 +52,7 @@ def config(tmp_path_factory) -> TrainConfig:
         classifier=True,
         supervised=stage,
         out=str(folder / "whole"),
-        checkpoint_seconds=0.05,
+        checkpoint_seconds=0.2,
         tensorboard=False,
         device="cpu",
     )
@@ -97,7 +97,7 @@ def whole(processes, config) -> tuple[list[dict[str, Any]], bytes]:
 
 
 def test_a_run_killed_again_and_again_ends_as_if_it_was_not(processes, config, whole, tmp_path):
-    config, kills = replace(config, out=str(tmp_path / "run")), 0
+    config, kills = replace(config, out=str(tmp_path / "run"), checkpoint_seconds=0.05), 0
     while kills < 10 and live(processes, config, DELAYS.uniform(0.05, 0.25)):
         kills += 1
     assert kills >= 4  # the rest may have come too late
