@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .losses import get_loss
 from .tensors import autocast_enabled
 
 
@@ -47,7 +48,7 @@ def check_target(target: Tensor, shape: tuple[int, ...] | torch.Size, like: Tens
         raise ValueError(f"target: is on {target.device}, but the input on {like.device}")
 
 
-def entry_weight_of(weight: Tensor | None, x: Tensor) -> Tensor | None:
+def entry_weight_of(weight: Tensor | None, x: Tensor, loss: str) -> Tensor | None:
     """Weights of the entries of x [*, D] as [M or 1, D or 1] for its M rows; no gradient flows to them."""
     if weight is None:
         return None
@@ -60,6 +61,11 @@ def entry_weight_of(weight: Tensor | None, x: Tensor) -> Tensor | None:
         )
     if weight.device != x.device:
         raise ValueError(f"entry_weight: is on {weight.device}, but the input on {x.device}")
+    if get_loss(loss).of_rows and x.shape[-1] != 1 and (not weight.dim() or weight.shape[-1] == 1):
+        raise ValueError(
+            f"entry_weight: expected weights of features, got {list(weight.shape)}; those of whole rows do "
+            f"not change {loss}: weigh the values of reduction='none'"
+        )
     columns, leading = weight.shape[-1] if weight.dim() else 1, x.shape[:-1]
     if all(size == 1 for size in weight.shape[:-1]):
         return weight.detach().reshape(1, columns)

@@ -136,13 +136,15 @@ def reconstruction_loss(
     - ``"mse"``: (r - x)^2;
     - ``"huber"`` or ``"huber:d"``: (r - x)^2 / 2 within d of x and d (|r - x| - d / 2) beyond, with d = 1 by
       default (Huber 1964);
+    - ``"cosine"``: 1 - cos(r, x), which leaves the length of r free; lengths are held at 1e-8 from below, as
+      in ``torch.nn.functional.cosine_similarity``;
     - ``"bce"``: softplus(a) - x a, the cross-entropy of x in [0, 1] against sigmoid(a);
     - ``"poisson"``: m - x log m, the negative log-likelihood of counts x with the mean
       m = softplus(a), without log x!, which is the same for all m;
     - ``"negative_binomial"`` or ``"negative_binomial:t"``: (x + t) log(1 + m / t) - x log m, the same where
       the variance is m + m^2 / t, with t = 1 by default.
 
-    The last three take a before any activation and have no ``output_activation``. That the target
+    The last three losses take a before any activation and have no ``output_activation``. That the target
     lies in the loss's range is not checked: beyond it, the loss has no least value.
 
     Args:
@@ -151,13 +153,14 @@ def reconstruction_loss(
         bias: [D].
         target: [*, D].
         loss: one of these.
-        output_activation: f_out, for mse and huber.
+        output_activation: f_out, for mse, huber and cosine.
         missing: whether NaN in the target stands for entries that are missing: they have no loss and no
             gradient. ``target.masked_fill(~mask, torch.nan)`` takes a mask.
         entry_weight: weights of the entries, finite and not negative (which is not checked), in a shape that
             broadcasts to the target's: [D] for features, [*, 1] for rows, or [*, D]. The loss is the sum over
             features of weight times loss; it is not divided by the weights' sum. Entries of weight 0 have no
-            loss and no gradient, whatever their target. The weights themselves get no gradient.
+            loss and no gradient, whatever their target. The weights themselves get no gradient. Cosine has
+            them in each of its sums, r x, r r and x x; those of whole rows cancel there and are refused.
         reduction: over rows: ``"mean"``, ``"sum"``, or ``"none"`` for one value per row, [*].
 
     Raises:
@@ -167,7 +170,7 @@ def reconstruction_loss(
     check_name("reduction", reduction, REDUCTIONS)
     get_loss(loss, output_activation)
     check_target(target, (*code.shape[:-1], weight.shape[0]), code)
-    entry_weight = entry_weight_of(entry_weight, target)
+    entry_weight = entry_weight_of(entry_weight, target, loss)
     code, weight, bias = autocast_like_linear(code, weight, bias)
     decoding = Decoding(loss, output_activation, missing=missing, entry_weight=entry_weight)
     value = _reconstruction(as_rows(code), weight, bias, as_rows(target), decoding, reduction)
@@ -275,7 +278,7 @@ def objective_loss(
         target = x
     else:
         check_target(target, x.shape, x)
-    entry_weight = entry_weight_of(entry_weight, x)
+    entry_weight = entry_weight_of(entry_weight, x, objective.loss)
     x = fill_missing(x, objective.missing)
     draw = draw_seed if shard is None else shard.draw_seed
     seed = draw(x.device, generator) if objective.random else None
@@ -304,7 +307,7 @@ def parts_loss(
     """:func:`objective_loss` of an autoencoder given as functions, which may be modules with hooks."""
     check_floating("x", x)
     check_name("reduction", reduction, REDUCTIONS)
-    entry_weight = entry_weight_of(entry_weight, x)
+    entry_weight = entry_weight_of(entry_weight, x, objective.loss)
     seed = draw_seed(x.device, generator) if objective.random else None
     rows = as_rows(x)
     seen = fill_missing(rows, objective.missing)
@@ -388,7 +391,7 @@ def deep_autoencoder_loss(
         x: [*, D].
         encoder: layers from the input to the code, as in :func:`deep_contractive_encode`.
         decoder: layers from the code to the reconstruction. The last one's activation is the output
-            activation for mse and huber, and must be ``"linear"`` for the other losses.
+            activation for mse, huber and cosine, and must be ``"linear"`` for the other losses.
         probes: random probes per row for the penalty of the whole encoder.
         entry_weight, reduction, generator: as in :func:`autoencoder_loss`.
         **options: as in :func:`autoencoder_loss`; the penalties and the noise are those of the last code.
@@ -465,7 +468,7 @@ def _deep_loss(
     generator: torch.Generator | None,
 ) -> AutoencoderLoss:
     """The deep objective on x [*, D] of functions of rows; ``reconstruction`` gives the reduced loss."""
-    rows, entry_weight = as_rows(x), entry_weight_of(entry_weight, x)
+    rows, entry_weight = as_rows(x), entry_weight_of(entry_weight, x, o.loss)
     code = fill_missing(rows, o.missing)
     seed = None
     if o.corruption is not None:

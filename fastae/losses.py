@@ -21,9 +21,10 @@ class Loss:
     """One reconstruction loss.
 
     ``entries_and_slope(v, x)`` gives the loss of each entry and its derivative with respect to v, and may
-    overwrite v; ``target_slope(v, x)`` gives the derivative with respect to x, in memory of its own. With a
-    ``link`` v is a itself, and the reconstruction is that activation of it; without, v is the reconstruction
-    f_out(a) for any output activation.
+    overwrite v; ``target_slope(v, x)`` gives the derivative with respect to x, in memory of its own. A loss
+    ``of_rows`` has one number per row, [B, 1], in place of its entries. With a ``link`` v is a itself, and
+    the reconstruction is that activation of it; without, v is the reconstruction f_out(a) for any output
+    activation.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Loss:
     """The least loss of each entry of x that any reconstruction has; ``None`` for 0."""
     draw: Callable[[Tensor, torch.Generator | None], Tensor] | None = None
     """A draw from the distribution whose likelihood the loss is, by its mean; ``None`` for a normal one."""
+    of_rows: bool = False
+    """True for a loss of whole rows. Weights of entries are then those of its sums over a row."""
     parameter: float = 0.0
     """The number after the name; 0 for losses without one."""
 
@@ -72,6 +75,18 @@ def _entropy(x: Tensor) -> Tensor:
     """The entropy of Bernoulli distributions with means x, held in [0, 1]."""
     x = x.clamp(0.0, 1.0)
     return -(torch.xlogy(x, x) + torch.xlogy(1.0 - x, 1.0 - x))
+
+
+LEAST_LENGTH = 1e-8
+"""Least length that rows are divided by, that of ``torch.nn.functional.cosine_similarity``."""
+
+
+def _cosine(v: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    of_v, of_x = (torch.linalg.vector_norm(t, dim=1, keepdim=True) for t in (v, x))
+    by_v, by_x = (length.clamp_min(LEAST_LENGTH).reciprocal_() for length in (of_v, of_x))
+    cosine = torch.linalg.vecdot(v, x).unsqueeze(1).mul_(by_v).mul_(by_x)
+    along = torch.where(of_v > LEAST_LENGTH, cosine * by_v, 0.0)
+    return 1.0 - cosine, v.mul_(along).addcmul_(x, by_x, value=-1.0).mul_(by_v)
 
 
 def _bernoulli(mean: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -167,6 +182,7 @@ _TABLE = (
     ),
     _poisson_loss(),
     _negative_binomial_loss(1.0),
+    Loss("cosine", _cosine, lambda v, x: _cosine(x.clone(), v)[1], of_rows=True),
 )
 
 LOSSES: dict[str, Loss] = {entry.name: entry for entry in _TABLE}

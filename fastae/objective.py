@@ -60,10 +60,11 @@ class Objective:
     Attributes:
         activation: activation of the code: a name in :data:`fastae.activations.ACTIVATIONS`.
         loss: reconstruction loss, a sum over features: ``"bce"`` for data in [0, 1], ``"mse"``, ``"huber"``,
-            which is less sensitive to outliers, or for counts ``"poisson"`` and ``"negative_binomial"``. A
-            number may follow: ``"huber:0.5"`` is linear beyond errors of 0.5, and the variance of
-            ``"negative_binomial:10"`` is m + m^2 / 10 for the mean m; both are 1 by default.
-        output_activation: activation of the reconstruction, for mse and huber.
+            which is less sensitive to outliers, ``"cosine"`` for the direction of rows alone, or for counts
+            ``"poisson"`` and ``"negative_binomial"``. A number may follow: ``"huber:0.5"`` is linear beyond
+            errors of 0.5, and the variance of ``"negative_binomial:10"`` is m + m^2 / 10 for the mean m; both
+            are 1 by default.
+        output_activation: activation of the reconstruction, for mse, huber and cosine.
         missing: whether NaN in the rows stands for missing entries, which have no loss; the encoder sees 0 in
             their place.
         corruption: corruption of the input while training (Vincent et al. 2010).

@@ -111,17 +111,12 @@ def encode_deep(
 def decode_loss(a: Tensor, target: Tensor, decoding: Decoding) -> Tensor:
     """The reconstruction loss per row, [M], of the decoder's product a [M, D]."""
     a = a.to(sum_dtype(a.dtype))
-    entries = reference.reconstruction_entries(
-        a,
-        target.to(a.dtype),
-        decoding.loss,
-        decoding.output_activation,
-        decoding.missing,
-        None if decoding.entry_weight is None else decoding.entry_weight.to(a.dtype),
-    )
+    weight = None if decoding.entry_weight is None else decoding.entry_weight.to(a.dtype)
     if decoding.seed is not None:
-        entries = entries * _emphasis(a, decoding)
-    return entries.sum(1)
+        emphasis = _emphasis(a, decoding)
+        weight = emphasis if weight is None else emphasis * weight
+    options = decoding.loss, decoding.output_activation, decoding.missing
+    return reference.reconstruction_entries(a, target.to(a.dtype), *options, weight).sum(1)
 
 
 def _emphasis(a: Tensor, decoding: Decoding) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import philox
 from .activations import get_activation, softplus
 from .corruption import Corruption, Event, Gaussian, SaltAndPepper, Swap
-from .losses import get_loss, log_softplus
+from .losses import LEAST_LENGTH, get_loss, log_softplus
 from .objective import AutoencoderLoss, Objective, ObjectiveOptions
 from .tensors import fill_missing, sum_dtype
 
@@ -141,10 +141,20 @@ def reconstruction_loss(
     (r - x)^2 / 2 within d of x and d (|r - x| - d / 2) beyond (Huber 1964); ``bce`` is softplus(a) - x a, the
     cross-entropy of x against sigmoid(a). For counts x with the mean m = softplus(a), without the terms of x
     alone: ``poisson`` is m - x log m, and ``negative_binomial:t``, whose variance is m + m^2 / t, is
-    (x + t) log(1 + m / t) - x log m.
+    (x + t) log(1 + m / t) - x log m. ``cosine`` is 1 - cos(r, x), with the weights in all three of its sums.
     """
     a = F.linear(code, weight, bias)
     return reconstruction_entries(a, target, loss, output_activation, missing, entry_weight).sum(1)
+
+
+def _cosine(r: Tensor, x: Tensor, _: float) -> Tensor:
+    """(r / |r| - x / |x|)^2 / 2, whose sum over features is 1 - cos(r, x).
+
+    Lengths are held at 1e-8 from below; what shorter rows lack of a length of 1 is spread over the features.
+    """
+    r, x = (t / torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min(LEAST_LENGTH) for t in (r, x))
+    lack = 1.0 - 0.5 * (r.square() + x.square()).sum(-1, keepdim=True)
+    return 0.5 * (r - x).square() + lack / r.shape[-1]
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -153,6 +163,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "bce": lambda a, x, _: F.binary_cross_entropy_with_logits(a, x, reduction="none"),
     "poisson": lambda a, x, _: softplus(a) - x * log_softplus(a),
     "negative_binomial": lambda a, x, t: (x + t) * torch.log1p(softplus(a) / t) - x * log_softplus(a),
+    "cosine": _cosine,
 }
 """Each entry's loss, of the reconstruction, or of a where the loss brings its own link function.
 
@@ -160,12 +171,12 @@ The third argument is the loss's number.
 """
 
 
-def left_out(target: Tensor, missing: bool, entry_weight: Tensor | None) -> Tensor | None:
-    """The entries without a loss, bool: those that are missing, and those of weight 0. ``None`` for none."""
-    gone = target.isnan() if missing else None
-    if entry_weight is None:
-        return gone
-    return entry_weight == 0.0 if gone is None else gone | (entry_weight == 0.0)
+def known_weight(target: Tensor, missing: bool, entry_weight: Tensor | None) -> Tensor | None:
+    """The weights of entries, 0 for those that are missing; ``None`` where all are 1."""
+    if not missing:
+        return entry_weight
+    known = (~target.isnan()).to(target.dtype)
+    return known if entry_weight is None else known * entry_weight
 
 
 def reconstruction_entries(
@@ -177,13 +188,15 @@ def reconstruction_entries(
     entry_weight: Tensor | None = None,
 ) -> Tensor:
     """The loss of each entry, [M, D], of the decoder's product a [M, D]; weights broadcast to it."""
-    parameter = get_loss(loss, output_activation).parameter
-    gone = left_out(target, missing, entry_weight)
-    target = target if gone is None else target.masked_fill(gone, 0.0)
-    entries = LOSSES[loss.partition(":")[0]](get_activation(output_activation).function(a), target, parameter)
-    if entry_weight is not None:
-        entries = entries * entry_weight
-    return entries if gone is None else entries.masked_fill(gone, 0.0)
+    table, formula = get_loss(loss, output_activation), LOSSES[loss.partition(":")[0]]
+    v = get_activation(output_activation).function(a)
+    weight = known_weight(target, missing, entry_weight)
+    if weight is None:
+        return formula(v, target, table.parameter)
+    target = target.masked_fill(weight == 0.0, 0.0)  # whatever it is: NaN times 0 is NaN
+    if table.of_rows:
+        return formula(v * weight.sqrt(), target * weight.sqrt(), table.parameter)
+    return weight * formula(v, target, table.parameter)
 
 
 def errors_of_any(

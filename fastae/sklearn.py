@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .devices import resolve_device
+from .diagnostics import reconstruction_errors
 from .losses import get_loss
 from .nn import Options, StackedAutoencoder
 from .optional import require
@@ -213,7 +214,9 @@ class _Autoencoder(BaseEstimator):
                 self._train(self._stack, self._stack, X, self.finetune_epochs, random)
 
     def _errors(self, X: Any) -> np.ndarray:
-        """Squared error of the reconstruction in scaled units, summed over features, per row."""
+        """Squared error per row in scaled units, summed over features; the loss itself where it is cosine."""
+        if get_loss(self.loss).of_rows:
+            return self._apply(X, self._stack, lambda stack, x: reconstruction_errors(stack, x)[0])
         return self._apply(X, self._stack, lambda stack, x: (stack.reconstruct(x) - x).square().nansum(1))
 
 

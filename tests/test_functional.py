@@ -86,6 +86,8 @@ OUTPUTS = [
     ("poisson", "linear"),
     ("negative_binomial", "linear"),
     ("negative_binomial:3", "linear"),
+    ("cosine", "linear"),
+    ("cosine", "sigmoid"),
     *(("mse", name) for name in ACTIVATIONS),
 ]
 EVERY_LOSS = pytest.mark.parametrize(
@@ -110,6 +112,14 @@ def test_reconstruction_loss_is_the_reference(
     assert_same([value], [reduced(rows, reduction)], leaves)
 
 
+def weighed_rows(loss: str, a: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The loss per row, [M], for weights that broadcast to the target [M, D]."""
+    if loss != "cosine":
+        return (weight * R.reconstruction_entries(a, target, loss)).sum(1)
+    root = weight.sqrt()
+    return 1.0 - F.cosine_similarity(root * a, root * target)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_missing_entries_have_no_loss_and_no_gradient(loss: str, reduction: str, parameters):
@@ -119,8 +129,7 @@ def test_missing_entries_have_no_loss_and_no_gradient(loss: str, reduction: str,
     gone[2] = True
     given = target.detach().masked_fill(gone, math.nan).requires_grad_()
     value = functional.reconstruction_loss(code, v, c, given, loss, missing=True, reduction=reduction)
-    entries = R.reconstruction_entries(F.linear(code, v, c), target, loss)
-    expected = reduced(torch.where(gone, 0.0, entries).sum(1), reduction)
+    expected = reduced(weighed_rows(loss, F.linear(code, v, c), target, (~gone).double()), reduction)
     torch.testing.assert_close(value, expected, **EXACT)
     gradients = torch.autograd.grad(value.sum(), (code, v, c, given))
     exact = torch.autograd.grad(expected.sum(), (code, v, c, target))
@@ -147,10 +156,14 @@ def test_weights_of_entries_are_those_of_the_reference(loss: str, form: str, par
     _, _, _, v, c, target = parameters().leaves()
     code = parameters(5, 6, 1).leaves().x
     weight, gone = weights_of(target, form)
+    if loss == "cosine" and form == "rows":
+        with pytest.raises(ValueError, match=r"entry_weight: .* whole rows do not change cosine"):
+            functional.reconstruction_loss(code, v, c, target, loss, entry_weight=weight)
+        return
     given = (target + gone).detach().requires_grad_()
     options = {"entry_weight": weight.requires_grad_(), "reduction": "none"}
     rows = functional.reconstruction_loss(code, v, c, given, loss, **options)
-    exact = (weight.detach() * R.reconstruction_entries(F.linear(code, v, c), target, loss)).sum(1)
+    exact = weighed_rows(loss, F.linear(code, v, c), target, weight.detach())
     reference = R.reconstruction_loss(code, v, c, given, loss, entry_weight=weight.detach())
     for value in (rows, reference):
         gradients = torch.autograd.grad(value.sum(), (code, v, c, given))

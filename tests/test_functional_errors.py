@@ -142,6 +142,10 @@ RECONSTRUCTION_ERRORS: Errors = {
     "entry_weight: expected a shape that broadcasts to [5, 7], got [1, 5, 7]": {"entry_weight": X[None]},
     "entry_weight: expected a floating-point tensor, got torch.bool": {"entry_weight": X > 0.5},
     "entry_weight: is on meta, but the input on cpu": {"entry_weight": X.to("meta")},
+    "entry_weight: expected weights of features, got [5, 1]; those of whole rows do not change cosine": {
+        "entry_weight": X[:, :1],
+        "loss": "cosine",
+    },
     "loss: 'l2' is not one of mse, huber, bce": {"loss": "l2"},
     "reduction: 'max' is not one of mean, sum, none": {"reduction": "max"},
     "output_activation: bce applies the sigmoid itself": {"output_activation": "sigmoid"},

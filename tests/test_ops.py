@@ -88,6 +88,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         arguments("decode_loss", X, None, C, X, "bce", **HIT, column_sums=True, reduction="mean"),
         arguments("decode_loss", X, None, None, X, "mse", "tanh"),
         arguments("decode_loss", CODE, V, C, X, "bce", entry_weight=X),
+        arguments("decode_loss", CODE, V, C, X, "cosine", entry_weight=X, column_sums=True),
         arguments("decode_loss", CODE, V, C, X, "mse", **HIT, entry_weight=C.expand(1, D), missing=True),
     ],
     "code_grad": [

@@ -224,6 +224,24 @@ def test_entry_weights_weigh_entries_before_the_sum(parameters):
     assert_same(value, expected, code, v, c, x)
 
 
+@pytest.mark.parametrize("output_activation", ["linear", "tanh"])
+def test_cosine_is_that_of_pytorch(output_activation: str, parameters):
+    x, _, _, v, c, _ = parameters().leaves()
+    code = parameters(5, 6, 1).leaves().x
+    r = ACTIVATIONS[output_activation].function(F.linear(code, v, c))
+    expected = 1.0 - F.cosine_similarity(r, x)
+    assert_same(R.reconstruction_loss(code, v, c, x, "cosine", output_activation), expected, code, v, c, x)
+
+
+def test_cosine_of_rows_of_zeros_is_that_of_pytorch():
+    a, x = (
+        torch.eye(3, dtype=torch.float64)[[0, 0, 1]] * torch.tensor([[0.0], [2.0], [0.0]]),
+        torch.eye(3)[[0, 2, 0]],
+    )
+    a, x = a.requires_grad_(), (x * torch.tensor([[1.0], [0.0], [0.0]])).double().requires_grad_()
+    assert_same(R.reconstruction_entries(a, x, "cosine").sum(1), 1.0 - F.cosine_similarity(a, x), a, x)
+
+
 def test_unknown_loss_is_refused(parameters):
     p = parameters()
     with pytest.raises(ValueError, match="loss: 'mae' is not one of mse, huber, bce"):

@@ -24,19 +24,18 @@ _LAYER_COLUMNS = ("layer", "units", "loss", "penalty", "saturated", "dead")
 def summary_cells(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of what :func:`fastae.train.evaluation.evaluate` found about the whole model."""
     loss, above = _loss_above_least(figures)
-    cells = [
-        (f"reconstruction: {loss}", f"{above:.4f}"),
-        ("reconstruction: squared error per feature", f"{figures['mse']:.6f}"),
-        ("squared norm of the code's Jacobian", f"{figures['contractive_penalty']:.4f}"),
-    ]
-    r2 = figures.get("r2", math.nan)
-    worse = ", worse than the mean of the rows" if r2 < 0.0 else ""
-    cells.insert(2, ("R^2: share of the variance reconstructed", f"{r2:.4f}{worse}"))
+    cells = [(f"reconstruction: {loss}", f"{above:.4f}")]
+    if not get_loss(figures["loss"]).of_rows:
+        r2 = figures.get("r2", math.nan)
+        worse = ", worse than the mean of the rows" if r2 < 0.0 else ""
+        cells.append(("reconstruction: squared error per feature", f"{figures['mse']:.6f}"))
+        cells.append(("R^2: share of the variance reconstructed", f"{r2:.4f}{worse}"))
     if "pca_mse" in figures:
         units = figures["layers"][-1]["units"]
-        cells.insert(3, (f"PCA of {units} components: squared error", f"{figures['pca_mse']:.6f}"))
+        cells.append((f"PCA of {units} components: squared error", f"{figures['pca_mse']:.6f}"))
         needed = f"{figures['pca_components']} components"
-        cells.insert(4, ("PCA needs, for as small an error", needed))
+        cells.append(("PCA needs, for as small an error", needed))
+    cells.append(("squared norm of the code's Jacobian", f"{figures['contractive_penalty']:.4f}"))
     for key, name in (("probe_error", "linear probe error"), ("classifier_error", "classifier error")):
         if key in figures:
             cells.append((name, f"{100 * figures[key]:.2f} %"))

@@ -65,7 +65,7 @@ def reconstruction_errors(
     Returns:
         Sums over features, [*], and means over rows, [D]. Values that the loss is not defined for, such as
         those outside of [0, 1] for bce, count as the nearest ones that it is, plus the square of their
-        distance to them.
+        distance to them. Those of cosine are halved squared errors of rows scaled to length 1.
 
     Raises:
         ValueError: x does not fit the model, or has no rows.

@@ -8,7 +8,7 @@ on a CPU a fresh large buffer costs more in page faults than the arithmetic on i
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from torch import Tensor
 from .. import philox
 from ..activations import Activation, get_activation
 from ..corruption import make_corruption
-from ..losses import get_loss
+from ..losses import Loss, get_loss
 from ..philox import row_blocks
-from ..reference import left_out
+from ..reference import known_weight
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
 from .adam import adam_rows as adam_rows
 from .noise import PROCESSES as PROCESSES
@@ -300,21 +300,29 @@ def _of_block(entry_weight: Tensor | None, block: slice, dtype: torch.dtype) -> 
     return (entry_weight if len(entry_weight) == 1 else entry_weight[block]).to(dtype)
 
 
-def _weigh(
-    values: Iterable[Tensor],
+def _weighted(
+    loss: Loss,
+    v: Tensor,
     x: Tensor,
     emphasis: Tensor | None,
     missing: bool,
     entry_weight: Tensor | None,
-) -> None:
-    """Weigh values of the entries of x [B, D], in place."""
-    gone = left_out(x, missing, entry_weight)
-    for value in values:
-        for weight in (emphasis, entry_weight):
-            if weight is not None:
-                value.mul_(weight)
-        if gone is not None:
-            value.masked_fill_(gone, 0.0)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """v and x [B, D] as the loss takes them, and the factor of its slopes; v is overwritten.
+
+    The factor is also that of the entries, unless the loss is one ``of_rows``: roots of weights in both
+    factors of its sums make those weighted ones.
+    """
+    weight = known_weight(x, missing, entry_weight)
+    if weight is not None:
+        x = x.masked_fill(weight == 0.0, 0.0)
+        weight = weight if emphasis is None else emphasis.mul_(weight)
+    else:
+        weight = emphasis
+    if weight is None or not loss.of_rows:
+        return v, x, weight
+    root = weight.sqrt()
+    return v.mul_(root), x * root, root
 
 
 @outside_autocast
@@ -347,10 +355,13 @@ def decode_loss(
             r = f.function(a)
             slope = f.derivative(r, a)
             a = r
+        a, x, factor = _weighted(formula, a, x, emphasis, missing, _of_block(entry_weight, block, a.dtype))
         entries, g = formula.entries_and_slope(a, x)
+        if factor is not None:
+            g.mul_(factor)
+            entries = entries if formula.of_rows else entries.mul_(factor)
         if slope is not None:
             g.mul_(slope)
-        _weigh((entries, g), x, emphasis, missing, _of_block(entry_weight, block, a.dtype))
         rows[block] = entries.sum(1)
         if column_sums:
             sums += g.sum(0)
@@ -380,9 +391,10 @@ def decode_loss_target_grad(
     for block, emphasis in blocks:
         a = widen(product[block])
         x = target[block].to(a.dtype)
-        g = formula.target_slope(f.function(a), x)
-        _weigh((g,), x, emphasis, missing, _of_block(entry_weight, block, a.dtype))
-        grad[block] = g
+        entry_weights = _of_block(entry_weight, block, a.dtype)
+        r, x, factor = _weighted(formula, f.function(a), x, emphasis, missing, entry_weights)
+        g = formula.target_slope(r, x)
+        grad[block] = g if factor is None else g.mul_(factor)
     return grad
 
 

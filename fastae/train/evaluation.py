@@ -95,7 +95,8 @@ def evaluate(
         ``classifier_error``: shares of rows. With ``training`` (and at most 2048 columns) ``pca_mse``, the
         mse of PCA with as many components as the code has units, and ``pca_components``, the number that PCA
         needs for an mse as small as the model's. Where ``rows`` have values that the loss is not defined for
-        (as cross-entropy outside [0, 1]), ``loss`` is mse and ``reconstruction`` the squared error.
+        (as cross-entropy outside [0, 1]), ``loss`` is mse and ``reconstruction`` the squared error. With
+        cosine, which leaves the length of reconstructions free, there is neither ``r2`` nor PCA.
 
     Raises:
         ValueError: no rows, or no ``probe_rows``.
@@ -106,7 +107,8 @@ def evaluate(
     with _without_noise(stack, classifier):
         result = _evaluate(stack, rows, classifier, probe_rows, probe_limit)
     errors = None
-    if training is not None and not stack.input_options.missing:
+    has_length = not get_loss(stack.input_options.loss).of_rows
+    if training is not None and has_length and not stack.input_options.missing:
         errors = pca_errors(training, rows)
     if errors is not None:
         result["pca_mse"] = float(errors[min(stack.sizes[-1], rows.width)])
@@ -143,7 +145,8 @@ def _evaluate(
     result = diagnosis.result()
     count, (mean, mean_square) = sums[0], sums[1:] / np.maximum(sums[0], 1.0)
     variance = float((np.maximum(mean_square - mean**2, 0.0) * count).sum() / max(count.sum(), 1.0))
-    result["r2"] = 1.0 - result["mse"] / variance if variance else math.nan
+    if not loss.of_rows:
+        result["r2"] = 1.0 - result["mse"] / variance if variance else math.nan
     if not is_defined:
         measured = {"loss": "mse", "least_reconstruction": 0.0}
         result.update(measured, reconstruction=rows.width * result["mse"])

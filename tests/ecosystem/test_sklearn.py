@@ -90,6 +90,14 @@ def test_missing_values_are_left_out(digits):
     assert AutoencoderClassifier(16, missing=True, **QUICK).fit(x, digits[1]).score(x, digits[1]) > 0.8
 
 
+def test_cosine_scores_rows_by_their_direction(digits):
+    x = digits[0][:200]
+    model = AutoencoderTransformer(8, loss="cosine", scaling="none", **QUICK).fit(x)
+    r = model.inverse_transform(model.transform(x))
+    cosine = (r * x).sum(1) / np.linalg.norm(r, axis=1) / np.linalg.norm(x, axis=1)
+    np.testing.assert_allclose(model.score_samples(x), cosine - 1.0, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["poisson", "negative_binomial:5"])
 def test_counts_are_trained_on_as_they_are(digits, loss):
     x = digits[0]

@@ -152,6 +152,8 @@ def _product_cases(dtype: torch.dtype) -> dict[str, list[Arguments]]:
         decode(code=x / 2, weight=None, loss="bce", **mask),
         decode(code=wide_x, weight=None, target=x.float(), output_activation="tanh", reduction="mean"),
         decode(loss="bce", entry_weight=x.float(), reduction="mean"),
+        decode(loss="cosine", output_activation="tanh", entry_weight=x.float(), reduction="mean"),
+        decode(code=wide_x, weight=None, loss="cosine", target=x.float(), missing=True),
         decode(entry_weight=x[:1].double(), missing=True, **mask),
         decode(code=x / 2, weight=None, entry_weight=torch.cat((x, x), 1)[:, D : D + 1]),
         decode(code=code[:0], target=x[:0]),

@@ -184,6 +184,8 @@ def test_r2_is_the_share_of_the_variance(x):
     assert math.isnan(evaluate(stack, rows_of(np.ones((5, 6))))["r2"])
     stack.autoencoders[0].decoder.bias.data += 9.0
     assert evaluate(stack, rows_of(x))["r2"] < 0.0
+    without_length = evaluate(make_stack([6, 4], loss="cosine"), rows_of(x), training=rows_of(x))
+    assert {"r2", "pca_mse"}.isdisjoint(without_length) and 0.0 <= without_length["reconstruction"] <= 2.0
 
 
 @pytest.mark.parametrize("units", [1, 4, 6, 9])

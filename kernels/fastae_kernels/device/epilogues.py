@@ -62,7 +62,7 @@ class Encode(NamedTuple):
 
 
 @triton.jit
-def _with_bias(value, a, col, N):
+def with_bias(value, a, col, N):
     z = value
     if a.bias is not None:
         z += load_row(a.bias, col, N)
@@ -72,7 +72,7 @@ def _with_bias(value, a, col, N):
 @triton.jit
 def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
-    z = _with_bias(value, a, col, N)
+    z = with_bias(value, a, col, N)
     h = a.function(z)
     store_tile(a.code, h, row, col, M, N)
     if a.preact is not None:
@@ -130,12 +130,12 @@ class DecodeLoss(NamedTuple):
 
 
 @triton.jit
-def _emphasis(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
+def emphasis(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
     return tl.where(mask_hits(a, block_m, block_n, N, BM, BN), a.corrupted, a.clean)
 
 
 @triton.jit
-def _load_entry_weight(a, x, row, col, M, N):
+def load_entry_weight(a, x, row, col, M, N):
     """Weights of entries, and the target x, which is 0 where the weight is: NaN times 0 would be NaN."""
     weight = load_strided_tile(
         a.entry_weight, row, col, M, N, a.entry_weight_stride_m, a.entry_weight_stride_n
@@ -144,25 +144,25 @@ def _load_entry_weight(a, x, row, col, M, N):
 
 
 @triton.jit
-def _load_target(a, row, col, M, N):
+def load_target(a, row, col, M, N):
     return load_strided_tile(a.target, row, col, M, N, a.target_stride_m, a.target_stride_n)
 
 
 @triton.jit
 def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     row, col = tile_indices(block_m, block_n, BM, BN)
-    z = _with_bias(value, a, col, N)
-    x = _load_target(a, row, col, M, N)
+    z = with_bias(value, a, col, N)
+    x = load_target(a, row, col, M, N)
     if a.entry_weight is not None:
-        weight, x = _load_entry_weight(a, x, row, col, M, N)
+        weight, x = load_entry_weight(a, x, row, col, M, N)
     losses, grad = a.entry(z, x, a)
     if a.missing is not None:
         losses = tl.where(x == x, losses, 0.0)
         grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
-        emphasis = _emphasis(a, block_m, block_n, N, BM, BN)
-        losses *= emphasis
-        grad *= emphasis
+        factor = emphasis(a, block_m, block_n, N, BM, BN)
+        losses *= factor
+        grad *= factor
     if a.entry_weight is not None:
         losses *= weight
         grad *= weight
@@ -176,15 +176,15 @@ def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.const
 def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     """d l / d target; ``entry`` is a loss's target gradient."""
     row, col = tile_indices(block_m, block_n, BM, BN)
-    z = _with_bias(value, a, col, N)
-    x = _load_target(a, row, col, M, N)
+    z = with_bias(value, a, col, N)
+    x = load_target(a, row, col, M, N)
     if a.entry_weight is not None:
-        weight, x = _load_entry_weight(a, x, row, col, M, N)
+        weight, x = load_entry_weight(a, x, row, col, M, N)
     grad = a.entry(z, x, a)
     if a.missing is not None:
         grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
-        grad *= _emphasis(a, block_m, block_n, N, BM, BN)
+        grad *= emphasis(a, block_m, block_n, N, BM, BN)
     if a.entry_weight is not None:
         grad *= weight
     store_tile(a.grad, grad, row, col, M, N)

@@ -101,11 +101,35 @@ def negative_binomial_target_gradient(a, x, f):
     return log1p(rate * (1.0 / f.parameter)) - log_rate
 
 
+_LEAST_LENGTH = tl.constexpr(1e-8)  # of a row, to divide by
+
+
+@triton.jit
+def cosine(r, x, rr, xx, rx):
+    """1 - cos(r, x) per row and its derivative by r, for the sums of r r, x x and r x per row, [BM, 1]."""
+    length = tl.sqrt_rn(rr)
+    by_r = reciprocal(tl.where(length > _LEAST_LENGTH, length, _LEAST_LENGTH))
+    by_x = reciprocal(tl.maximum(tl.sqrt_rn(xx), _LEAST_LENGTH))
+    cos = rx * by_r * by_x
+    along = tl.where(length > _LEAST_LENGTH, cos * by_r, 0.0)
+    return 1.0 - cos, (along * r - by_x * x) * by_r
+
+
+@triton.jit
+def cosine_target_gradient(r, x, rr, xx, rx):
+    _, gradient = cosine(x, r, xx, rr, rx)
+    return gradient
+
+
 class Loss(NamedTuple):
-    """``entry(a, x, f)`` gives the loss and its gradient by a, ``target_gradient(a, x, f)`` that by x."""
+    """``entry(a, x, f)`` gives the loss and its gradient by a, ``target_gradient(a, x, f)`` that by x.
+
+    Those of a loss ``of_rows`` are functions of the reconstruction, the target and their sums per row.
+    """
 
     entry: Any
     target_gradient: Any
+    of_rows: bool = False
 
 
 HEAVY = frozenset({"negative_binomial"})
@@ -117,4 +141,5 @@ LOSSES: dict[str, Loss] = {
     "bce": Loss(bce, bce_target_gradient),
     "poisson": Loss(poisson, poisson_target_gradient),
     "negative_binomial": Loss(negative_binomial, negative_binomial_target_gradient),
+    "cosine": Loss(cosine, cosine_target_gradient, of_rows=True),
 }

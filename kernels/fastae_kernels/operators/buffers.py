@@ -30,9 +30,8 @@ def strides_over(matrix: Tensor | None, shape: torch.Size) -> tuple[int | None, 
     """:func:`strides` of a matrix that broadcasts to ``shape``."""
     if matrix is None or matrix.shape == shape:
         return strides(matrix)
-    return tuple(
-        0 if size == 1 else stride for size, stride in zip(matrix.shape, matrix.stride(), strict=True)
-    )
+    rows, columns = matrix.shape
+    return matrix.stride(0) if rows > 1 else 0, matrix.stride(1) if columns > 1 else 0
 
 
 def unit(size: int) -> int:

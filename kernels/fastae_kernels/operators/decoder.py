@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..device import epilogues
 from ..device.activations import ACTIVATIONS
 from ..device.losses import HEAVY, LOSSES
 from ..device.noise import Mask
-from ..plan.schedules import Plan
+from ..plan.schedules import PassConfig, Plan
 from . import buffers, run
+
+_ROWS = PassConfig(8, 256, 4)
+"""Rows and columns at a time of a loss of whole rows."""
 
 
 def _decode_arguments(
@@ -54,15 +58,23 @@ def _decode_arguments(
     )
 
 
-def _plan(operator: str, code: Tensor, weight: Tensor | None, heavy: bool = False) -> Plan:
+def _plan(operator: str, code: Tensor, weight: Tensor | None, loss: str) -> Plan | None:
+    """The plan; ``None`` for a loss of whole rows, which no tile of a product holds."""
+    if LOSSES[loss].of_rows:
+        return None
+    heavy = operator == "decode_loss" and loss in HEAVY
     if weight is None:
         return run.plan_of_pass(operator, code, heavy=heavy)
     return run.plan_of(operator, code, weight.t(), heavy=heavy)
 
 
-def _decode(code: Tensor, weight: Tensor | None, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
+def _decode(
+    code: Tensor, weight: Tensor | None, epilogue: Any, args: Any, plan: Plan | None, out: Tensor
+) -> None:
     """The epilogue of the product of code and weight, or of ``code`` where it is the product."""
-    if weight is None:
+    if plan is None:
+        run.row_pass(code if weight is None else torch.mm(code, weight.t(), out=out), args, _ROWS)
+    elif weight is None:
         run.elementwise_pass(code, out, epilogue, args, plan)
     else:
         run.product(code, weight.t(), epilogue, args, plan, out)
@@ -93,8 +105,8 @@ def decode_loss(
     of which 0 means no loss, either.
     """
     M, D = target.shape
-    plan = _plan("decode_loss", code, weight, heavy=loss in HEAVY)
-    blocks_m, blocks_n = plan.blocks(M, D)
+    plan = _plan("decode_loss", code, weight, loss)
+    blocks_m, blocks_n = (buffers.blocks(M, _ROWS.block_m), 1) if plan is None else plan.blocks(M, D)
     grad, per_row = buffers.empty(code, M, D), reduction == "none"
     args = _decode_arguments(
         code,
@@ -137,7 +149,7 @@ def decode_loss_target_grad(
     entry_weight: Tensor | None = None,
 ) -> Tensor:
     """The gradient of each row's loss to the target, [M, D], in the target's dtype."""
-    plan = _plan("decode_loss_target_grad", code, weight)
+    plan = _plan("decode_loss_target_grad", code, weight, loss)
     grad = buffers.empty(target, *target.shape)
     args = _decode_arguments(
         code,

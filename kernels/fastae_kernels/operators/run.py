@@ -12,10 +12,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..device.elementwise import elementwise
 from ..device.gemm import gemm
 from ..device.reductions import Fold, fold
+from ..device.rowwise import rowwise
 from ..launch import launch, target_of
 from ..plan.config import plan as make_plan
 from ..plan.config import precision
-from ..plan.schedules import GemmConfig, Plan
+from ..plan.schedules import GemmConfig, PassConfig, Plan
 from . import buffers
 
 
@@ -46,6 +47,14 @@ def elementwise_pass(source: Tensor | None, out: Tensor, epilogue: Any, args: An
     arguments = source, *buffers.strides(source), M, N, epilogue, args
     options = {"BM": BM, "BN": BN, "UNIT": buffers.unit(N), "num_warps": warps}
     launch(elementwise, buffers.blocks(M, BM) * buffers.blocks(N, BN), out.device, *arguments, **options)
+
+
+def row_pass(source: Tensor, args: Any, config: PassConfig) -> None:
+    """The loss of whole rows of a product [M, N]."""
+    M, N = source.shape
+    arguments = source, *buffers.strides(source), M, N, args
+    options = {"BM": config.block_m, "BN": config.block_n, "UNIT": buffers.unit(N), "num_warps": config.warps}
+    launch(rowwise, buffers.blocks(M, config.block_m), source.device, *arguments, **options)
 
 
 def descriptor(operand: Tensor, block: tuple[int, int]) -> TensorDescriptor:

@@ -173,6 +173,7 @@ def _cases() -> Iterator[_Case]:
         "missing": True,
         "entry_weight": _meta(M, D, dtype=torch.float32),
     }
+    yield case("decode_loss cosine", decode(False, "cosine"))
     yield case("decode_loss mse weights", decode(False, "mse", **weighted), product=True)
     yield case(
         "decode_loss_target_grad",
