@@ -46,7 +46,7 @@ from fastae.bench.results import clocks, describe
 from fastae.bench.suite import Suite
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = (Shape(8192, 4096, 16384), Shape(8192, 784, 1000), Shape(1024, 784, 2000), Shape(256, 784, 1000))
+SHAPES = gpu_training.SHAPES
 SMALL = (Shape(96, 192, 128), Shape(67, 131, 93))
 SMALL_TILES = GemmConfig(64, 64, 32, 4, 3, subtiles=2, tma=True)
 TABLE = ("encode", "decode_loss", "code_grad", "weight_grad dual")

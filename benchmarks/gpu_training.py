@@ -19,7 +19,7 @@ from fastae.bench.problems import CONTRACTIVE, MASKING, Shape
 from fastae.train import adam
 from fastae.train.step import TrainingStep, steps_per_call
 
-SHAPES = (Shape(8192, 4096, 16384), Shape(1024, 784, 2000), Shape(256, 784, 1000))
+SHAPES = (Shape(8192, 4096, 16384), Shape(8192, 784, 1000), Shape(1024, 784, 2000), Shape(256, 784, 1000))
 
 
 def captured(here: Machine, save: Save, calls: int = 20) -> dict[str, Any]:

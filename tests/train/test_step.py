@@ -103,7 +103,9 @@ def test_the_learning_rate_may_change_at_any_time(device):
     assert float(graphed.optimizer.param_groups[0]["lr"]) == pytest.approx(0.0625 * 0.5**4)
 
 
-def test_rates_of_several_steps_in_one_call(device):
+@pytest.mark.parametrize("bytes_at_once", [1, 2**24])
+def test_rates_of_several_steps_in_one_call(device, bytes_at_once, monkeypatch):
+    monkeypatch.setattr(step_module, "_GATHERED_BYTES", bytes_at_once)
     data = torch.rand(40, 7, generator=torch.Generator().manual_seed(2)).to(device)
     (plain, step), (captured, graphed) = both(model_on(device), data=[data], optimizer="SGD")
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3)).to(device)
@@ -335,8 +337,9 @@ def test_sums_go_on_by_name():
 
 def test_small_steps_go_together():
     assert steps_per_call(784_000, 256) == 16
-    assert steps_per_call(4_000_000, 512) == 1
-    assert steps_per_call(1_000_000, 1000) == 3
+    assert steps_per_call(4_000_000, 512) == 16
+    assert steps_per_call(784_000, 8192) == 5
+    assert steps_per_call(67_000_000, 8192) == 1
     assert steps_per_call(0, 0) == 16
 
 
