@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from torch import Tensor
 
 from ..tensors import normalize_rows_, outside_autocast, project_rows_
-from .segments import segment_sums
+from .segments import entry_blocks, segment_sums
 
 _BLOCK = 1 << 18  # entries of a block of rows: its weights, moments and gradient stay in a core's cache
 
@@ -65,9 +64,6 @@ def _gradients(
         yield slice(None), gradient
         return
     table, index, starts, values = entries
-    bounds = [*starts[:-1:height].tolist(), len(index)]  # waits for a device once
-    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-        block = slice(number * height, (number + 1) * height)
-        own = starts[block.start : block.stop + 1] - first
-        g = segment_sums(table, index[first:last], own, values[first:last])[0].to(parameter.dtype)
+    for block, part, own in entry_blocks(starts, len(index), height):
+        g = segment_sums(table, index[part], own, values[part])[0].to(parameter.dtype)
         yield block, g if gradient is None else g.add_(gradient[block])

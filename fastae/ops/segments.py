@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..philox import row_blocks
-from ..tensors import outside_autocast, sum_dtype
+from ..tensors import large_empty, outside_autocast, sum_dtype
 
 _DENSE_FROM = 0.1  # share of entries from which products of dense blocks are faster (measured on a CPU)
 _BLOCK = 1 << 22
+_CACHED = 1 << 19  # entries of a block of sums that stays in the cache until it is copied
+_MAPPED = 1 << 25  # bytes from which glibc asks the system for new pages, which are slow to touch first
 
 
 @outside_autocast
@@ -26,20 +29,18 @@ def segment_sums(
 ) -> tuple[Tensor, Tensor]:
     table = table.detach().contiguous()  # or the sum of bags keeps what a gradient would need
     segments = len(starts) - 1
-    sums = table.new_empty(0) if values is None else table.new_empty(segments, table.shape[1])
+    shape = (0,) if values is None else (segments, table.shape[1])
+    sums = large_empty(*shape, dtype=table.dtype, device=table.device)
     dots = table.new_empty(0 if other is None else len(index), dtype=sum_dtype(table.dtype))
     if len(index) > _DENSE_FROM * segments * len(table):
         _dense(table, index, starts, values, other, place, sums, dots)
         return sums, dots
-    if values is not None:
-        sums = F.embedding_bag(
-            index,
-            table,
-            starts,
-            mode="sum",
-            per_sample_weights=values.to(table.dtype),
-            include_last_offset=True,
-        )
+    if values is not None and table.device.type == "cpu" and sums.nbytes >= _MAPPED:
+        height = max(1, _CACHED // table.shape[1])
+        for block, part, own in entry_blocks(starts, len(index), height):
+            sums[block] = _sums(table, index[part], own, values[part])
+    elif values is not None:
+        sums = _sums(table, index, starts, values)
     if other is not None:
         backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
         segment = segments_of(starts, len(index))
@@ -62,6 +63,24 @@ def segment_loss(
         error += bias
     error -= target
     return error.square().sum(1), error.mul_(2.0).to(table.dtype)
+
+
+def _sums(table: Tensor, index: Tensor, starts: Tensor, values: Tensor) -> Tensor:
+    weights = values.to(table.dtype)
+    return F.embedding_bag(
+        index, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def entry_blocks(starts: Tensor, entries: int, height: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of ``height`` segments, their entries, and where segments start among these.
+
+    Waits for a device once.
+    """
+    bounds = [*starts[:-1:height].tolist(), entries]
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        block = slice(number * height, (number + 1) * height)
+        yield block, slice(first, last), starts[block.start : block.stop + 1] - first
 
 
 def segments_of(starts: Tensor, entries: int) -> Tensor:

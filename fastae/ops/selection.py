@@ -1,7 +1,7 @@
 """Selection of the entries of a code, without the [N, H] matrix they are chosen from.
 
 A tile of pre-activations z = x W^T + b is computed, compared with a bound that the entries to keep are known
-to reach, and overwritten by the next one. The maxima of every eight neighbours are compared first, so that a
+to reach, and overwritten by the next one. The maxima of groups of neighbours are compared first, so that a
 tile costs little more than its product. Results are exact for every input: NaN counts as the largest value,
 and ties go to the lower row, then to the lower latent.
 """
@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tensors import outside_autocast, sum_dtype
+from ..tensors import large_empty, outside_autocast, sum_dtype
 
 _TILE = 1 << 22  # entries: larger tiles make better products, smaller ones stay closer to the cache
 _TILE_ROWS = 1024
-_EIGHT = 8
-_GROUPS = 4  # of eight, whose maximum bounds a row's largest entries
+_GROUPS = (
+    32,
+    16,
+    8,
+)  # sizes, powers of two: large groups are few to compare, small ones bound more entries
+_HELD = 1 << 18  # hits that are held, at the least, before the largest of each row are sorted out
 
 
 class Tile(NamedTuple):
@@ -29,8 +34,8 @@ class Tile(NamedTuple):
     rows: slice
     first: int  # latent
     z: Tensor  # [n, w], overwritten by the next tile
-    eights: Tensor  # [n, ceil(w / 8), 8]: z, filled up with -inf
-    peaks: Tensor  # [n, ceil(w / 8)]: the maxima of eights
+    groups: Tensor  # [n, G, size]: z, filled up with -inf
+    peaks: Tensor  # [n, G]: the maxima of groups
 
 
 class Hits(NamedTuple):
@@ -42,7 +47,7 @@ class Hits(NamedTuple):
 
 
 def tiles(
-    x: Tensor, weight: Tensor, bias: Tensor | None, subset: Tensor | None = None, least: int = 1
+    x: Tensor, weight: Tensor, bias: Tensor | None, subset: Tensor | None = None, number: int = 1
 ) -> Iterator[Tile]:
     """The tiles of x W^T + b, in the dtype of sums: all columns of some rows, then the next rows.
 
@@ -50,13 +55,14 @@ def tiles(
         x: [N, D].
         weight, bias: [H, D] and [H].
         subset: the latents [L] that count, rising; all of them by default. Columns then go by place in it.
-        least: columns of the first tile of a row, at the least.
+        number: entries per row that will be kept: columns of the first tile of a row, at the least.
     """
     wide = sum_dtype(x.dtype)
     columns = len(weight) if subset is None else len(subset)
     height = max(1, min(len(x), _TILE_ROWS))
-    width = min(max(_TILE // height, least), columns)
-    buffer = torch.empty(height * (width + _EIGHT), dtype=wide, device=x.device)
+    width = min(max(_TILE // height, number), columns)
+    group = next((size for size in _GROUPS if width >= size * number), _GROUPS[-1])
+    buffer = large_empty(height * (width + group), dtype=wide, device=x.device)
     for low in range(0, len(x), height):
         rows = slice(low, min(low + height, len(x)))
         block = x[rows].to(wide)
@@ -65,7 +71,7 @@ def tiles(
             part = slice(first, min(first + width, columns))
             kept = part if subset is None else subset[part]
             w = weight[kept].to(wide).t()
-            padded = -(-w.shape[1] // _EIGHT) * _EIGHT
+            padded = -(-w.shape[1] // group) * group
             z = buffer[: n * padded].view(n, padded)
             z[:, w.shape[1] :] = -torch.inf
             out = z[:, : w.shape[1]]
@@ -73,7 +79,25 @@ def tiles(
                 torch.mm(block, w, out=out)
             else:
                 torch.addmm(bias[kept].to(wide), block, w, out=out)
-            yield Tile(rows, first, out, z.view(n, -1, _EIGHT), F.max_pool1d(z, _EIGHT))
+            groups = z.view(n, -1, group)
+            yield Tile(rows, first, out, groups, groups.amax(2))
+
+
+def _places(values: Tensor, bound: Tensor, *, strictly: bool) -> Tensor:
+    """Places, in the flattened values, of those that reach (or exceed) a bound or are NaN."""
+    if values.device.type == "cpu":  # NumPy's loops are vectorised
+        below = np.less_equal if strictly else np.less
+        return torch.from_numpy(np.flatnonzero(~below(values.numpy(), bound.numpy())))
+    below = torch.le if strictly else torch.lt
+    return below(values, bound).logical_not_().view(-1).nonzero().view(-1)
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """The k largest values per row of [n, m], the least of them first and the others in any order."""
+    first = values.shape[1] - k
+    if values.device.type == "cpu":  # NumPy's partition is vectorised
+        return torch.from_numpy(np.partition(values.numpy(), first, axis=1)[:, first:])
+    return values.topk(k, dim=1).values.flip(1)
 
 
 def reaching(tile: Tile, bound: Tensor, *, strictly: bool = False) -> tuple[Tensor, ...]:
@@ -81,36 +105,78 @@ def reaching(tile: Tile, bound: Tensor, *, strictly: bool = False) -> tuple[Tens
 
     In order of rows, then of columns. ``bound`` is a scalar, or of shape [n, 1] or [w].
     """
-    below = torch.le if strictly else torch.lt
-    columns = tile.z.shape[1]
+    columns, (_, groups, size) = tile.z.shape[1], tile.groups.shape
     least = bound
     if bound.dim() == 1:
-        bound = F.pad(bound, (0, -columns % _EIGHT)).view(-1, _EIGHT)
+        bound = F.pad(bound, (0, -columns % size)).view(-1, size)
         least = bound.amin(1)
-    row, eight = below(tile.peaks, least).logical_not_().nonzero(as_tuple=True)
-    values = tile.eights[row, eight]
+    # places in flattened tensors: one index per hit
+    place = _places(tile.peaks, least, strictly=strictly)
+    row = place // groups
+    values = tile.groups.view(-1, size).index_select(0, place)  # [hits, size]
     if bound.dim():
-        bound = bound[row] if bound.shape[1] == 1 else bound[eight]
-    hit, place = below(values, bound).logical_not_().nonzero(as_tuple=True)
-    row, column, value = row[hit], eight[hit] * _EIGHT + place, values[hit, place]
-    if columns % _EIGHT:
+        bound = bound.index_select(0, row if bound.shape[1] == 1 else place - row * groups)
+    hit = _places(values, bound, strictly=strictly)
+    group = hit >> size.bit_length() - 1  # a power of two
+    row, value = row.index_select(0, group), values.view(-1).index_select(0, hit)
+    column = (place.index_select(0, group) - row * groups - group) * size + hit
+    if columns % size:
         inside = column < columns
         row, column, value = row[inside], column[inside], value[inside]
     return row, column, value
 
 
 def _maxima(tile: Tile, number: int) -> Tensor:
-    """Maxima [n, G] of groups of a tile's entries, at least ``number`` per row; else the entries."""
-    groups = tile.peaks.shape[1]
-    if groups < number:
-        return tile.z
-    together = max(1, min(_GROUPS, groups // number))
-    return tile.peaks[:, : groups // together * together].view(len(tile.z), together, -1).amax(1)
+    """Maxima [n, m] of groups of a tile's entries, at least ``number`` per row; else the entries."""
+    return tile.peaks if tile.peaks.shape[1] >= number else tile.z
 
 
-def row_bound(tile: Tile, k: int) -> Tensor:
-    """A lower bound [n, 1] of the k-th largest entry per row: that of the maxima of k groups or more."""
-    return _maxima(tile, k).topk(k, dim=1).values[:, -1:]
+class LargestPerRow:
+    """The k largest entries per row of all tiles of some rows; the first one has k columns or more."""
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.rows, self.k = rows, k
+        self._hits: list[Hits] = []
+        self._held = 0
+        self._least: Tensor | None = None  # [n, k], the least first: k different entries reach it
+
+    def add(self, tile: Tile) -> None:
+        maxima = _maxima(tile, self.k if self._least is None else 0)
+        if self._least is not None:
+            maxima = torch.cat((maxima, self._least), 1)
+        self._least = _largest(maxima, self.k)
+        row, column, value = reaching(tile, self._least[:, :1])
+        self._hits.append(Hits(value, row, column + tile.first))
+        self._held += len(value)
+        if self._held > max(_HELD, 2 * self.rows * self.k):
+            values, latents = self.result()
+            row = torch.arange(self.rows, device=row.device).repeat_interleave(self.k)
+            self._hits, self._held = [Hits(values.flatten(), row, latents.flatten())], values.numel()
+            self._least = values.flip(1)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Values and latents [n, k], high to low, ties by latent."""
+        assert self._least is not None
+        n, hits = self.rows, self._hits[0]
+        if len(self._hits) > 1:
+            hits = Hits(*(torch.cat(parts) for parts in zip(*self._hits, strict=True)))
+            kept = _places(hits.values, self._least[:, 0].index_select(0, hits.rows), strictly=False)
+            kept = kept.index_select(
+                0, hits.rows.index_select(0, kept).to(torch.int32).sort(stable=True).indices
+            )
+            hits = Hits(*(part.index_select(0, kept) for part in hits))
+        # side by side, and in order of latents where values tie: a stable sort keeps that order
+        device, number = hits.rows.device, len(hits.rows)
+        counts = torch.bincount(hits.rows, minlength=n)
+        width = int(counts.max()) if number else 0
+        candidates = torch.full((n, width), -torch.inf, dtype=hits.values.dtype, device=device)
+        latents = torch.zeros(n, width, dtype=torch.int64, device=device)
+        starts = torch.arange(n, device=device) * width - (counts.cumsum(0) - counts)
+        slot = torch.arange(number, device=device) + starts.index_select(0, hits.rows)
+        candidates.view(-1).index_copy_(0, slot, hits.values)
+        latents.view(-1).index_copy_(0, slot, hits.latents)
+        ordered, order = candidates.sort(dim=1, descending=True, stable=True)
+        return ordered[:, : self.k], latents.gather(1, order[:, : self.k])
 
 
 @outside_autocast
@@ -120,25 +186,14 @@ def top_entries(
     device = x.device
     values = torch.empty(len(x), k, dtype=sum_dtype(x.dtype), device=device)
     latents = torch.empty(len(x), k, dtype=torch.int64, device=device)
-    best = place = values  # bound by the first tile of each row
+    columns, largest = len(weight) if subset is None else len(subset), None
     for tile in tiles(x, weight, bias, subset, k):
-        rows, first, z = tile[:3]
-        fresh = first == 0
-        row, column, value = reaching(tile, row_bound(tile, k) if fresh else best[:, -1:])
-        counts = torch.bincount(row, minlength=len(z))
-        slot = torch.arange(len(row), device=device) - (counts.cumsum(0) - counts)[row]
-        # those kept before come first, and the rest by column: a stable sort breaks ties by latent
-        kept = 0 if fresh else k
-        width = kept + (int(counts.max()) if len(row) else 0)
-        candidates = torch.full((len(z), width), -torch.inf, dtype=z.dtype, device=device)
-        places = torch.zeros(len(z), width, dtype=torch.int64, device=device)
-        if not fresh:
-            candidates[:, :k], places[:, :k] = best, place
-        candidates[row, slot + kept] = value
-        places[row, slot + kept] = column + first
-        ordered, order = candidates.sort(dim=1, descending=True, stable=True)
-        best, place = ordered[:, :k], places.gather(1, order[:, :k])
-        values[rows], latents[rows] = best, place
+        if largest is None:
+            largest = LargestPerRow(len(tile.z), k)
+        largest.add(tile)
+        if tile.first + tile.z.shape[1] == columns:
+            values[tile.rows], latents[tile.rows] = largest.result()
+            largest = None
     return values, latents if subset is None else subset[latents]
 
 
@@ -157,7 +212,7 @@ class LargestOfAll:
             self._bound = z.new_zeros(())
             maxima = _maxima(tile, -(-self.number // len(z)))
             if maxima.numel() >= self.number:
-                self._bound = maxima.flatten().topk(self.number).values[-1].clamp_min_(0.0)
+                self._bound = _largest(maxima.reshape(1, -1), self.number)[0, 0].clamp_min_(0.0)
         # a bound of 0 is passed by positive entries only
         row, column, value = reaching(tile, self._bound, strictly=not self._bound > 0.0)
         self._hits.append(Hits(value, row + (tile.rows.start + first_row), column + tile.first))
@@ -168,7 +223,7 @@ class LargestOfAll:
     def _cut(self) -> None:
         """Drop what is certainly too small; where ties are too many to hold, what comes after them too."""
         hits = Hits(*(torch.cat(parts) for parts in zip(*self._hits, strict=True)))
-        self._bound = hits.values.topk(self.number).values[-1]
+        self._bound = _largest(hits.values[None], self.number)[0, 0]
         reach = ~(hits.values < self._bound)
         hits = Hits(*(part[reach] for part in hits))
         if len(hits.values) > 2 * self.number:
@@ -196,7 +251,7 @@ def batch_entries(
     """
     largest = LargestOfAll(number)
     if number:
-        for tile in tiles(x, weight, bias):
+        for tile in tiles(x, weight, bias, number=-(-number // len(x))):
             largest.add(tile)
     hits = largest.result() if number else Hits(*_no_entries(x))
     missing = number - len(hits.values)

@@ -33,7 +33,7 @@ def entries_of(latents: Tensor, offsets: Tensor, width: int) -> Entries:
     """The places of entries whose ``latents`` [E] lie in bags by ``offsets`` [B + 1]; ``width`` latents."""
     keys = torch.int32 if width < 2**31 else torch.int64  # a sort takes a pass per byte
     ordered, order = latents.to(keys).sort(stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(width + 1, dtype=keys, device=latents.device))
+    starts = torch.ops.aten._convert_indices_from_coo_to_csr(ordered, width)
     return Entries(latents, offsets, segments_of(offsets, len(latents)), order, starts)
 
 

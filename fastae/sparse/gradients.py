@@ -99,8 +99,8 @@ class DecodeLoss(Function):
     """(|e|^2 [levels, N], the residual -e [N, Do] of the first level).
 
     Per bag e = sum_k values_k W_k + bias - target. The first ``number`` entries are those of the first N
-    bags, with targets [N, Do]. N further bags have the residual for their target and no bias. The second
-    result is a constant.
+    bags, with targets [N, Do]. N further bags have the residual for their target and no bias; without them
+    the second result is empty. It is a constant.
     """
 
     @staticmethod
@@ -119,8 +119,9 @@ class DecodeLoss(Function):
         first = places.latents[:number], places.offsets[: N + 1], values[:number]
         levels.append(segment_loss(weight, *first, target, bias))
         grad = levels[0].grad
-        residual = grad * -0.5
+        residual = grad.new_empty(0)
         if len(places.offsets) > N + 1:
+            residual = grad * -0.5
             others = places.latents[number:], places.offsets[N:] - number, values[number:]
             levels.append(segment_loss(weight, *others, residual))
             grad = torch.cat([level.grad for level in levels])
@@ -145,10 +146,10 @@ class DecodeLoss(Function):
             if need_weight:
                 hand_over(sums, ctx.deferred.decoder)
         d_target = d_bias = None
-        if need_target or need_bias:
-            d_sum = grad[:N] * d_loss[0][:, None]  # in the dtype of sums
-            d_target = d_sum.neg().to(target.dtype) if need_target else None
-            d_bias = d_sum.sum(0).to(bias.dtype) if need_bias else None
+        if need_target:
+            d_target = (grad[:N] * -d_loss[0][:, None]).to(target.dtype)
+        if need_bias:
+            d_bias = (d_loss[0] @ grad[:N].to(d_loss.dtype)).to(bias.dtype)
         d_values = (d_values * scale).to(values.dtype)
         return d_values, d_weight, d_target, d_bias, None, None, *(None,) * len(places)
 

@@ -370,7 +370,7 @@ def _loss(
     offset = t.new_zeros(()) if w.decoder_bias is None else w.decoder_bias.to(t.dtype)
     if skip is not None:
         offset = offset + skip
-    (each, own), residual = _errors(parts, offset - t)
+    (each, own), residual = _errors(parts, offset, t)
     total = reconstruction = each[-1]
     terms: dict[str, Tensor] = {}
     if o.matryoshka is not None:
@@ -391,10 +391,10 @@ def _loss(
     return SparseAutoencoderLoss(total, reconstruction, **terms)
 
 
-def _errors(parts: Parts, offset: Tensor) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
+def _errors(parts: Parts, offset: Tensor, target: Tensor) -> tuple[tuple[Tensor, Tensor | None], Tensor]:
     """Mean squared errors of the prefixes [G] and of the residual's estimate, and the residual [N, Do].
 
-    ``offset`` [N, Do] is what is added to reconstructions to make errors of them.
+    ``offset`` is what is added to reconstructions before they are compared with ``target`` [N, Do].
     """
     if parts.errors is not None:
         each = parts.errors.squares.mean(1)
@@ -403,7 +403,7 @@ def _errors(parts: Parts, offset: Tensor) -> tuple[tuple[Tensor, Tensor | None],
     prefixes = parts.prefixes.to(offset.dtype)
     if len(prefixes) > 1:
         prefixes = prefixes.cumsum(0)
-    errors = prefixes + offset
+    errors = prefixes + (offset - target)
     residual, own = -errors[-1].detach(), None
     if parts.dead is not None:
         own = (parts.dead.to(offset.dtype) - residual).square().sum(1).mean()

@@ -58,7 +58,8 @@ def tiled(request, monkeypatch):
     """Tiles of so many entries and rows."""
     monkeypatch.setattr(selection, "_TILE", request.param[0])
     monkeypatch.setattr(selection, "_TILE_ROWS", request.param[1])
-    monkeypatch.setattr(selection, "_GROUPS", 2)
+    monkeypatch.setattr(selection, "_GROUPS", (4, 2))
+    monkeypatch.setattr(selection, "_HELD", 40)
 
 
 def exact_product(z: Tensor) -> tuple[Tensor, Tensor]:
