@@ -475,7 +475,7 @@ STAGES: dict[int, tuple[float, dict[str, Part]]] = {
             "prebuild": Part(prebuild, 60.0, kernels=False),
             "smoke": Part(smoke, 60.0),
             "captured": Part(gpu_training.captured, 30.0),
-            "updates": Part(gpu_training.updates, 30.0),
+            "updates": Part(gpu_training.updates, 45.0),
             "sparse": Part(gpu_sparse.sparse, 40.0),
             "table": Part(table, 80.0),
             "steps": Part(steps, 60.0),
