@@ -1,5 +1,6 @@
 """Predictions against what small runs on the CPU take: bytes of a step, bytes that are exchanged."""
 
+import gc
 import itertools
 from typing import Any
 
@@ -15,12 +16,20 @@ pytest.importorskip("triton")
 
 
 def measured_bytes(model: nn.Module, rows: torch.Tensor) -> int:
-    """The most bytes of a step: weights, Adam's state, the batch, and what the allocator gives out."""
+    """The most bytes of a step: weights, Adam's state, the batch, and what the allocator gives out.
+
+    The profiler would subtract what it has seen before and the garbage collector frees meanwhile.
+    """
     step = TrainingStep(model, torch.optim.Adam(model.parameters(), fused=True))
     step(rows)
     activity = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activity, profile_memory=True) as profiler:
-        step(rows)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=activity, profile_memory=True) as profiler:
+            step(rows)
+    finally:
+        gc.enable()
     results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
     events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
     most = max(itertools.accumulate(event.nbytes() for event in events))
