@@ -143,6 +143,7 @@ class Autoencoder(Sampler):
         options = self.options if self.training else self.options.without_noise()
         given: Any = {"entry_weight": entry_weight, "reduction": reduction, "generator": generator}
         if runs_code(self.encoder) or runs_code(self.decoder):
+            self._check_whole()
             return functional.parts_loss(x, self._parts(), options, **given)
         return functional.objective_loss(
             x,
@@ -171,11 +172,21 @@ class Autoencoder(Sampler):
     def decoder_product(self, code: Tensor) -> Tensor:
         """The product a = h V^T + c, [*, in], of a code [*, code]."""
         if self.shard is not None:
+            if runs_code(self.decoder):
+                self._check_whole()
             product = self.shard.sum(F.linear(self.shard.part(code), self.decoder_weight))
             return product if self.decoder.bias is None else product + self.decoder.bias.to(product.dtype)
         if isinstance(self.decoder, nn.Linear):
             return self.decoder(code)
         return self.decoder(code, self.encoder.weight)
+
+    def _check_whole(self) -> None:
+        """Refuse to call an encoder or a decoder of which this process holds some units."""
+        if self.shard is not None:
+            raise ValueError(
+                "module: expected no hooks of an encoder or a decoder whose units are spread over processes; "
+                "hooks of the Autoencoder run"
+            )
 
     def encode(self, x: Tensor) -> Tensor:
         """The code [*, code] of x [*, in], without noise."""

@@ -25,8 +25,6 @@ def encoder_penalty(x: Tensor, layer: Autoencoder) -> Tensor:
     Raises:
         ValueError: the encoder is sharded by itself, so that its weight is not whole outside its call.
     """
-    if layer.shard is not None:
-        return layer.encoder.contractive(x, reduction="none")[1]
     weight, bias = _whole(layer)
     return functional.contractive_encode(x, weight, bias, layer.options.activation, reduction="none")[1]
 
