@@ -20,8 +20,8 @@ import math
 import os
 import reprlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -166,17 +166,18 @@ def save_checkpoint(
 ) -> Path:
     """Write the next ``run/checkpoint-<number>``; the one before it stays, older ones are removed.
 
-    Processes that hold parts of the tensors all call this function, with their world. Where one process has
-    gathered the parts, ``parameters`` are those of the whole modules, as :func:`named_tensors` gives them.
+    All processes of ``world`` call this function; the first one writes what all have alike. Where it has
+    gathered parts, ``parameters`` are those of the whole modules, as :func:`named_tensors` gives them.
 
     Raises:
-        CheckpointError: it could not be written; those written before are untouched.
+        CheckpointError: in all processes, it could not be written; those written before are untouched.
     """
     description = _describe(stack, classifier, dataset, config)
     tensors = named_tensors(stack, classifier) if parameters is None else parameters
     named = {"model": tensors, "state": dict(state.tensors)}
     whole = {name: values for name, values in named.items() if not any(map(is_split, values.values()))}
-    with _next_checkpoint(run, world) as folder:
+
+    def write(folder: Path) -> None:
         for name in sorted(named.keys() - whole):  # first, as all processes have to get there
             write_parts(folder / name, named[name])
         if world.leads:
@@ -184,7 +185,8 @@ def save_checkpoint(
             write_json(folder / "state.json", state.values)
             for name, values in whole.items():
                 write_tensors(folder / f"{name}.safetensors", values)
-    return find_checkpoint(run)
+
+    return _write_next(run, world, write)
 
 
 def named_tensors(
@@ -229,18 +231,16 @@ def _describe(
     }
 
 
-@contextmanager
-def _next_checkpoint(run: Path, world: World) -> Iterator[Path]:
-    """A folder of all processes that becomes the run's next checkpoint at the end of the block."""
+def _write_next(run: Path, world: World, write: Callable[[Path], None]) -> Path:
+    """The run's next checkpoint, a folder that all processes have written to."""
     existing: list[Path] = []
     temporary = run / f"{_TEMPORARY}{os.getpid()}"
     try:
-        with world.agreed():
-            existing = _checkpoints(run)
+        existing = world.first(partial(_checkpoints, run))
         temporary = world.first(partial(_make_temporary, temporary))
         with world.agreed():
-            yield temporary
-        world.first(partial(_publish, temporary, existing))
+            write(temporary)
+        return world.first(partial(_publish, temporary, existing))
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = "earlier checkpoints are intact" if existing else "there is no earlier one"
@@ -255,7 +255,7 @@ def _make_temporary(folder: Path) -> Path:
     return folder
 
 
-def _publish(temporary: Path, existing: list[Path]) -> None:
+def _publish(temporary: Path, existing: list[Path]) -> Path:
     """Flush a folder, give it the number after those of the ``existing`` ones, and remove old ones."""
     run = temporary.parent
     number = 1 + int(existing[-1].name.removeprefix(_PREFIX)) if existing else 1
@@ -263,11 +263,12 @@ def _publish(temporary: Path, existing: list[Path]) -> None:
         file.chmod((temporary / "config.json").stat().st_mode & 0o777)
     for folder in (*(child for child in temporary.iterdir() if child.is_dir()), temporary):
         sync(folder)
-    temporary.rename(run / f"{_PREFIX}{number:06d}")
+    published = temporary.rename(run / f"{_PREFIX}{number:06d}")
     sync(run)
     for old in existing[: 1 - _KEEP]:
         with suppress(OSError):  # a half-removed folder must not look like a checkpoint
             shutil.rmtree(old.rename(run / f"{_TEMPORARY}{old.name}"), ignore_errors=True)
+    return published
 
 
 def gather_checkpoint(path: Path | str, out: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..distributed import ALONE, World, joined, make_mesh, shard_units, silenced
+from ..distributed import World, joined, make_mesh, shard_units, silenced
 from ..distributed.mesh import PARTS
 from ..errors import CheckpointError, TrainingError
 from ..interruption import Interrupted, Interruption
@@ -353,9 +353,9 @@ class _Run:
         if self._next_stage() is not None or not state.finished:
             state.finished = False
             log = None
-            if session.world.leads:
-                clean_run(session.folder)
-                with self._writing_log():
+            with self._writing_log():
+                if session.world.leads:
+                    clean_run(session.folder)
                     log = Log(session.folder, state.history, self.config.tensorboard)
             try:
                 with session.interruption, session.display:
@@ -425,8 +425,8 @@ class _Run:
             self.restored = None
         self.runner = runner
         for row in runner.epochs():
-            if log is not None:
-                with self._writing_log():
+            with self._writing_log():
+                if log is not None:
                     log.write(row)
         self.runner = None
         state.end_stage(plan.name, plan.epochs)
@@ -435,15 +435,16 @@ class _Run:
 
     @contextmanager
     def _writing_log(self) -> Iterator[None]:
-        """Errors of a full disk as one that names the file."""
-        try:
-            yield
-        except OSError as error:
-            folder = self.session.folder
-            kept = "checkpoints are intact" if self.session.saved else "there is no checkpoint yet"
-            raise CheckpointError(
-                f"{folder}: could not write log.csv ({error.strerror or error}); {kept}"
-            ) from error
+        """Errors of a full disk as one that names the file, in all processes."""
+        with self.session.world.agreed():
+            try:
+                yield
+            except OSError as error:
+                folder = self.session.folder
+                kept = "checkpoints are intact" if self.session.saved else "there is no checkpoint yet"
+                raise CheckpointError(
+                    f"{folder}: could not write log.csv ({error.strerror or error}); {kept}"
+                ) from error
 
     def _restore(self, runner: StageRunner, saved: TrainState) -> None:
         try:
@@ -483,17 +484,15 @@ class _Run:
         if not all(session.world.gather(all(bool(torch.isfinite(p).all()) for p in parameters))):
             raise session.failure("the parameters are not finite after", session.state.step)
         session.saved, session.saved_at = True, time.monotonic()
-        world, leads = session.world if self.in_parts else ALONE, session.world.leads
-        if not self.in_parts and not leads:
-            return
+        world = session.world
         values, tensors = session.state.to_json(), {}
         if runner is not None:
             values["optimizer"], tensors = runner.saved()
             if self.units is not None:
-                tensors = whole_state(runner.plan.module, tensors, keep=leads)
+                tensors = whole_state(runner.plan.module, tensors, keep=world.leads)
         whole = None
         if self.units is not None:
-            whole = named_tensors(self.stack, self.classifier, partial(whole_parameters, keep=leads))
+            whole = named_tensors(self.stack, self.classifier, partial(whole_parameters, keep=world.leads))
         config = {**self.config.to_dict(), "resume": False}
         state = TrainState(values, tensors)
         save_checkpoint(

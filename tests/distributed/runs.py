@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,24 @@ def train_until_saved(settings: TrainConfig, epoch: int = 0) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(world, "_POLL_SECONDS", 0.0)
         patch.setattr(engine._Run, "_save", save)
+        train(replace(settings, checkpoint_seconds=0.0), dataset=dataset())
+
+
+def train_on_a_full_disk(settings: TrainConfig, rank: int, writer: str, call: int) -> None:
+    """Train a run in which a call of ``module:function`` by one process finds no space left."""
+    write, calls = pkgutil.resolve_name(writer), 0
+    owner, name = re.split(r"[.:](?=\w+$)", writer)
+
+    def failing(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and torch.distributed.get_rank() == rank:
+            raise OSError(28, "No space left on device")
+        return write(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "_POLL_SECONDS", 0.0)
+        patch.setattr(pkgutil.resolve_name(owner), name, failing)
         train(replace(settings, checkpoint_seconds=0.0), dataset=dataset())
 
 

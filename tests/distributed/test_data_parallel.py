@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from fastae.train import Stage
-from tests.distributed.runs import STAGE, WIDTH, assert_same, config, of_one_process, trained
+from fastae.train import Stage, load_checkpoint
+from tests.distributed.runs import (
+    STAGE,
+    WIDTH,
+    assert_same,
+    config,
+    of_one_process,
+    train_on_a_full_disk,
+    trained,
+)
+from tests.processes import Failed
 
 TOLERANCE = 1e-11  # float64, in which only the order of sums differs
 
@@ -53,3 +62,25 @@ def test_two_processes_train_as_one(two, tmp_path, case):
     first, second = two.run(trained, settings)
     assert_same(first, second, 0.0)
     assert_same(first, of_one_process(settings), TOLERANCE)
+
+
+WRITER = "torch.distributed.checkpoint.hf_storage:HuggingFaceStorageWriter.write_data"
+FAILURES: dict[str, tuple[int, str, int, dict[str, Any]]] = {
+    "a checkpoint": (0, "fastae.train.checkpoint:write_tensors", 3, {}),
+    "whole layers": (0, "fastae.train.checkpoint:write_json", 3, {"shard": "units", "sizes": (WIDTH, 20)}),
+    "a part": (1, WRITER, 3, {"shard": "weights"}),
+    "the log": (0, "fastae.train.reporting:Log.write", 2, {}),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_all_processes_end_where_one_cannot_write(two, tmp_path, case):
+    rank, *fault, changes = FAILURES[case]
+    with pytest.raises(Failed) as failed:
+        two.run(train_on_a_full_disk, config(tmp_path / "run", **changes), rank, *fault)
+    kinds, messages, elsewhere, _ = zip(*failed.value.args[0], strict=True)
+    assert kinds == ("CheckpointError", "CheckpointError") and messages[0] == messages[1]
+    assert "No space left on device" in messages[0] and "intact" in messages[0]
+    assert elsewhere == (False, True)  # one message, of the first process
+    assert load_checkpoint(tmp_path / "run", with_state=True).state.values["step"]
+    assert not list((tmp_path / "run").glob(".tmp-*"))
