@@ -129,9 +129,31 @@ def test_a_phone_shows_narrow_pictures_and_does_not_scroll_sideways(open_page, n
     assert page.locator(".hint").first.is_visible()
 
 
-def test_pictures_are_dark_on_a_dark_page(open_page):
+LEAST_CONTRAST = """() => {
+  const rgba = text => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+  const over = (top, base) => base.map((value, k) => top[k] * top[3] + value * (1 - top[3]));
+  const luminance = rgb => rgb.map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0.05);
+  let least = 21;
+  for (const element of document.body.querySelectorAll("*")) {
+    const text = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!text || element.closest("svg") || !element.checkVisibility()) continue;
+    const parents = [];
+    for (let e = element; e; e = e.parentElement) parents.unshift(rgba(getComputedStyle(e).backgroundColor));
+    const paper = parents.reduce((base, top) => over(top, base), [255, 255, 255]);
+    const pair = [luminance(paper), luminance(over(rgba(getComputedStyle(element).color), paper))];
+    least = Math.min(least, Math.max(...pair) / Math.min(...pair));
+  }
+  return least;
+}"""
+"""The least contrast of visible text outside of drawings, by WCAG 2."""
+
+
+def test_pictures_are_dark_on_a_dark_page_and_texts_can_be_read(open_page):
     def paper(scheme: str) -> str:
         page = open_page("images", color_scheme=scheme)
+        assert 4.5 <= page.evaluate(LEAST_CONTRAST) < 21.0
         return page.evaluate(
             "getComputedStyle(document.querySelector('#codes svg.wide #codes-wide-patch_1 path')).fill"
         )
