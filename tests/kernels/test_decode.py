@@ -71,8 +71,9 @@ def test_loss_is_the_reference(loss: str, reduction: str, dtype: torch.dtype, st
     assert_like_reference(*functions(loss, reduction=reduction), decoder(*SHAPE), dtype)
 
 
-@pytest.mark.parametrize("output_activation", ACTIVATIONS)
-@pytest.mark.parametrize("loss", ["mse", "cosine"])
+@pytest.mark.parametrize(
+    ("loss", "output_activation"), [*(("mse", f) for f in ACTIVATIONS), ("cosine", "gelu")]
+)
 @EVERY_DTYPE
 def test_output_activation_is_the_reference(loss: str, output_activation: str, dtype: torch.dtype):
     assert_like_reference(*functions(loss, output_activation), decoder(*SHAPE), dtype)
