@@ -21,7 +21,8 @@ class Config:
         device_kind: Kind of device: h100, h200, b200, a100 or mi300x.
         rows: Rows per epoch.
         sae: Activation of a sparse dictionary, as in topk:32. By default a stack of autoencoders is trained.
-        shard: Data copies a dictionary to every device, latents splits it.
+        shard: Data copies everything to every device; weights and units split a stack, latents a dictionary.
+        shard_size: Consecutive devices that hold one copy of a stack together; 0 for all.
         tied: Layers share weights with their decoders.
         json: Print JSON instead of a table.
     """
@@ -34,6 +35,7 @@ class Config:
     rows: int = 1_000_000
     sae: str | None = None
     shard: Sharding = "data"
+    shard_size: int = 0
     tied: bool = True
     json: bool = False
 

@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from ..checks import check_whole
+from ..philox import COLUMN_STEP
 from ..sparse.specs import BatchTopK, TopK, parse_sparsity
 
 EstimateDtype = Literal["float32", "bfloat16"]
-Sharding = Literal["data", "latents"]
+Sharding = Literal["data", "weights", "units", "latents"]
 
 _WORKSPACE = 1 << 24  # bytes of the block of latents that entries are selected from
 
@@ -124,6 +125,7 @@ def estimate(
     rows: int = 1_000_000,
     sae: str | None = None,
     shard: Sharding = "data",
+    shard_size: int = 0,
     tied: bool = True,
 ) -> Estimate:
     """Predict memory, traffic and the least time of training steps with Adam.
@@ -140,8 +142,10 @@ def estimate(
         device_kind: h100, h200, b200, a100 or mi300x.
         rows: rows per epoch.
         sae: the activation of a sparse dictionary, as topk:32; ``None`` for a stack of autoencoders.
-        shard: of a dictionary: "data" copies it to every device and sums gradients; "latents" splits it by
-            latents, exchanges the largest entries and sums reconstructions.
+        shard: "data" copies all parameters to every device and sums gradients. Of a stack, "weights" and
+            "units" split what they do in :class:`fastae.train.TrainConfig`. Of a dictionary, "latents" splits
+            it by latents, exchanges the largest entries and sums reconstructions.
+        shard_size: consecutive devices that hold one copy of a stack together; 0 for all.
         tied: whether the layers of a stack share weights with their decoders.
 
     Returns:
@@ -159,11 +163,15 @@ def estimate(
         raise ValueError(f"device_kind: {device_kind!r} is not one of {', '.join(DEVICES)}")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype: {dtype!r} is not one of float32, bfloat16")
-    if shard not in ("data", "latents"):
-        raise ValueError(f"shard: {shard!r} is not one of data, latents")
-    setting = _Setting(DEVICES[device_kind], devices, batch_size, rows, getattr(torch, dtype), tied)
+    if shard not in get_args(Sharding):
+        raise ValueError(f"shard: {shard!r} is not one of {', '.join(get_args(Sharding))}")
+    parts = _parts(sizes, devices, shard, shard_size)
+    options = (batch_size, rows, getattr(torch, dtype), tied, shard, parts)
+    setting = _Setting(DEVICES[device_kind], devices, *options)
     if sae is not None:
-        stages = [setting.dictionary(sizes, sae, shard)]
+        if shard not in ("data", "latents"):
+            raise ValueError(f"shard: {shard} splits stacks; give data or latents with sae")
+        stages = [setting.dictionary(sizes, sae)]
     elif shard == "latents":
         raise ValueError("shard: latents are those of a dictionary; give sae, as topk:32")
     else:
@@ -178,23 +186,54 @@ def stack_parameters(sizes: Sequence[int], tied: bool = True) -> int:
     return sum(D * H * (1 if tied else 2) + D + H for D, H in pairwise(sizes))
 
 
-def step_memory(sizes: Sequence[int], rows: int, dtype: torch.dtype, tied: bool = True) -> dict[str, float]:
+def step_memory(
+    sizes: Sequence[int],
+    rows: int,
+    dtype: torch.dtype,
+    tied: bool = True,
+    shard: Sharding = "data",
+    parts: int = 1,
+) -> dict[str, float]:
     """Bytes of a training step of a stack on ``rows`` rows: Adam's state, gradients and activations.
 
     The forward pass keeps the input and all codes. The backward pass adds gradients of the two widest
-    neighbours, and of a stack as a whole those of the next two; bfloat16 needs copies of the weights.
+    neighbours, and of a stack as a whole those of the next two; bfloat16 needs copies of the weights. Split
+    weights are gathered, and their gradients are whole until they are summed: of a stack as a whole until
+    the backward pass comes to the encoders. Of split units a layer keeps its part of the code and sums its
+    product, [rows, input]; a stack as a whole gathers every code.
     """
-    parameters, e = stack_parameters(sizes, tied), dtype.itemsize
-    codes = [*sizes[1:], *sizes[-2:0:-1]]  # of the encoders and, unrolled, of the decoders
-    widest = max(a + b for a, b in pairwise(sizes)) * (1 if len(sizes) == 2 else 2)
-    copies = e * parameters if dtype != torch.float32 else 0
-    return {
-        "weights": 4 * parameters + copies,
+    layers, e = list(pairwise(sizes)), dtype.itemsize
+    parameters = own_parameters(sizes, tied, shard, parts)
+    wholes = [stack_parameters(layer, tied) for layer in layers]
+    widths, summed = list(sizes), 0
+    if shard == "units" and len(layers) == 1:
+        widths, summed = [sizes[0], own_units(sizes[1], parts)], sizes[0]
+    codes = [*widths[1:], *widths[-2:0:-1]]  # of the encoders and, unrolled, of the decoders
+    widest = max(a + b for a, b in pairwise(widths)) * (1 if len(layers) == 1 else 2)
+    lower = dtype != torch.float32
+    memory: dict[str, float] = {
+        "weights": 4 * parameters + e * lower * (max(wholes) if shard == "weights" else parameters),
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
-        "activations": rows
-        * (4 * sizes[0] + e * (sizes[0] * (dtype != torch.float32) + sum(codes) + widest)),
+        "activations": rows * (4 * sizes[0] + e * (sizes[0] * lower + sum(codes) + widest + summed)),
     }
+    if shard == "weights":
+        whole = sum(wholes) + (max(wholes) if len(layers) > 1 else 0)
+        busy = e * rows * (sum(codes) + widest)  # not at the same time as all that is whole
+        memory["gathered"] = max(8 * max(wholes), 8 * whole - busy)
+    return memory
+
+
+def own_parameters(sizes: Sequence[int], tied: bool, shard: Sharding, parts: int) -> int:
+    """The most parameters of a stack that one of ``parts`` devices holds."""
+    if shard == "units":
+        return sum(stack_parameters((D, own_units(H, parts)), tied) for D, H in pairwise(sizes))
+    return math.ceil(stack_parameters(sizes, tied) / (parts if shard == "weights" else 1))
+
+
+def own_units(units: int, parts: int) -> int:
+    """The most units of a layer that one of ``parts`` devices holds; see ``shard_units``."""
+    return min(units, math.ceil(math.ceil(units / COLUMN_STEP) / parts) * COLUMN_STEP)
 
 
 def dictionary_memory(D: int, H: int, k: int, rows: int, dtype: torch.dtype) -> dict[str, float]:
@@ -210,6 +249,23 @@ def dictionary_memory(D: int, H: int, k: int, rows: int, dtype: torch.dtype) -> 
     }
 
 
+def _parts(sizes: Sequence[int], devices: int, shard: Sharding, size: int) -> int:
+    """Number of devices that hold one copy together."""
+    if shard not in ("weights", "units"):
+        if size:
+            raise ValueError(f"shard_size: expected 0 unless weights or units are split, got {size}")
+        return devices if shard == "latents" else 1
+    parts = size or devices
+    if parts < 1 or devices % parts:
+        raise ValueError(f"shard_size: expected a divisor of the {devices} devices, got {size}")
+    least = COLUMN_STEP * (parts - 1) + 1
+    if shard == "units" and min(sizes[1:]) < least:
+        raise ValueError(
+            f"sizes: expected at least {least} units to split over {parts} devices, got {min(sizes[1:])}"
+        )
+    return parts
+
+
 @dataclass(frozen=True)
 class _Setting:
     """What all stages share."""
@@ -220,14 +276,17 @@ class _Setting:
     rows: int
     dtype: torch.dtype
     tied: bool
+    shard: Sharding
+    parts: int
 
     def stack(self, name: str, widths: Sequence[int], all_sizes: Sequence[int]) -> StageEstimate:
         """A stack of autoencoders that trains as a whole; the others' weights stay on the device."""
         from fastae_kernels.tools import cost
 
-        M, target, dtype = math.ceil(self.batch / self.devices), self._target(), self.dtype
+        rows_parts = self.devices // self.parts if self.shard == "units" else self.devices
+        M, target, dtype = math.ceil(self.batch / rows_parts), self._target(), self.dtype
         costs = []
-        layers = list(pairwise(widths))
+        layers = [(D, own_units(H, self.parts) if self.shard == "units" else H) for D, H in pairwise(widths)]
         for D, H in layers:
             costs.append(cost.of("encode", M, D, H, dtype, target))
             costs.append(cost.of("decode_loss", M, D, H, dtype, target, tied=self.tied))
@@ -236,13 +295,33 @@ class _Setting:
             costs += [weight] if self.tied else [weight] * 2
         for D, H in layers[1:]:  # gradients also flow to the codes below, through encoder and decoder
             costs += [cost.of("code_grad", M, H, D, dtype, target)] * 2
-        parameters = stack_parameters(widths, self.tied)
-        memory = step_memory(widths, M, dtype, self.tied)
-        memory["weights"] += 4 * (stack_parameters(all_sizes, self.tied) - parameters)
-        wire = 4 * parameters * self._ring
-        return self._stage(name, parameters, memory, wire, costs)
+        memory = step_memory(widths, M, dtype, self.tied, self.shard, self.parts)
+        parameters, everything = (
+            own_parameters(sizes, self.tied, self.shard, self.parts) for sizes in (widths, all_sizes)
+        )
+        memory["weights"] += 4 * (everything - parameters)
+        copies = self.devices // self.parts
+        return self._stage(
+            name,
+            parameters,
+            memory,
+            self._wire_of_parts(widths, M),
+            costs,
+            summed=4 * parameters * _ring(copies),
+        )
 
-    def dictionary(self, sizes: Sequence[int], sae: str, shard: Sharding) -> StageEstimate:
+    def _wire_of_parts(self, widths: Sequence[int], rows: int) -> float:
+        """Bytes that a device sends to those that hold the rest of its copy."""
+        others = (self.parts - 1) / self.parts  # of what is gathered, or summed into parts
+        deep = len(widths) > 2
+        if self.shard == "weights":  # gathered for every use in both passes, and summed once
+            return 4 * stack_parameters(widths, self.tied) * others * (5 if deep else 3)
+        if self.shard != "units":
+            return 0.0
+        summed = 2 * (sum(widths[:-1]) + sum(widths[1:-1]))  # products, and gradients of the layers' inputs
+        return self.dtype.itemsize * rows * others * (summed + (2 * sum(widths[1:]) if deep else 0))
+
+    def dictionary(self, sizes: Sequence[int], sae: str) -> StageEstimate:
         """A sparse dictionary, copied to every device or split by latents."""
         from fastae_kernels.tools import sparse_cost
 
@@ -254,26 +333,22 @@ class _Setting:
         if not isinstance(activation, TopK | BatchTopK):
             raise ValueError(f"sae: only topk and batch_topk have a known number of entries, got {sae!r}")
         D, H, k = sizes[0], sizes[1], math.ceil(activation.k)
-        split = self.devices if shard == "latents" else 1
+        split, copies = self.parts, self.devices // self.parts
         if k > H // split:
             raise ValueError(f"sae: {k} entries per row of {H // split} latents per device")
-        M = self.batch if shard == "latents" else math.ceil(self.batch / self.devices)
+        M = math.ceil(self.batch / copies)
         own, e = math.ceil(H / split), self.dtype.itemsize
         memory = dictionary_memory(D, own, k, M, self.dtype)
         parameters = 2 * D * own + own + D
-        if shard == "latents":
-            gathered = 8.0 * M * k * (self.devices - 1)  # keys of the local largest entries, from all others
-            wire = gathered + 4.0 * M * D * self._ring
-            memory["activations"] += 8.0 * M * k * self.devices
-        else:
-            wire = 4 * parameters * self._ring
+        wire = 0.0
+        if self.shard == "latents":
+            gathered = 8.0 * M * k * (split - 1)  # keys of the local largest entries, from all others
+            wire = gathered + 4.0 * M * D * _ring(split)
+            memory["activations"] += 8.0 * M * k * split
         costs = list(sparse_cost.step(M, D, own, e, k).values())
-        return self._stage(f"dictionary, {sae}", parameters, memory, wire, costs, projected=12 * 2 * D * own)
-
-    @property
-    def _ring(self) -> float:
-        """What a device sends of each byte that all devices sum."""
-        return 2 * (self.devices - 1) / self.devices
+        summed = 4 * parameters * _ring(copies)
+        name, projected = f"dictionary, {sae}", 12 * 2 * D * own
+        return self._stage(name, parameters, memory, wire, costs, summed=summed, projected=projected)
 
     def _target(self) -> Any:
         from fastae_kernels.launch import Target
@@ -287,9 +362,15 @@ class _Setting:
         memory: dict[str, float],
         wire: float,
         costs: list[Any],
+        *,
+        summed: float,
         projected: float = 0.0,
     ) -> StageEstimate:
-        """A prediction from the operators' costs; Adam reads 4 numbers per parameter and writes 3."""
+        """A prediction from the operators' costs; Adam reads 4 numbers per parameter and writes 3.
+
+        A device sends ``wire`` bytes to the other parts of its copy, which are in one node if they can, and
+        ``summed`` to other copies.
+        """
         from fastae_kernels.plan.estimate import CARDS
 
         card = CARDS[self.link.card]
@@ -298,12 +379,20 @@ class _Setting:
         for one in costs:
             compute, traffic = one.flops / flops, one.bytes / card.memory
             seconds["matrix units" if compute > traffic else "memory traffic"] += max(compute, traffic)
-        speed = self.link.local if self.devices <= self.link.per_node else self.link.network
-        seconds["wire"] = wire / speed
+        near, far = (
+            self.link.local if span <= self.link.per_node else self.link.network
+            for span in (self.parts, self.devices)
+        )
+        seconds["wire"] = wire / near + summed / far
         busy = seconds["matrix units"] + seconds["memory traffic"]
         step = max(busy, seconds["wire"])
         limit = max(seconds, key=lambda part: seconds[part])
         if sum(memory.values()) > self.link.memory:
             limit = "memory"
         per_hour = 3600 / (step * math.ceil(self.rows / self.batch))
-        return StageEstimate(name, parameters, memory, wire, seconds, step, limit, per_hour)
+        return StageEstimate(name, parameters, memory, wire + summed, seconds, step, limit, per_hour)
+
+
+def _ring(devices: int) -> float:
+    """Share of what ``devices`` sum that each of them sends."""
+    return 2 * (devices - 1) / devices

@@ -2,38 +2,48 @@
 
 import gc
 import itertools
+import tracemalloc
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from fastae.distributed import World, make_mesh, shard_units, split_weights
 from fastae.nn import Autoencoder, SparseAutoencoder, StackedAutoencoder
+from fastae.tensors import local
 from fastae.train import TrainingStep, estimate
 from fastae.train.estimate import dictionary_memory, stack_parameters, step_memory
+from tests.distributed.test_world import with_world
 
 pytest.importorskip("triton")
 
 
-def measured_bytes(model: nn.Module, rows: torch.Tensor) -> int:
-    """The most bytes of a step: weights, Adam's state, the batch, and what the allocator gives out.
+def measured_bytes(model: nn.Module, rows: torch.Tensor, world: World | None = None, total: int = 0) -> int:
+    """The most bytes of a step: weights, Adam's state, the batch, and what PyTorch and NumPy give out.
 
     The profiler would subtract what it has seen before and the garbage collector frees meanwhile.
     """
-    step = TrainingStep(model, torch.optim.Adam(model.parameters(), fused=True))
-    step(rows)
+    options: dict[str, int] = {} if world is None else {"total": total}
+    step = TrainingStep(model, torch.optim.Adam(model.parameters(), fused=True), world=world)
+    step(rows, **options)
     activity = [torch.profiler.ProfilerActivity.CPU]
     gc.collect()
     gc.disable()
+    tracemalloc.start()
     try:
         with torch.profiler.profile(activities=activity, profile_memory=True) as profiler:
-            step(rows)
+            step(rows, **options)
+        most = tracemalloc.get_traced_memory()[1]
     finally:
+        tracemalloc.stop()
         gc.enable()
     results = profiler.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
     events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    most = max(itertools.accumulate(event.nbytes() for event in events))
-    return 3 * sum(p.nbytes for p in model.parameters()) + rows.nbytes + most
+    most += max(itertools.accumulate(event.nbytes() for event in events))
+    return 3 * sum(local(p).nbytes for p in model.parameters()) + rows.nbytes + most
 
 
 @pytest.mark.parametrize(
@@ -51,6 +61,50 @@ def test_the_memory_of_a_dictionary_has_no_rows_times_latents(D, H, k, rows):
     model = SparseAutoencoder(D, H, f"topk:{k}")
     predicted = sum(dictionary_memory(D, H, k, rows, torch.float32).values())
     assert predicted == pytest.approx(measured_bytes(model, torch.rand(rows, D)), rel=0.15)
+
+
+class Sent(TorchDispatchMode):
+    """Bytes that each of two processes sends, by rings; of a group of two, the smaller operand's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.bytes += min(tensor.nbytes for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def step_in_parts(world: World, shard: Any, sizes: tuple[int, ...], rows: int) -> tuple[int, int]:
+    """Bytes that a process takes, and sends, in a step of a stack of which two hold a copy together."""
+    torch.manual_seed(0)
+    stack, mesh = StackedAutoencoder(sizes), make_mesh(world, shard, 2)
+    assert mesh is not None
+    if shard == "units":
+        world.share_rows(mesh)
+        shard_units(stack, mesh.get_group("parts"))
+    else:
+        split_weights(stack, mesh)
+    own = torch.rand(rows, sizes[0])[world.part(torch.arange(rows))].clone()
+    taken = measured_bytes(stack, own, world, rows)
+    step = TrainingStep(stack, torch.optim.Adam(stack.parameters()), world=world)
+    with Sent() as sent:
+        step(own, total=rows)
+    return taken, sent.bytes
+
+
+@pytest.mark.parametrize("shard", ["weights", "units"])
+@pytest.mark.parametrize("sizes, rows", [((256, 512), 2048), ((256, 512, 384), 64), ((256, 512, 384), 2048)])
+@pytest.mark.parametrize("devices", [2, 4])
+def test_parts_take_and_send_what_is_predicted(request, shard, sizes, rows, devices):
+    """Four processes are two copies of two parts."""
+    group = request.getfixturevalue({2: "two", 4: "four"}[devices])
+    predicted = estimate(sizes, batch_size=rows, devices=devices, shard=shard, shard_size=2).stages[-1]
+    for taken, sent in group.run(with_world, step_in_parts, shard, sizes, rows):
+        assert predicted.bytes == pytest.approx(taken, rel=0.2)
+        assert predicted.wire == pytest.approx(sent, rel=0.01)
 
 
 def test_the_bytes_exchanged_are_those_of_the_gradients(tmp_path):
@@ -107,6 +161,13 @@ def test_more_devices_take_less_each():
         ({"devices": 0}, "devices: .*0"),
         ({"dtype": "float8"}, "dtype: 'float8' .*bfloat16"),
         ({"shard": "latents"}, "shard: .*sae"),
+        ({"shard": "units", "sae": "topk:2"}, "shard: units splits stacks"),
+        ({"shard": "units", "devices": 2}, "sizes: expected at least 17 units .* got 16"),
+        (
+            {"shard": "weights", "devices": 4, "shard_size": 3},
+            "shard_size: .*divisor of the 4 devices, got 3",
+        ),
+        ({"shard_size": 2}, "shard_size: expected 0"),
         ({"sae": "relu"}, "sae: .*'relu'"),
         ({"sae": "topk:9", "shard": "latents", "devices": 8}, "sae: 9 .*2 latents"),
         ({"sizes": (8, 4, 2), "sae": "topk:2"}, "sizes: .*dictionary"),
