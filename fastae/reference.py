@@ -171,12 +171,15 @@ The third argument is the loss's number.
 """
 
 
-def known_weight(target: Tensor, missing: bool, entry_weight: Tensor | None) -> Tensor | None:
-    """The weights of entries, 0 for those that are missing; ``None`` where all are 1."""
-    if not missing:
-        return entry_weight
-    known = (~target.isnan()).to(target.dtype)
-    return known if entry_weight is None else known * entry_weight
+def known(target: Tensor, missing: bool, entry_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The target and the weights of its entries (``None``: all 1), both 0 for entries that are left out."""
+    weight = entry_weight
+    if missing:
+        present = (~target.isnan()).to(target.dtype)
+        target, weight = fill_missing(target), present if weight is None else present * weight
+    if entry_weight is not None:
+        target = target.masked_fill(entry_weight == 0.0, 0.0)  # NaN times 0 would be NaN
+    return target, weight
 
 
 def reconstruction_entries(
@@ -190,10 +193,9 @@ def reconstruction_entries(
     """The loss of each entry, [M, D], of the decoder's product a [M, D]; weights broadcast to it."""
     table, formula = get_loss(loss, output_activation), LOSSES[loss.partition(":")[0]]
     v = get_activation(output_activation).function(a)
-    weight = known_weight(target, missing, entry_weight)
+    target, weight = known(target, missing, entry_weight)
     if weight is None:
         return formula(v, target, table.parameter)
-    target = target.masked_fill(weight == 0.0, 0.0)  # whatever it is: NaN times 0 is NaN
     if table.of_rows:
         return formula(v * weight.sqrt(), target * weight.sqrt(), table.parameter)
     return weight * formula(v, target, table.parameter)

@@ -18,7 +18,7 @@ from ..activations import Activation, get_activation
 from ..corruption import make_corruption
 from ..losses import Loss, get_loss
 from ..philox import row_blocks
-from ..reference import known_weight
+from ..reference import known
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
 from .adam import adam_rows as adam_rows
 from .noise import PROCESSES as PROCESSES
@@ -313,12 +313,9 @@ def _weighted(
     The factor is also that of the entries, unless the loss is one ``of_rows``: roots of weights in both
     factors of its sums make those weighted ones.
     """
-    weight = known_weight(x, missing, entry_weight)
-    if weight is not None:
-        x = x.masked_fill(weight == 0.0, 0.0)
-        weight = weight if emphasis is None else emphasis.mul_(weight)
-    else:
-        weight = emphasis
+    x, weight = known(x, missing, entry_weight)
+    if emphasis is not None:
+        weight = emphasis if weight is None else emphasis.mul_(weight)
     if weight is None or not loss.of_rows:
         return v, x, weight
     root = weight.sqrt()
