@@ -20,11 +20,9 @@ from ..tensors import large_empty, outside_autocast, sum_dtype
 
 _TILE = 1 << 22  # entries: larger tiles make better products, smaller ones stay closer to the cache
 _TILE_ROWS = 1024
-_GROUPS = (
-    32,
-    16,
-    8,
-)  # sizes, powers of two: large groups are few to compare, small ones bound more entries
+_GROUPS = (32, 16, 8)
+"""Sizes, powers of two: large groups are few to compare, small ones bound more entries."""
+
 _HELD = 1 << 18  # hits that are held, at the least, before the largest of each row are sorted out
 
 
