@@ -15,7 +15,8 @@ from tests.distributed.runs import config, of_one_process, trained
 from tests.distributed.test_data_parallel import CASES
 from tests.processes import Group
 
-KINDS = ("data", "weights")
+KINDS = ("data", "weights", "units")
+WIDER = 15  # times as many units, or four processes would have none of some layer
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
@@ -36,11 +37,17 @@ def main(sizes: list[int]) -> None:
     try:
         for case, changes in CASES.items():
             with tempfile.TemporaryDirectory() as folder:
-                settings = config(Path(folder) / "run", **changes)
-                alone, cells = of_one_process(settings), []
+                alone, cells = {}, []
                 for kind, size in columns:
+                    settings = config(Path(folder) / kind, **changes)
+                    if kind == "units":
+                        width, *units = settings.sizes
+                        settings = replace(settings, sizes=(width, *(WIDER * number for number in units)))
+                    if settings.sizes not in alone:
+                        alone[settings.sizes] = of_one_process(settings)
                     ours = replace(settings, shard=kind, out=f"{folder}/{kind}-{size}")
-                    cells.append(largest_difference(groups[size].run(trained, ours)[0], alone))
+                    runs = groups[size].run(trained, ours)[0], alone[settings.sizes]
+                    cells.append(largest_difference(*runs))
             print(f"| {case} |", " | ".join(f"{cell:.0e}" for cell in cells), "|", flush=True)
     finally:
         for group in groups.values():
