@@ -72,7 +72,20 @@ def by_latent(table: Tensor, values: Tensor, entries: Entries) -> RowSums:
 def latent_sums(values: Tensor, entries: Entries) -> Tensor:
     """The sum of values [E] per latent, [H], in the dtype of sums."""
     wide = values.to(sum_dtype(values.dtype))
-    if values.is_cuda or kernels_on_cpu():  # where index_add_ adds in any order
-        ones = wide.new_ones(1, 1), torch.zeros_like(entries.order)
-        return segment_sums(*ones, entries.starts, wide[entries.order]).sums.flatten()
+    if _adds_in_any_order(values):
+        return sums(wide[entries.order], entries.starts)
     return wide.new_zeros(len(entries.starts) - 1).index_add_(0, entries.latents, wide)
+
+
+def sums(values: Tensor, offsets: Tensor) -> Tensor:
+    """The sum of values [E] per bag, [B]."""
+    if _adds_in_any_order(values):
+        ones = values.new_ones(1, 1), torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        return segment_sums(*ones, offsets, values).sums.flatten()
+    bag = segments_of(offsets, len(values))
+    return values.new_zeros(len(offsets) - 1).index_add_(0, bag, values)
+
+
+def _adds_in_any_order(values: Tensor) -> bool:
+    """True where ``index_add_`` does."""
+    return values.is_cuda or kernels_on_cpu()

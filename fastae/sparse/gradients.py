@@ -17,6 +17,7 @@ from torch.autograd.function import Function
 
 from ..gradients.once import first_order
 from ..ops import segment_loss, segment_sums
+from ..ops.segments import segments_of
 from . import bags
 from .bags import Entries
 from .deferred import DeferredGradients, hand_over
@@ -167,6 +168,22 @@ class AtLatents(Function):
     def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         vector, *places = ctx.saved_tensors
         return bags.latent_sums(grad, Entries(*places)).to(vector.dtype), *(None,) * len(places)
+
+
+class BagSums(Function):
+    """The sum of values [E] per bag, [B], in a fixed order."""
+
+    @staticmethod
+    def forward(ctx: Context, values: Tensor, offsets: Tensor) -> Tensor:
+        ctx.entries = len(values)
+        ctx.save_for_backward(offsets)
+        return bags.sums(values, offsets)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, None]:
+        (offsets,) = ctx.saved_tensors
+        return grad[segments_of(offsets, ctx.entries)], None
 
 
 class Jump(Function):

@@ -24,7 +24,7 @@ from .specs import AuxK, BatchTopK, Gated, JumpReLU, Matryoshka, Sparsity
 from .streamed import Vectors
 
 _MEDIAN_ROWS = 32768
-_BATCH_TOPK_START = 0.1
+_BATCH_TOPK_START = 0.01
 _MEDIAN_STEPS = 64
 
 
@@ -278,8 +278,9 @@ class SparseAutoencoder(nn.Module):
 
         The decoder's bias becomes the geometric median of the target (of at most 32,768 rows, evenly spaced),
         decoder rows are drawn on the sphere, the encoder's weight is a copy of them, and is then scaled so
-        that reconstructions have the length of the rows about that bias; a tenth of it for batch_topk, where
-        large pre-activations of few rows would take the entries of all. Draw the rows from all of the data.
+        that reconstructions have the length of the rows about that bias. For batch_topk they have a hundredth
+        of it (rows of norm 0.1 on both sides, folded): long rows would take the entries of all while
+        directions are random, and small random directions are soon outgrown. Draw x from all of the data.
         """
         self.reset_parameters()
         rows = as_rows(self._normalise(x)[0])

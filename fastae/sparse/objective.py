@@ -23,7 +23,7 @@ from ..tensors import sum_dtype
 from .bags import Entries, entries_of, fixed_offsets
 from .code import SparseAutoencoderLoss, SparseCode
 from .deferred import DeferredGradients
-from .gradients import AtLatents, Decode, DecodeLoss, Preactivations
+from .gradients import AtLatents, BagSums, Decode, DecodeLoss, Preactivations
 from .options import SparseObjective
 from .shard import LatentShard
 from .specs import AuxK, BatchTopK, Gated, JumpReLU, Sparsity, TopK
@@ -269,7 +269,7 @@ def _sparse_parts(
         prefixes, estimate = levels[: len(ends)], levels[-1] if dead_latents is not None else None
 
     def row_sums(values: Tensor) -> Tensor:
-        return values.new_zeros(rows).index_add(0, entries.bags[:number] % max(rows, 1), values)
+        return BagSums.apply(values, offsets[: len(ends) * rows + 1]).view(len(ends), rows).sum(0)
 
     gates = None
     if h.gate is not None:

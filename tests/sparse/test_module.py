@@ -213,20 +213,20 @@ def test_start_is_tied_and_has_the_length_of_the_data(rule):
     torch.testing.assert_close(sae.decoder.bias, geometric_median(x))
     centred = x - sae.decoder.bias
     estimate = sae.eval().reconstruct(x) - sae.decoder.bias
-    length = centred.norm(dim=1).mean() * (0.1 if rule == "batch_topk:3" else 1.0)
+    length = centred.norm(dim=1).mean() * (0.01 if rule == "batch_topk:3" else 1.0)
     torch.testing.assert_close(estimate.norm(dim=1).mean(), length, rtol=1e-4, atol=0.0)
 
 
 def test_batch_topk_finds_planted_directions_from_its_start():
     x, directions = planted_rows(100_000, 64, 128, 4.0, 0.02)
     torch.manual_seed(0)
-    sae = SparseAutoencoder(64, 1024, "batch_topk:4").initialize_(x)
+    sae = SparseAutoencoder(64, 1024, "batch_topk:4", auxk=AuxK(dead_after=10_000)).initialize_(x)
     optimizer = constrain(torch.optim.Adam(sae.parameters(), lr=3e-3), sae)
     for batch in x.split(250):
         sae(batch).total.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert recovered_share(sae.decoder.weight, directions) > 0.8
+    assert recovered_share(sae.decoder.weight, directions) > 0.9
 
 
 def test_geometric_median_is_robust():
