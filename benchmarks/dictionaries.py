@@ -2,30 +2,32 @@
 
     python benchmarks/dictionaries.py [--latents 8192 32768] [--out dictionaries.csv] [--picture steps.png]
 
-A step is the forward and the backward pass of topk on the same rows, on one thread. Each provider runs in a
+A step is the forward and the backward pass of topk on the same rows, on one thread, by the providers of
+``fastae bench --groups sparse``, here with an encoder and a decoder of their own. Each provider runs in a
 process of its own at each size. One line per run: the CPU time of its fastest step, and the peak memory of
-the first one above what was allocated before. ``product`` is the encoder's bare matrix product. Libraries
-that are not installed are left out.
+the first one above what was allocated before. Libraries that are not installed are left out. ``--draw`` draws
+the picture of files that were written before.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from fastae.nn import SparseAutoencoder
+from fastae.bench.groups import our_topk_step, peer_topk_step, topk_step
+from fastae.bench.peers import PEERS, installed_peers
+from fastae.bench.providers import FLOOR
+from fastae.bench.results import CaseResult
+
+PROVIDERS = (FLOOR, "fastae", "eager", "compile", *PEERS)
 
 
 class Sizes(NamedTuple):
@@ -35,85 +37,27 @@ class Sizes(NamedTuple):
     k: int
 
 
-Step = Callable[[], object]
+def step_of(name: str, sizes: Sizes, width: int | None = None) -> Callable[[], object]:
+    """A step of one provider; ``width`` latents in place of all."""
+    H = width or sizes.latents
+    x = torch.randn(sizes.rows, sizes.features)
+    if name == FLOOR:
+        weight, out = torch.randn(H, sizes.features), torch.empty(sizes.rows, H)
+        return lambda: torch.mm(x, weight.t(), out=out)
+    rows = torch.nn.functional.normalize(torch.randn(H, sizes.features), dim=1)
+    leaves = [rows, torch.zeros(H), rows.clone(), torch.zeros(sizes.features)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    loss = {"fastae": our_topk_step, "eager": topk_step, "compile": torch.compile(topk_step, dynamic=False)}
+    function: Any = peer_topk_step(name, sizes.features, sizes.k) if name in PEERS else loss[name]
+    k = {} if name in PEERS else {"k": sizes.k}
 
-
-def product(x: Tensor, sizes: Sizes) -> Step:
-    weight, out = torch.randn(sizes.latents, sizes.features), torch.empty(sizes.rows, sizes.latents)
-    return lambda: torch.mm(x, weight.t(), out=out)
-
-
-def fastae(x: Tensor, sizes: Sizes) -> Step:
-    sae = SparseAutoencoder(sizes.features, sizes.latents, f"topk:{sizes.k}")
-    return step_of(sae, lambda: sae(x).total)
-
-
-def dense(x: Tensor, sizes: Sizes) -> Step:
-    sae = SparseAutoencoder(sizes.features, sizes.latents, f"topk:{sizes.k}")  # its parameters alone
-
-    def loss() -> Tensor:
-        z = F.linear(x - sae.decoder.bias, sae.encoder.weight, sae.encoder.bias)
-        values, latents = z.relu().topk(sizes.k, dim=1, sorted=False)
-        code = torch.zeros_like(z).scatter(1, latents, values)
-        return (code @ sae.decoder.weight + sae.decoder.bias - x).square().sum(1).mean()
-
-    return step_of(sae, loss)
-
-
-def saelens(x: Tensor, sizes: Sizes) -> Step:
-    from sae_lens.saes.sae import TrainStepInput  # pyright: ignore[reportMissingImports]
-    from sae_lens.saes.topk_sae import (  # pyright: ignore[reportMissingImports]
-        TopKTrainingSAE,
-        TopKTrainingSAEConfig,
-    )
-
-    config = TopKTrainingSAEConfig(d_in=sizes.features, d_sae=sizes.latents, k=sizes.k)
-    sae, given = TopKTrainingSAE(config), TrainStepInput(x, {}, None, 0, False)
-    return step_of(sae, lambda: sae.training_forward_pass(given).loss)
-
-
-def sparsify(x: Tensor, sizes: Sizes) -> Step:
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
-
-    sae = SparseCoder(sizes.features, SparseCoderConfig(num_latents=sizes.latents, k=sizes.k))
-    return step_of(sae, lambda: sae(x).fvu)
-
-
-def dictionary_learning(x: Tensor, sizes: Sizes) -> Step:
-    from dictionary_learning.trainers.top_k import TopKTrainer  # pyright: ignore[reportMissingImports]
-
-    trainer = TopKTrainer(
-        steps=10,
-        warmup_steps=1,
-        activation_dim=sizes.features,
-        dict_size=sizes.latents,
-        k=sizes.k,
-        layer=0,
-        lm_name="none",
-        device="cpu",
-        seed=0,
-    )
-    return step_of(trainer.ae, lambda: trainer.loss(x, step=0))
-
-
-def step_of(module: torch.nn.Module, loss: Callable[[], Tensor]) -> Step:
     def step() -> None:
-        module.zero_grad()
-        loss().backward()
+        for leaf in leaves:
+            leaf.grad = None
+        function(x, *leaves, **k).backward()
 
     return step
-
-
-PROVIDERS: dict[str, tuple[Callable[[Tensor, Sizes], Step], str]] = {
-    "product": (product, "torch"),
-    "fastae": (fastae, "fastae"),
-    "dense": (dense, "torch"),
-    "saelens": (saelens, "sae_lens"),
-    "sparsify": (sparsify, "sparsify"),
-    "dictionary_learning": (dictionary_learning, "dictionary_learning"),
-}
-"""Each with the package that it needs."""
 
 
 def peak() -> float:
@@ -126,9 +70,11 @@ def measure(name: str, sizes: Sizes, repeats: int) -> tuple[float, float]:
     """CPU seconds of the fastest step, and MiB of the first one above what was held before."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    make = PROVIDERS[name][0]
-    make(torch.randn(8, sizes.features), sizes._replace(rows=8, latents=64))()  # loads what loads late
-    step = make(torch.randn(sizes.rows, sizes.features), sizes)
+    step_of(name, sizes._replace(rows=8), 64)()  # loads what loads late
+    step = step_of(name, sizes)
+    if name == "compile":
+        step()  # compiles, which takes memory of its own
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = peak()
     step()
     memory, times = peak() - before, []
@@ -139,29 +85,20 @@ def measure(name: str, sizes: Sizes, repeats: int) -> tuple[float, float]:
     return min(times), memory
 
 
-def draw(rows: list[dict[str, str]]) -> bytes:
-    """Seconds and memory over latents, a curve per provider, as PNG."""
-    from fastae.plots.style import COLOURS, MUTED, new_figure, render, styled
+def draw(rows: list[dict[str, str]], sizes: Sizes) -> bytes:
+    """The picture of the suite's group, as PNG."""
+    from fastae.bench.pictures import dictionaries
+    from fastae.plots.style import render
 
-    @styled
-    def figure():
-        made = new_figure("A step over the number of latents", 3.9)
-        for place, (column, label) in enumerate(
-            {"cpu_seconds": "CPU seconds of a step", "mib": "peak memory of a step, MiB"}.items(), 1
-        ):
-            axes = made.add_subplot(1, 2, place)
-            for number, name in enumerate(dict.fromkeys(row["provider"] for row in rows)):
-                own = [row for row in rows if row["provider"] == name]
-                colour = MUTED if name == "product" else COLOURS[(number - 1) % len(COLOURS)]
-                if column == "cpu_seconds" or name != "product":
-                    x, y = ([float(row[key]) for row in own] for key in ("latents", column))
-                    axes.plot(x, y, marker="o", color=colour, label=name)
-            axes.set(xscale="log", yscale="log", xlabel="latents", ylabel=label)
-        handles = made.axes[0].get_legend_handles_labels()
-        made.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
-        return made
-
-    return render(figure())
+    cases = {}
+    for row in rows:
+        shape = f"{sizes.rows}x{sizes.features}x{row['latents']}"
+        case = cases.setdefault(shape, CaseResult("sparse", "float32", shape, 0.0, [], 0.0, {"full": {}}))
+        case.asked.append(row["provider"])
+        case.times["full"][row["provider"]] = {"median": float(row["cpu_seconds"])}
+        if row["provider"] != FLOOR:
+            case.peak_bytes[row["provider"]] = int(2**20 * float(row["mib"]))
+    return render(dictionaries(list(cases.values()), "float32"))
 
 
 def main() -> None:
@@ -171,22 +108,35 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=512)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=PROVIDERS)
     parser.add_argument("--out", type=argparse.FileType("w"), default=sys.stdout)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--draw", type=Path, nargs="+", help="files of results, in place of measuring")
     parser.add_argument(
         "--here", action="store_true", help="measure one provider at one size in this process"
     )
     given = parser.parse_args()
+    sizes = Sizes(given.rows, given.features, given.latents[0], given.k)
     if given.here:
-        sizes = Sizes(given.rows, given.features, given.latents[0], given.k)
         print(*measure(given.providers[0], sizes, given.repeats))
         return
+    rows: list[dict[str, str]] = []
+    for path in given.draw or ():
+        with path.open() as file:
+            rows += csv.DictReader(file)
+    if not rows:
+        rows = measure_all(given)
+    if given.picture is not None:
+        given.picture.write_bytes(draw(rows, sizes))
+
+
+def measure_all(given: argparse.Namespace) -> list[dict[str, str]]:
     writer = csv.DictWriter(given.out, ["provider", "latents", "cpu_seconds", "mib"], lineterminator="\n")
     writer.writeheader()
     rows: list[dict[str, str]] = []
+    missing = PEERS.keys() - installed_peers()
     for latents in given.latents:
-        for name in (n for n in given.providers if importlib.util.find_spec(PROVIDERS[n][1])):
+        for name in (n for n in given.providers if n not in missing):
             line = [sys.executable, __file__, "--here", "--providers", name, "--latents", str(latents)]
             for option in ("rows", "features", "k", "repeats"):
                 line += [f"--{option}", str(getattr(given, option))]
@@ -199,8 +149,7 @@ def main() -> None:
             rows.append(dict(zip(writer.fieldnames, cells, strict=True)))
             writer.writerow(rows[-1])
             given.out.flush()
-    if given.picture is not None:
-        given.picture.write_bytes(draw(rows))
+    return rows
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import functional, reference
 from ..sparse import TopK
 from ..sparse import reference as sparse_reference
+from .peers import PEERS
 from .problems import ACTIVE, CONTRACTIVE, MASKING, Problem
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -222,18 +223,42 @@ INFERENCE = Group(
 # --- a step of a dictionary ------------------------------------------------------------------------------
 
 
-def _topk_step(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> tuple[Tensor]:
+def _squared_error(out: Tensor, x: Tensor) -> Tensor:
+    return (out - x).square().sum(1).mean()
+
+
+def topk_step(
+    x: Tensor, weight: Tensor, bias: Tensor, decoder_weight: Tensor, decoder_bias: Tensor, k: int = ACTIVE
+) -> Tensor:
+    """The loss of a topk dictionary as one writes it in PyTorch."""
     z = F.linear(x - decoder_bias, weight, bias)
-    values, latents = z.topk(min(ACTIVE, len(weight)), dim=1)
+    values, latents = z.topk(min(k, len(weight)), dim=1, sorted=False)
     code = torch.zeros_like(z).scatter(1, latents, values.relu())
-    return ((code @ weight + decoder_bias - x).square().sum(1).mean(),)
+    return _squared_error(code @ decoder_weight + decoder_bias, x)
 
 
-def _our_topk_step(x: Tensor, weight: Tensor, bias: Tensor, decoder_bias: Tensor) -> tuple[Tensor]:
-    loss, _ = functional.sparse_autoencoder_loss(
-        x, weight, bias, weight, decoder_bias, activation=TopK(min(ACTIVE, len(weight)))
-    )
-    return (loss.total,)
+def our_topk_step(
+    x: Tensor, weight: Tensor, bias: Tensor, decoder_weight: Tensor, decoder_bias: Tensor, k: int = ACTIVE
+) -> Tensor:
+    rule = TopK(min(k, len(weight)))
+    return functional.sparse_autoencoder_loss(x, weight, bias, decoder_weight, decoder_bias, activation=rule)[
+        0
+    ].total
+
+
+def peer_topk_step(name: str, features: int, k: int = ACTIVE) -> Callable[..., Tensor]:
+    """The same by another library; see :mod:`.peers`."""
+    reconstruct = PEERS[name].make(features, k)
+
+    def step(x: Tensor, *parameters: Tensor) -> Tensor:
+        return _squared_error(reconstruct(x, *parameters), x)
+
+    return step
+
+
+def tied(step: Callable[..., Tensor]) -> Function:
+    """A step of a dictionary whose encoder and decoder are one matrix."""
+    return lambda x, weight, bias, decoder_bias: (step(x, weight, bias, weight, decoder_bias),)
 
 
 def _exact_topk_step(x: Tensor, p: Problem) -> tuple[Tensor]:
@@ -247,8 +272,8 @@ SPARSE = Group(
     inputs=lambda p: (p.x, *p.parameters),
     leaves=lambda p: p.parameters,
     seeds=lambda p: (1.0,),
-    ours=_our_topk_step,
-    eager=_topk_step,
+    ours=tied(our_topk_step),
+    eager=tied(topk_step),
     exact=_exact_topk_step,
     forward=lambda p: [(p.x, p.weight.t())],  # the floor is the encoder's product alone
 )

@@ -31,6 +31,9 @@ _LOOKS = {
     "compile": (COLOURS[2], "o"),
     "max-autotune": (COLOURS[2], "s"),
     "reduce-overhead": (COLOURS[2], "^"),
+    "sparsify": (COLOURS[3], "s"),
+    "dictionary_learning": (COLOURS[4], "^"),
+    "saelens": (COLOURS[5], "D"),
 }
 _GROUP_MARKERS = {"step": "o", "encode": "s", "reconstruction_loss": "^", "inference": "D"}
 _OPERATOR_MARKERS = dict(zip(OPERATORS, "oXs^DvP", strict=True))
@@ -302,26 +305,50 @@ def dictionaries(cases: Sequence[CaseResult], dtype: str) -> Figure:
         name: sorted((int(c.shape.split("x")[2]), c.peak_bytes[name]) for c in cases if name in c.peak_bytes)
         for name in names
     }
-    panels = [("time of a step, ms", 1e3, lines)]
+    panels = [("time of a step", _seconds, LogLocator(10, subs=(1.0, 3.0)), lines)]
     if any(peaks.values()):
-        panels.append(("peak memory, MiB", 2.0**-20, peaks))
-    figure = new_figure(f"A step of a dictionary as its latents grow, {dtype}", 4.0)
-    for number, (label, unit, series) in enumerate(panels, 1):
+        panels.append(("memory of a step, beyond its inputs", _bytes, LogLocator(4), peaks))
+    figure = new_figure(f"A step of a dictionary as its latents grow, {dtype}", 3.9)
+    for number, (label, unit, locator, series) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number)
         for name, points in series.items():
             if points:
                 sizes, values = zip(*points, strict=True)
                 colour, marker = _LOOKS[name]
-                shown = [unit * value for value in values]
-                axes.plot(sizes, shown, marker="o" if name == FLOOR else marker, color=colour, label=name)
+                width, above = (2.6, 3) if name == "fastae" else (1.4, 2)
+                axes.plot(
+                    sizes,
+                    values,
+                    marker="o" if name == FLOOR else marker,
+                    color=colour,
+                    linewidth=width,
+                    zorder=above,
+                )
         if number == 1 and (place := crossover(lines.get("fastae", []), lines.get("eager", []))):
             axes.axvline(place, color=INK, linewidth=1.0, linestyle=":")
-            axes.set_title(f"fastae is faster than eager from about {place:,.0f} latents")
+            label = f"time of a step; below eager's from {place:,.0f}"
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set(xlabel="latents", ylabel=label)
-        axes.legend()
+        axes.set_title(label)
+        sizes = sorted({size for points in series.values() for size, _ in points})
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.yaxis.set_major_locator(locator)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, unit=unit: unit(value)))
+        axes.minorticks_off()
+        axes.set_xlabel("latents")
+    handles = [
+        figure.axes[0].plot([], [], color=_LOOKS[n][0], marker=_LOOKS[n][1], label=n)[0] for n in names
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
+
+
+def _seconds(value: float) -> str:
+    return f"{value:g} s" if value >= 1.0 else f"{1e3 * value:g} ms"
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 2**30:.3g} GiB" if value >= 2**30 else f"{value / 2**20:.3g} MiB"
 
 
 def _latents(cases: Sequence[CaseResult], name: str) -> Iterator[tuple[int, float]]:

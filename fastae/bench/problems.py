@@ -14,7 +14,7 @@ from ..corruption import Masking
 MASKING, CONTRACTIVE = Masking(0.25), 0.1
 """The training step's corruption and the weight of its penalty."""
 
-ACTIVE = 16
+ACTIVE = 32
 """The entries per row of a dictionary's code."""
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

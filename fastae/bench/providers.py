@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import first_line
 from ..ops.backend import backend_of
 from ..train.graph import CudaCapture
-from .groups import Function, Group, Product
+from .groups import Function, Group, Product, peer_topk_step, tied
+from .peers import PEERS, installed_peers
 from .problems import Problem
 
 FLOOR = "products"
@@ -30,6 +31,9 @@ ABOUT = {
     "max-autotune": "the same by torch.compile, mode max-autotune-no-cudagraphs",
     "reduce-overhead": "the same by torch.compile, mode reduce-overhead, launches included",
     "jacobian": "PyTorch, the penalty by the true Jacobian, vmap(jacrev); of few rows, the time scaled",
+    "sparsify": "sparsify's SparseCoder, on the CPU without its Triton kernels",
+    "dictionary_learning": "dictionary_learning's AutoEncoderTopK",
+    "saelens": "SAELens's TopKTrainingSAE",
     "script": "a plain training script: Dataset, DataLoader, nn.Module, Adam",
 }
 """Every provider, in the order of tables and pictures."""
@@ -167,6 +171,8 @@ def names_of(group: Group, device: torch.device, *, compiled: bool = True) -> li
             names.append("reduce-overhead")
     if group.jacobian is not None:
         names.append("jacobian")
+    if group.name == "sparse":
+        names += installed_peers()
     return names
 
 
@@ -198,6 +204,8 @@ def make_provider(name: str, group: Group, problem: Problem) -> Provider:
         provider = Provider(function, group, problem)
         provider.capturable = name != "reduce-overhead"
         return provider
+    if name in PEERS and group.name == "sparse":
+        return Provider(tied(peer_topk_step(name, problem.x.shape[1])), group, problem)
     if name == "jacobian" and group.jacobian is not None:
         return Provider(group.jacobian, group, problem.head(_jacobian_rows(problem)))
     raise ValueError(f"providers: {name!r} does not do {group.name}")

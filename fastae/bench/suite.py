@@ -17,6 +17,7 @@ from .gate import TOLERANCES, error_of
 from .groups import GROUPS, Group, Product
 from .measure import Clock, Now, Task, peak_bytes, summary
 from .operators import OPERATORS
+from .peers import installed_peers
 from .problems import Problem, Shape
 from .providers import (
     COMPILED,
@@ -181,9 +182,9 @@ class Suite:
         return sorted(found, key=lambda case: 1 if case.group == STACK else worth(case))
 
     def _dictionaries(self, dtype: str, *, compiled: bool, full: bool) -> Iterator[Case]:
-        providers = (FLOOR, "fastae", "eager", *(("compile",) if compiled else ()))
+        providers = (FLOOR, "fastae", "eager", *(("compile",) if compiled else ()), *installed_peers())
         for shape in SPARSE_SHAPES["full" if full else "quick"]:
-            peaks = tuple(p for p in _PEAK_PROVIDERS if full and p in providers)
+            peaks = providers[1:] if full else ()
             yield Case(SPARSE, dtype, str(shape), providers, peaks, weight=0.5)
 
     def _sweep(self, base: Shape, dtype: str) -> Iterator[Case]:

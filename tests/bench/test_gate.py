@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fastae.bench.gate import TOLERANCES, error_of
-from fastae.bench.groups import ENCODE, GROUPS, STEP
+from fastae.bench.groups import ENCODE, GROUPS, SPARSE, STEP
+from fastae.bench.peers import PEERS, Peer
 from fastae.bench.problems import MASKING, Problem, Shape
-from fastae.bench.providers import Provider, make_provider
+from fastae.bench.providers import Provider, make_provider, names_of
 
 SHAPE = Shape(67, 31, 23)
 
@@ -23,6 +24,23 @@ def test_right_providers_pass(group, name, dtype):
         return
     problem = Problem.make(SHAPE, getattr(torch, dtype))
     assert error_of(make_provider(name, group, problem), group, problem) <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.001])
+def test_peers_run_on_the_same_tensors_where_they_are_installed(scale, monkeypatch):
+    def make(features, k):
+        def reconstruct(x, weight, bias, decoder, center):
+            z = (x - center) @ weight.t() + bias
+            return torch.where(z > 0, z, 0.0) @ decoder * scale + center  # k is no less than the latents
+
+        return reconstruct
+
+    monkeypatch.setitem(PEERS, "sparsify", Peer("torch", make))
+    monkeypatch.setitem(PEERS, "saelens", Peer("not_installed", make))
+    names, problem = names_of(SPARSE, torch.device("cpu")), Problem.make(SHAPE)
+    assert "sparsify" in names and "saelens" not in names
+    error = error_of(make_provider("sparsify", SPARSE, problem), SPARSE, problem)
+    assert (error <= TOLERANCES["float32"]) == (scale == 1.0)
 
 
 def test_exact_is_the_same_over_many_blocks(monkeypatch):
