@@ -22,8 +22,8 @@ from torch import Tensor
 from ..activations import get_activation
 from ..tensors import sum_dtype
 from . import backend, flops, torch_impl
-from .adam import Entries
 from .declaration import DECLARATIONS, operator
+from .updates import Entries
 
 
 @functools.cache

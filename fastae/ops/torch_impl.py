@@ -20,7 +20,6 @@ from ..losses import Loss, get_loss
 from ..philox import row_blocks
 from ..reference import known
 from ..tensors import outside_autocast, reduce_rows, sum_dtype
-from .adam import adam_rows as adam_rows
 from .noise import PROCESSES as PROCESSES
 from .noise import bit_blocks, drop, keep, store, widen
 from .noise import corrupt as corrupt
@@ -32,6 +31,7 @@ from .segments import segment_sums as segment_sums
 from .selection import batch_entries as batch_entries
 from .selection import entries_above as entries_above
 from .selection import top_entries as top_entries
+from .updates import adam_rows as adam_rows
 
 
 def _none(like: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from ..corruption import Corruption, Event, make_corruption
 from ..losses import get_loss
 from ..tensors import outside_autocast
 from . import torch_impl
-from .adam import Entries, rates
 from .declaration import DECLARATIONS
+from .updates import Entries, rates
 
 
 def implementation(name: str) -> Callable[..., Any]:

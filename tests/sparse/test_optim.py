@@ -9,7 +9,7 @@ import torch
 
 from fastae import AuxK, Matryoshka
 from fastae.nn import SparseAutoencoder
-from fastae.ops import adam
+from fastae.ops import updates
 from fastae.optim import DictionaryAdam, constrain
 from fastae.train import TrainingStep
 
@@ -34,7 +34,7 @@ def pair(rule: str, **options) -> tuple[SparseAutoencoder, SparseAutoencoder]:
 
 @pytest.mark.parametrize("rule", CASES)
 def test_a_hundred_steps_are_those_of_adam(rule: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(adam, "_BLOCK", 6 * 7)  # several blocks, the last of them shorter
+    monkeypatch.setattr(updates, "_BLOCK", 6 * 7)  # several blocks, the last of them shorter
     ours, theirs = pair(rule, **CASES[rule])
     steps = [
         TrainingStep(ours, DictionaryAdam(ours, 1e-3, (0.9, 0.99))),

@@ -9,12 +9,12 @@ scales are divided by the number of rows. A ``reduction`` to "mean" or "sum" is 
 
 import torch
 
-from .adam import Updated, adam
 from .corruption import corrupt, perturb, random_signs, swap_backward
 from .decoder import decode_loss, decode_loss_target_grad
 from .encoder import cast_weight, code_grad, encode, slope_difference_grad, squared_norms, weight_grad
 from .segments import adam_rows, segment_loss, segment_sums
 from .selection import append_passing, batch_entries, entries_above, top_entries
+from .updates import Updated, adam
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
