@@ -38,9 +38,16 @@ def _tick_labels(axis) -> list[Text]:
     return [label for label in labels if low <= label.get_position()[along] <= high]
 
 
+def _pyplot_figures() -> list[int]:
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    return [] if pyplot is None else pyplot.get_fignums()
+
+
 @pytest.fixture
 def check() -> Callable[[Figure], Figure]:
     """Renders a figure: nothing is empty, cut off, too tall or over another, and pyplot keeps nothing."""
+
+    before = _pyplot_figures()  # of other tests
 
     def checked(figure: Figure) -> Figure:
         png = plots.render(figure, dpi=50)
@@ -58,8 +65,7 @@ def check() -> Callable[[Figure], Figure]:
                 for one, other in itertools.pairwise(extents):
                     assert not one.padded(-1.0).overlaps(other.padded(-1.0)), _tick_labels(axis)
         assert figure.get_figheight() <= 21.0
-        pyplot = sys.modules.get("matplotlib.pyplot")
-        assert pyplot is None or not pyplot.get_fignums()
+        assert _pyplot_figures() == before
         return figure
 
     return checked
