@@ -83,13 +83,17 @@ def configurations(
 
     A ``heavy`` epilogue has many operands: it works on smaller parts, and not on the largest tiles. That of a
     weight's gradient has few, and works on larger parts behind fewer barriers. Operands
-    that are not ``aligned`` have no descriptors, and tiles made for those would spill.
+    that are not ``aligned`` have no descriptors, and tiles made for those would spill. Places in a list of
+    candidates take registers besides, which narrow tiles have in parts of eight columns.
     """
     configs = GEMM_CONFIGS[target.family][dtype.itemsize]
     if not aligned and any(config.tma for config in configs):
         configs = GEMM_CONFIGS["sm80"][dtype.itemsize]
     if heavy:
-        return tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
+        configs = tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
+        if operator == "append_passing":
+            configs = tuple(replace(c, subtiles=8) if c.block_n == 64 else c for c in configs)
+        return configs
     if operator.startswith("weight_grad"):
         return tuple(replace(c, subtiles=c.light_subtiles or c.subtiles) for c in configs)
     return configs
