@@ -1,6 +1,6 @@
 """Recovery of planted features: how many of the directions that rows are made of a dictionary finds.
 
-    python benchmarks/planted.py [--seeds 0 1 2] [--steps 300] [--out planted.csv]
+    python benchmarks/planted.py [--seeds 0 1 2] [--steps 500] [--out planted.csv]
 
 By default rows are sums of a few of 2,048 directions with noise, and dictionaries have 16,384 latents. With
 SAELens installed its modules get the same rows in the same order, the same number of steps, and the same
@@ -147,11 +147,11 @@ def measure(trained: Trained, rows: Tensor, directions: Tensor) -> dict[str, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description="Recovery of planted features.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--features", type=int, default=2048)
     parser.add_argument("--latents", type=int, default=16_384)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES)
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--out", type=argparse.FileType("w"), default=sys.stdout)
