@@ -13,7 +13,7 @@ Results that were not asked for are tensors without elements, since operators ca
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -428,26 +428,6 @@ def adam_rows(
     """
     run = _implementation("adam_rows", parameter.device)
     run(parameter, exp_avg, exp_avg_sq, step, lr, betas, eps, entries, gradient, unit)
-
-
-def adam(
-    updated: Sequence[Any],
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
-) -> None:
-    """A step of Adam, or of AdamW (``decoupled``), on several parameters, in place; on kernels alone.
-
-    Each of ``updated`` is (parameter, grad, exp_avg, exp_avg_sq, step, ahead, copy, sq_norms), contiguous and
-    in float32: ``step`` and ``ahead`` add up to the number of this step. A ``copy`` in another dtype and
-    ``sq_norms`` [H], of the rows of the copy or of the parameter, are written where they are not ``None``.
-    """
-    from fastae_kernels import operators  # imports Triton
-
-    own = [operators.Updated(*one) for one in updated]
-    operators.adam(own, lr, betas, eps, weight_decay, decoupled)
 
 
 flops.register()

@@ -99,6 +99,9 @@ class _Updates:
         plain: Callable[[Rate], None],
         kept: dict[Tensor, Prepared],
     ) -> None:
+        from fastae_kernels import operators  # imports Triton
+
+        self._operators = operators
         self._optimizer, self._left, self._plain, self._kept = optimizer, steps, plain, kept
         self._taken: dict[Tensor, int] = {}  # steps that the optimizer's own counts lack
 
@@ -121,7 +124,7 @@ class _Updates:
             decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
             if parameters:
                 jobs = [self._job(p) for p in parameters]
-                ops.adam(jobs, lr, group["betas"], group["eps"], decay, decoupled)
+                self._operators.adam(jobs, lr, group["betas"], group["eps"], decay, decoupled)
             for p in parameters:
                 torch.autograd.graph.increment_version(p)
                 if p in self._kept:
@@ -140,13 +143,15 @@ class _Updates:
             for t in tensors
         )
 
-    def _job(self, p: Tensor) -> tuple[Any, ...]:
+    def _job(self, p: Any) -> Any:
+        """The update of a parameter that fits."""
         state, kept = self._optimizer.state[p], self._kept.get(p)
         step = state["step"]
         self._taken[step] = self._taken.get(step, 0) + 1
         copy = None if kept is None or kept.weight is p else kept.weight
         norms = None if kept is None else kept.sq_norms
-        return p, p.grad, state["exp_avg"], state["exp_avg_sq"], step, self._taken[step], copy, norms
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        return self._operators.Updated(p, p.grad, *moments, step, self._taken[step], copy, norms)
 
     def settle(self) -> None:
         """Bring the optimizer's counts up to date."""

@@ -73,13 +73,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setenv("FASTAE_BACKEND", "torch")
     ops.forget_backends()
     monkeypatch.setattr(ops.backend, "runs_pytorch", lambda device: False)
-    for name in ("adam", "cast_weight", "squared_norms"):
+    for owner, name in ((operators, "adam"), (ops, "cast_weight"), (ops, "squared_norms")):
 
-        def counting(*arguments: Any, run: Callable[..., Any] = getattr(ops, name), **options: Any) -> Any:  # noqa: B008
+        def counting(*arguments: Any, run: Callable[..., Any] = getattr(owner, name), **options: Any) -> Any:  # noqa: B008
             counts[str(run.__name__).partition(".")[0]] += 1
             return run(*arguments, **options)
 
-        monkeypatch.setattr(ops, name, counting)
+        monkeypatch.setattr(owner, name, counting)
     return counts
 
 
