@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -37,6 +38,14 @@ class Sizes(NamedTuple):
     k: int
 
 
+def loss_of(name: str, sizes: Sizes) -> Callable[..., torch.Tensor]:
+    """The loss of rows, of an encoder's weight and bias and of a decoder's, by one provider."""
+    if name in PEERS:
+        return peer_topk_step(name, sizes.features, sizes.k)
+    loss = functools.partial(our_topk_step if name == "fastae" else topk_step, k=sizes.k)
+    return torch.compile(loss, dynamic=False) if name == "compile" else loss
+
+
 def step_of(name: str, sizes: Sizes, width: int | None = None) -> Callable[[], object]:
     """A step of one provider; ``width`` latents in place of all."""
     H = width or sizes.latents
@@ -48,14 +57,12 @@ def step_of(name: str, sizes: Sizes, width: int | None = None) -> Callable[[], o
     leaves = [rows, torch.zeros(H), rows.clone(), torch.zeros(sizes.features)]
     for leaf in leaves:
         leaf.requires_grad_()
-    loss = {"fastae": our_topk_step, "eager": topk_step, "compile": torch.compile(topk_step, dynamic=False)}
-    function: Any = peer_topk_step(name, sizes.features, sizes.k) if name in PEERS else loss[name]
-    k = {} if name in PEERS else {"k": sizes.k}
+    loss = loss_of(name, sizes)
 
     def step() -> None:
         for leaf in leaves:
             leaf.grad = None
-        function(x, *leaves, **k).backward()
+        loss(x, *leaves).backward()
 
     return step
 

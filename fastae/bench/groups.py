@@ -240,10 +240,10 @@ def topk_step(
 def our_topk_step(
     x: Tensor, weight: Tensor, bias: Tensor, decoder_weight: Tensor, decoder_bias: Tensor, k: int = ACTIVE
 ) -> Tensor:
-    rule = TopK(min(k, len(weight)))
-    return functional.sparse_autoencoder_loss(x, weight, bias, decoder_weight, decoder_bias, activation=rule)[
-        0
-    ].total
+    loss, _ = functional.sparse_autoencoder_loss(
+        x, weight, bias, decoder_weight, decoder_bias, activation=TopK(min(k, len(weight)))
+    )
+    return loss.total
 
 
 def peer_topk_step(name: str, features: int, k: int = ACTIVE) -> Callable[..., Tensor]:
