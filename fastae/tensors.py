@@ -49,6 +49,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_split(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """True if no entry is NaN or infinite; on a CPU many times faster than ``torch.isfinite``."""
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums over values of ``dtype`` are kept in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

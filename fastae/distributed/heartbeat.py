@@ -63,7 +63,7 @@ class Heartbeat:
         seen, since = 0, time.monotonic()
         with suppress(RuntimeError):  # the store is gone, and the run with it
             while not self._left.wait(self._interval):
-                arrivals, now = self._world.arrivals, time.monotonic()
+                arrivals, now = self._world.arrived, time.monotonic()
                 if arrivals != seen:
                     seen, since = arrivals, now
                     self._publish(arrivals)

@@ -48,6 +48,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
         yield World(device=resolve_device(device))
         return
     own_group = not _in_group()
+    limit = 2 * timedelta(seconds=timeout) + _MARGIN
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     place = _device(device, local_rank, local_size)
@@ -56,8 +57,9 @@ def joined(device: str, timeout: float) -> Iterator[World]:
             # as PyTorch's notes on CUDA graphs ask for collectives in a graph; the heartbeat ends what hangs
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        _init_group(backend, 2 * timedelta(seconds=timeout) + _MARGIN)
-    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), place, local_size)
+        _init_group(backend, limit)
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    world = World(rank, size, place, local_size, limit=limit)
     try:
         with Heartbeat(world, timeout):
             yield world

@@ -7,7 +7,8 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -36,7 +37,9 @@ class World:
         local_size: number of processes on this machine.
         parts: number of processes that hold one copy of the parameters and see the same rows.
         group: the processes that hold the same parameters and see other rows; ``None`` for all.
-        arrivals: number of times that this process came to where it waits for the others.
+        channel: the group in which all processes agree; ``None`` for the default one.
+        limit: longest time that a process waits in a group.
+        arrivals: number of times that this thread came to where it waits for the other processes.
     """
 
     rank: int = 0
@@ -45,7 +48,10 @@ class World:
     local_size: int = 1
     parts: int = 1
     group: Any = None
+    channel: Any = None
+    limit: timedelta = timedelta(minutes=30)
     arrivals: int = 0
+    _beside: World | None = field(default=None, repr=False)
     _until_poll: int = field(default=1, repr=False)
     _calls: int = field(default=1, repr=False)
     _polled_at: float = field(default_factory=time.monotonic, repr=False)
@@ -124,7 +130,7 @@ class World:
             return [value]
         self.arrivals += 1
         values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value, group=self.channel)
         return values
 
     def first(self, function: Callable[[], R]) -> R:
@@ -159,6 +165,28 @@ class World:
         if len(failed) < self.size and reporter:
             cause = _named(cause, f"process {reporter} on {self.gather(socket.gethostname())[reporter]}")
         raise silenced(cause, elsewhere=self.rank != reporter) from error
+
+    @contextmanager
+    def apart(self) -> Iterator[World]:
+        """The same processes for a second thread of each, which agree in a group of their own.
+
+        All processes have to call this function. Only :meth:`gather` and what builds on it use that group.
+        """
+        if not self.grouped:
+            yield self
+            return
+        group: Any = torch.distributed.new_group(timeout=self.limit, backend="gloo")
+        arrivals = self.arrived - self.arrivals  # those of an earlier thread count on
+        self._beside = replace(self, channel=group, arrivals=arrivals, _beside=None)
+        try:
+            yield self._beside
+        finally:
+            torch.distributed.destroy_process_group(group)
+
+    @property
+    def arrived(self) -> int:
+        """``arrivals`` of this thread and of the one beside it."""
+        return self.arrivals + (0 if self._beside is None else self._beside.arrivals)
 
     def check_same(self, **values: Any) -> None:
         """Refuse to go on unless every process has the same values.

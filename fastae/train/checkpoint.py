@@ -16,11 +16,12 @@ nothing for a model before its configuration and the shapes in the files agree.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import reprlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .._version import __version__
-from ..distributed import ALONE, World, silenced, split_weights
+from ..distributed import World, silenced, split_weights
 from ..errors import CheckpointError, DataError
 from ..files import remove_leftovers
 from ..nn import Options, StackedAutoencoder
@@ -48,15 +49,17 @@ from .checkpoint_files import (
     reason,
     sync,
     tensor_path,
-    write_json,
     write_parts,
     write_tensors,
+    write_text,
 )
 from .config import LAYER_TYPES
 from .data import AffineScaling, Dataset, load_dataset
 from .data.labels import classes_from_json
 from .evaluation import PartName, Parts, evaluation_parts
+from .spread import whole_parameters
 from .typed import typed
+from .writing import BackgroundWriter, Tensors
 
 FORMAT = 1
 _PREFIX = "checkpoint-"
@@ -155,52 +158,61 @@ class Checkpoint:
 
 
 def save_checkpoint(
+    writer: BackgroundWriter,
     run: Path,
     stack: StackedAutoencoder,
     classifier: nn.Sequential | None,
     dataset: Dataset,
     config: dict[str, Any],
-    state: TrainState,
-    world: World = ALONE,
-    parameters: dict[str, Tensor] | None = None,
-) -> Path:
-    """Write the next ``run/checkpoint-<number>``; the one before it stays, older ones are removed.
+    state: dict[str, Any],
+    tensors: Iterable[tuple[str, Tensor]] = (),
+) -> None:
+    """Have the next ``run/checkpoint-<number>`` written; the one before it stays, older ones are removed.
 
-    All processes of ``world`` call this function; the first one writes what all have alike. Where it has
-    gathered parts, ``parameters`` are those of the whole modules, as :func:`named_tensors` gives them.
+    All processes of the writer's world call this function. The first one writes what all have alike.
+
+    Args:
+        writer: whose thread writes. The checkpoint appears some time after this function has returned.
+        run: the run's folder.
+        stack: the autoencoders.
+        classifier: the classifier on top, if any.
+        dataset: what they are trained on.
+        config: the run's configuration, as JSON holds it.
+        state: position of the run, as JSON holds it.
+        tensors: names and tensors of the state.
 
     Raises:
-        CheckpointError: in all processes, it could not be written; those written before are untouched.
+        CheckpointError: in all processes, the checkpoint before could not be written; those written earlier
+            are untouched. For this one, the writer's next call and the end of its block raise it.
     """
     description = _describe(stack, classifier, dataset, config)
-    tensors = named_tensors(stack, classifier) if parameters is None else parameters
-    named = {"model": tensors, "state": dict(state.tensors)}
-    whole = {name: values for name, values in named.items() if not any(map(is_split, values.values()))}
+    position = json.dumps(state)  # the training goes on with its values
+    world = writer.world
 
-    def write(folder: Path) -> None:
-        for name in sorted(named.keys() - whole):  # first, as all processes have to get there
-            write_parts(folder / name, named[name])
-        if world.leads:
-            write_json(folder / "config.json", description, indent=2)
-            write_json(folder / "state.json", state.values)
-            for name, values in whole.items():
-                write_tensors(folder / f"{name}.safetensors", values)
+    def write(copies: Tensors) -> None:
+        split = {file for file, values in copies.items() if any(map(is_split, values.values()))}
 
-    return _write_next(run, world, write)
+        def fill(folder: Path) -> None:
+            for file in sorted(split):  # first, as all processes have to get there
+                write_parts(folder / file, copies[file], world.channel)
+            if world.leads:
+                # indented for people: many times slower, and so not done while a step waits
+                write_text(folder / "config.json", json.dumps(description, indent=2))
+                write_text(folder / "state.json", position)
+                for file in sorted(copies.keys() - split):
+                    write_tensors(folder / f"{file}.safetensors", copies[file])
+
+        _write_next(run, world, fill)
+
+    writer.submit({"model": _named_tensors(stack, classifier), "state": tensors}, write)
 
 
-def named_tensors(
-    stack: nn.Module,
-    classifier: nn.Module | None,
-    state_of: Callable[[nn.Module], Mapping[str, Tensor]] = nn.Module.state_dict,
-) -> dict[str, Tensor]:
-    """The tensors of a run's modules by their names in ``model.safetensors``."""
+def _named_tensors(stack: nn.Module, classifier: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+    """Names in ``model.safetensors`` and tensors, with all units, of a run's modules."""
     modules = {_STACK: stack} if classifier is None else {_STACK: stack, _CLASSIFIER: classifier}
-    return {
-        prefix + name: tensor
-        for prefix, module in modules.items()
-        for name, tensor in state_of(module).items()
-    }
+    for prefix, module in modules.items():
+        for name, tensor in whole_parameters(module):
+            yield prefix + name, tensor
 
 
 def _describe(

@@ -39,16 +39,17 @@ DTYPES = {
 _MALFORMED = (LookupError, TypeError, AttributeError)  # of a description of parts
 
 
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a value to a file and flush it to disk; with ``indent`` for people, and many times slower."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file and flush it to disk."""
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=indent))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    """Write contiguous tensors to a file and flush it to disk."""
+    save_file(tensors, path)
     sync(path)
 
 
@@ -73,10 +74,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Write this process's parts of tensors, and one process's copy of those that all have alike.
+def write_parts(folder: Path, tensors: dict[str, Tensor], group: Any = None) -> None:
+    """Write this process's parts of tensors, and the tensors that one process has whole.
 
-    All processes have to call this function.
+    All processes of ``group`` have to call this function; ``None`` is the default group.
 
     Raises:
         OSError: of any process.
@@ -84,8 +85,9 @@ def write_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with _own_errors():
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=writer, process_group=group)
 
 
 def tensor_path(folder: Path, name: str) -> Path:

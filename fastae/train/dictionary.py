@@ -39,6 +39,7 @@ from .folder import DICTIONARY_RUN, DICTIONARY_STATE, has_checkpoint, locked
 from .seeds import mix
 from .step import TrainingStep
 from .typed import typed_fields
+from .writing import BackgroundWriter
 
 _WARM_UP, _DECAY = 0.05, 0.2
 _CHUNK = 4096
@@ -286,12 +287,12 @@ def _fit(
         nonlocal saved
         if interruption.number or time.monotonic() - saved >= config.checkpoint_seconds:
             position = Position(epoch, batch, step.sums() if batch else {}, log, start.data)
-            save_state(Path(config.out), asdict(config), sae, optimizer, position)
+            save_state(writer, Path(config.out), asdict(config), sae, optimizer, position)
             saved = time.monotonic()
         if interruption.number:
             raise Interrupted(interruption.number, Path(config.out), "sae train")
 
-    with Interruption() as interruption:
+    with Interruption() as interruption, BackgroundWriter() as writer:
         for epoch in range(start.epoch, config.epochs):
             first = start.batch if epoch == start.epoch else 0
             step.reset(start.sums if first else None)

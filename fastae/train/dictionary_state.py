@@ -21,6 +21,7 @@ from .checkpoint_files import fill
 from .folder import DICTIONARY_STATE
 from .optimizer_state import optimizer_state, restore_optimizer
 from .typed import typed, typed_fields
+from .writing import BackgroundWriter, Tensors
 
 _MODULE, _OPTIMIZER = "module.", "optimizer."
 
@@ -56,14 +57,22 @@ class Position:
 
 
 def save_state(
-    folder: Path, config: dict[str, Any], sae: SparseAutoencoder, optimizer: Optimizer, position: Position
+    writer: BackgroundWriter,
+    folder: Path,
+    config: dict[str, Any],
+    sae: SparseAutoencoder,
+    optimizer: Optimizer,
+    position: Position,
 ) -> None:
-    """Write the state; a kill at any moment leaves the state before or this one."""
+    """Have the state written; a kill at any moment leaves the state before or this one."""
     values, tensors = optimizer_state(optimizer)
-    named = {_MODULE + name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
-    named |= {_OPTIMIZER + name: tensor.contiguous() for name, tensor in tensors.items()}
-    state = {"config": config, "position": asdict(position), "optimizer": values}
-    write_whole(folder / DICTIONARY_STATE, save(named, {"state": json.dumps(state)}))
+    state = json.dumps({"config": config, "position": asdict(position), "optimizer": values})
+
+    def write(copies: Tensors) -> None:
+        named = {prefix + name: copy for prefix, own in copies.items() for name, copy in own.items()}
+        write_whole(folder / DICTIONARY_STATE, save(named, {"state": state}))
+
+    writer.submit({_MODULE: sae.state_dict().items(), _OPTIMIZER: tensors.items()}, write)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -25,14 +25,13 @@ from ..errors import CheckpointError, TrainingError
 from ..interruption import Interrupted, Interruption
 from ..losses import get_loss
 from ..nn import StackedAutoencoder
-from ..tensors import float32_products, float32_products_of, local
+from ..tensors import float32_products, float32_products_of, is_finite, local
 from .batches import Resident, Streamed, free_memory, open_rows
 from .checkpoint import (
     Checkpoint,
     TrainState,
     clean_run,
     load_checkpoint,
-    named_tensors,
     save_checkpoint,
 )
 from .config import TrainConfig
@@ -51,9 +50,9 @@ from .models import new_classifier, new_stack, settle
 from .preflight import check_entrywise, check_optimizers, check_schedules, check_values
 from .reporting import Log, Progress, Silent
 from .resumption import flat, of_launch, resumed
-from .spread import whole_parameters, whole_state
 from .stage import Plan, Session, StageRunner, cross_entropy, objective
 from .state import RunState
+from .writing import BackgroundWriter
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -271,6 +270,7 @@ class _Run:
         check_schedules(config, len(self.rows))
         self.restored: TrainState | None = None
         self.runner: StageRunner | None = None
+        self.writer = BackgroundWriter(world)
         if checkpoint is None:
             state = RunState(data=dataset.train.fingerprint(), budget=budget)
         else:
@@ -358,7 +358,7 @@ class _Run:
                     clean_run(session.folder)
                     log = Log(session.folder, state.history, self.config.tensorboard)
             try:
-                with session.interruption, session.display:
+                with session.interruption, self.writer, session.display:
                     while (number := self._next_stage()) is not None:
                         self._run_stage(number, log)
                     state.finished = True
@@ -481,24 +481,16 @@ class _Run:
         session, runner = self.session, self.runner
         modules = [self.stack] if self.classifier is None else [self.stack, self.classifier]
         parameters = (local(p) for module in modules for p in module.parameters())
-        if not all(session.world.gather(all(bool(torch.isfinite(p).all()) for p in parameters))):
+        if not all(session.world.gather(all(map(is_finite, parameters)))):
             raise session.failure("the parameters are not finite after", session.state.step)
         session.saved, session.saved_at = True, time.monotonic()
-        world = session.world
-        values, tensors = session.state.to_json(), {}
+        values, tensors = session.state.to_json(), ()
         if runner is not None:
             values["optimizer"], tensors = runner.saved()
-            if self.units is not None:
-                tensors = whole_state(runner.plan.module, tensors, keep=world.leads)
-        whole = None
-        if self.units is not None:
-            whole = named_tensors(self.stack, self.classifier, partial(whole_parameters, keep=world.leads))
         config = {**self.config.to_dict(), "resume": False}
-        state = TrainState(values, tensors)
-        save_checkpoint(
-            session.folder, self.stack, self.classifier, self.dataset, config, state, world, whole
-        )
-        session.saved_at = time.monotonic()
+        run, stack, classifier = session.folder, self.stack, self.classifier
+        with session.world.agreed():
+            save_checkpoint(self.writer, run, stack, classifier, self.dataset, config, values, tensors)
 
 
 def _epochs_by_stage(config: TrainConfig, stack: StackedAutoencoder) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -11,17 +11,18 @@ from ..distributed.spread import Spread
 from .checkpoint_files import StoredTensors, read_tensors
 
 
-def whole_parameters(module: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """The state of a module with all units, on the CPU if this process is to ``keep`` it; otherwise none.
+def whole_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a module's state with all units.
 
-    All processes of the group have to call this function; one tensor is whole on a device at a time.
+    All processes of the group have to take them. Each tensor is whole only until the next one is taken,
+    unless it is kept.
     """
-    return _whole(module.state_dict(), spread_tensors(module), keep)
+    return _whole(module.state_dict().items(), spread_tensors(module))
 
 
-def whole_state(module: nn.Module, tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def whole_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """A stage's tensors, as its runner saves them, with all units; see :func:`whole_parameters`."""
-    return _whole(tensors, _spread_of_state(module, tensors), keep)
+    return _whole(tensors.items(), _spread_of_state(module, tensors))
 
 
 def own_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -36,15 +37,12 @@ def own_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, 
     return own
 
 
-def _whole(tensors: Mapping[str, Tensor], spread: Spread, keep: bool) -> dict[str, Tensor]:
-    whole = {}
-    for name, tensor in tensors.items():
+def _whole(tensors: Iterable[tuple[str, Tensor]], spread: Spread) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
         if name in spread:
             shard, dim = spread[name]
             tensor = shard.gather(tensor.detach(), dim)
-        if keep:
-            whole[name] = tensor.detach().cpu()
-    return whole
+        yield name, tensor
 
 
 def _spread_of_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> Spread:

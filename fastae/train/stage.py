@@ -25,7 +25,7 @@ from .optimizer_state import optimizer_state, restore_optimizer
 from .rates import Rates
 from .reporting import Progress
 from .seeds import mix, seed_generators
-from .spread import own_state
+from .spread import own_state, whole_state
 from .state import RunState
 from .step import TrainingStep, steps_per_call
 
@@ -176,11 +176,12 @@ class StageRunner:
         own = best | {f"optimizer.{name}": value for name, value in own.items()}
         fill(own, own_state(self.plan.module, tensors))
 
-    def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The optimizer's state as JSON values, and the tensors of a checkpoint."""
+    def saved(self) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
+        """The optimizer's state as JSON values; names and tensors, with all units, of a checkpoint."""
         values, own = optimizer_state(self.optimizer)
         tensors = {f"best.{name}": value for name, value in self.best.items()}
-        return values, tensors | {f"optimizer.{name}": value for name, value in own.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in own.items()}
+        return values, whole_state(self.plan.module, tensors)
 
     def epochs(self) -> Iterator[dict[str, Any]]:
         """Train to the end of the stage; yields each epoch's row of the log."""

@@ -21,6 +21,7 @@ from fastae.train import checkpoint as checkpoint_module
 from fastae.train import checkpoint_files as files_module
 from fastae.train import dataset_from_arrays, train
 from fastae.train.checkpoint import TrainState, clean_run, find_checkpoint, load_checkpoint, save_checkpoint
+from fastae.train.writing import BackgroundWriter
 
 FILES = ("config.json", "model.safetensors", "state.json", "state.safetensors")
 MODELS: dict[str, dict[str, Any]] = {
@@ -66,9 +67,13 @@ def make_stack(**options: Any) -> StackedAutoencoder:
 def save(
     run: Path, dataset: Any, stack=None, classifier=None, values=None, tensors=None, config=None
 ) -> Path:
-    state = TrainState(values or {"epoch": 1}, tensors or {"optimizer.0.step": torch.tensor(3.0)})
-    stack = make_stack() if stack is None else stack
-    return save_checkpoint(run, stack, classifier, dataset, config or {"data": "images"}, state)
+    tensors = tensors or {"optimizer.0.step": torch.tensor(3.0)}
+    stack, config = make_stack() if stack is None else stack, config or {"data": "images"}
+    with BackgroundWriter() as writer:
+        save_checkpoint(
+            writer, run, stack, classifier, dataset, config, values or {"epoch": 1}, tensors.items()
+        )
+    return find_checkpoint(run)
 
 
 def content(folder: Path) -> dict[str, bytes]:

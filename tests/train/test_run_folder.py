@@ -1,7 +1,6 @@
 """Refusals before training, and the files that a run leaves."""
 
 import csv
-import itertools
 import json
 import os
 import re
@@ -366,7 +365,8 @@ def test_checkpoints_are_written_as_time_goes_by(tiny, make_config, updates):
         numbers.append(max((int(p.name[11:]) for p in Path(config.out).glob("checkpoint-*")), default=0))
 
     train(config, dataset=tiny, progress=updates(act))
-    assert numbers[0] == numbers[1] == 0 and all(b - a in (1, 2) for a, b in itertools.pairwise(numbers[1:]))
+    assert numbers[0] == numbers[1] == 0
+    assert all(number >= done - 2 for done, number in enumerate(numbers))  # one may be in flight
 
 
 def test_by_default_nothing_is_printed(tiny, make_config, capfd):
