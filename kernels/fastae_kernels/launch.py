@@ -39,6 +39,11 @@ class Target(NamedTuple):
         arch = int(self.arch)
         return "sm100" if 100 <= arch < 120 else "sm90" if 90 <= arch < 100 else "sm80"
 
+    @property
+    def overlaps(self) -> bool:
+        """True if a kernel can start while the one before it runs (:mod:`.device.dependence`)."""
+        return self.backend == "cuda" and int(self.arch) >= 90
+
 
 INTERPRETED = isinstance(elementwise.elementwise, InterpretedFunction)
 """True if TRITON_INTERPRET=1 was set when the kernels were imported: they then run on CPU tensors."""
@@ -86,6 +91,8 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **optio
     if programs == 0:
         return
     options["enable_fp_fusion"] = True  # said here, since Triton's default is about to change
+    if target_of(device).overlaps:
+        options["launch_pdl"] = True
     if _compilation is not None:
         _compilation.compile(kernel, programs, args, options)
         return

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .dependence import follow
 from .tiles import load_tile, multiple_of, store_tile, tile_indices
 
 _SMALL = tl.constexpr(0.5)  # below it a series keeps the digits that a difference with 1 would lose
@@ -111,6 +112,7 @@ def adam(
     DECOUPLED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Up to four jobs (:class:`Update`) in one launch, a program per BM rows. UNIT divides every N."""
+    follow()
     block = _update(one, rule, tl.program_id(0), DECOUPLED, BM, BN, UNIT)
     block = _update(two, rule, block, DECOUPLED, BM, BN, UNIT)
     block = _update(three, rule, block, DECOUPLED, BM, BN, UNIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependence import follow
 from .tiles import load_strided_tile, multiple_of, tile_indices
 
 
@@ -17,6 +18,7 @@ def elementwise(
 
     UNIT divides N.
     """
+    follow()
     N = multiple_of(N, UNIT)
     blocks_n = tl.cdiv(N, BN)
     block_m = tl.program_id(0) // blocks_n

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependence import follow
 from .tiles import inside, multiple_of, strided_entries
 
 
@@ -90,6 +91,7 @@ def gemm(
     An operand is transposed where its columns are contiguous. The units divide M, N, K and the strides of
     rows (or columns).
     """
+    follow()
     M = multiple_of(M, M_UNIT)
     N = multiple_of(N, N_UNIT)
     K = multiple_of(K, K_UNIT)

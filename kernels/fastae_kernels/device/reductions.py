@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .dependence import follow
 from .noise import mask_bits, swap_source
 from .tiles import entries, inside, load_strided_tile, load_tile, multiple_of, store_tile, tile_indices
 
@@ -58,6 +59,7 @@ def _fold(job, block, BP: tl.constexpr, BL: tl.constexpr):
 @triton.jit
 def fold(one, two, three, four, BP: tl.constexpr, BL: tl.constexpr):
     """Up to four jobs (:class:`Fold`) in one launch, a program per block of BL sums."""
+    follow()
     block = _fold(one, tl.program_id(0), BP, BL)
     block = _fold(two, block, BP, BL)
     block = _fold(three, block, BP, BL)
@@ -69,6 +71,7 @@ def squared_norms(
     weight, copy, out, M, N, stride_m, stride_n, BM: tl.constexpr, BN: tl.constexpr, UNIT: tl.constexpr
 ):
     """q [M], q_j = sum_i W_ji^2, of a weight [M, N], or of its copy in another dtype. UNIT divides N."""
+    follow()
     N = multiple_of(N, UNIT)
     row, col = tile_indices(tl.program_id(0), 0, BM, BN)
     total = tl.zeros((BM, BN), tl.float32)
@@ -111,6 +114,7 @@ def sum_runs(
     The columns of target [M, N] are sorted, and a run's first entry sums it in order: no two additions race.
     Entries of out [M, N] without a run keep their values. UNIT divides N.
     """
+    follow()
     N = multiple_of(N, UNIT)
     blocks_n = tl.cdiv(N, BN)
     row, col = tile_indices(tl.program_id(0) // blocks_n, tl.program_id(0) % blocks_n, BM, BN)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependence import follow
 from .epilogues import emphasis, load_entry_weight, load_target, with_bias
 from .tiles import load_strided_tile, multiple_of, store_column_sums, store_tile, store_total, tile_indices
 
@@ -38,6 +39,7 @@ def rowwise(
 
     Without ``a.rows`` and ``a.total`` the gradient is that to the target. UNIT divides N.
     """
+    follow()
     N = multiple_of(N, UNIT)
     block_m = tl.program_id(0)
     rr = tl.zeros((BM, 1), tl.float32)

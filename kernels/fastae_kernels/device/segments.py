@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .adam import moved
+from .dependence import follow
 
 
 class Entries(NamedTuple):
@@ -69,6 +70,7 @@ def segment_sums(
     Programs ``first`` and those after it: 0..segments-1 take the first CHUNK entries of their segment, each
     further one a chunk of a longer segment, into partials.
     """
+    follow()
     program = first + tl.program_id(0)
     col = tl.arange(0, BD)
     live = col < D
@@ -94,6 +96,7 @@ def segment_sums(
 @triton.jit
 def fold_chunks(chunk_segment, partials, sums, segments, chunks, D, BD: tl.constexpr):
     """Add the further chunks of long segments to their rows, in order."""
+    follow()
     chunk = tl.program_id(0)
     col = tl.arange(0, BD)
     live = col < D
@@ -113,6 +116,7 @@ def fold_chunks(chunk_segment, partials, sums, segments, chunks, D, BD: tl.const
 @triton.jit
 def segment_loss(e, bias, target, losses, grad, D, BD: tl.constexpr, B: tl.constexpr):
     """|e|^2 and 2 e of each segment, where e is its weighted sum plus bias less target [segments, D]."""
+    follow()
     segment = tl.cast(tl.program_id(0), tl.int64)
     col = tl.arange(0, BD)
     live = col < D
@@ -154,6 +158,7 @@ def adam_rows(
     The first CHUNK entries are walked here; the sums of further chunks, up to ends[j], lie in partials. With
     UNIT the gradient loses its part along the row, and the row ends with norm 1.
     """
+    follow()
     row = tl.cast(tl.program_id(0), tl.int64)
     col = tl.arange(0, BD)
     live = col < D

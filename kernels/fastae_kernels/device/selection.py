@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .dependence import follow
 from .tiles import inside, load_row, tile_indices
 
 EMPTY = tl.constexpr(-(1 << 63))
@@ -148,6 +149,7 @@ def keep_largest(
 
     The candidates were found in N columns, ``first`` and those after it. BN is at most SLOTS - KEEP.
     """
+    follow()
     row = tl.cast(tl.program_id(0), tl.int64)
     mine = keys + row * SLOTS
     slot = tl.arange(0, SLOTS)
