@@ -1,8 +1,8 @@
 """Verify fastae on a GPU, then measure it: three stages, each within the minutes of one short command.
 
-    python benchmarks/gpu_check.py 1 --out FOLDER    # 280 s: is it right, which tiles win, the step
-    python benchmarks/gpu_check.py 2 --out FOLDER    # 240 s: the tests, the suite
-    python benchmarks/gpu_check.py 3 --out FOLDER    # 200 s: compilers, counters, whole runs
+    python benchmarks/gpu_check.py 1 --out FOLDER    # 300 s: is it right, which tiles win, the step
+    python benchmarks/gpu_check.py 2 --out FOLDER    # 180 s: the tests
+    python benchmarks/gpu_check.py 3 --out FOLDER    # 230 s: compilers, whole runs, the suite, counters
 
 Each part of a stage runs in a process of its own until its limit, and FOLDER/stage-N.json is written after
 each. The same command again does what did not succeed. ``--dry`` needs no GPU: the same calls under a driver

@@ -24,13 +24,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 from fastae_kernels import launch
 from fastae_kernels.launch import Target, compile_only
 from fastae_kernels.plan import config
-from fastae_kernels.plan.schedules import GemmConfig
+from fastae_kernels.plan.schedules import GemmConfig, PassConfig
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,8 +51,27 @@ SHAPES = gpu_training.SHAPES
 SMALL = (Shape(96, 192, 128), Shape(67, 131, 93))
 SMALL_TILES = GemmConfig(64, 64, 32, 4, 3, subtiles=2, tma=True)
 TABLE = ("encode", "decode_loss", "code_grad", "weight_grad dual")
-TILES = 4
-"""The number of tiles per operator in the table, from the largest on."""
+_MORE: dict[str, Any] = {"tma": True, "group": 16}
+EXPLORED = (
+    GemmConfig(128, 256, 64, 8, 3, subtiles=8, light_subtiles=2, **_MORE),
+    GemmConfig(128, 256, 64, 8, 4, subtiles=8, light_subtiles=2, persistent=True, **_MORE),
+    GemmConfig(256, 128, 64, 8, 3, subtiles=4, light_subtiles=2, persistent=True, **_MORE),
+    GemmConfig(128, 128, 64, 4, 3, subtiles=8, light_subtiles=4, programs=2, persistent=True, **_MORE),
+    GemmConfig(128, 128, 128, 8, 3, subtiles=4, light_subtiles=2, **_MORE),
+    GemmConfig(64, 128, 128, 4, 4, subtiles=4, light_subtiles=2, **_MORE),
+    GemmConfig(64, 64, 128, 4, 4, subtiles=2, programs=2, **_MORE),
+    GemmConfig(64, 32, 128, 4, 5, subtiles=1, programs=2, **_MORE),
+)
+"""Tiles for the table that are no defaults."""
+PASSES = (
+    PassConfig(16, 128, 4),
+    PassConfig(32, 64, 4),
+    PassConfig(32, 256, 8),
+    PassConfig(64, 64, 4),
+    PassConfig(64, 128, 8),
+    PassConfig(128, 64, 8),
+    PassConfig(128, 128, 8),
+)
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------
@@ -70,11 +90,22 @@ def machine(here: Machine, save: Save) -> dict[str, Any]:
         "clocks": {} if here.dry else clocks("cuda"),
     }
     save(found)
+    one = torch.zeros(1, device=here.device)
+
+    def additions(number: int) -> None:
+        for _ in range(number):
+            one.add_(1.0)
+
+    replays = {f"{n} kernels": Work(functools.partial(additions, n)) for n in (1, 11)}
+    tasks = {name: here.clock.task(work, "forward") for name, work in replays.items()}
+    found["replays"] = here.measure(tasks, 0.5)
     return found | {"peaks": None if here.dry else Suite(here.device).machine_peaks("bfloat16")}
 
 
 def tiles(name: str, target: Target) -> tuple[GemmConfig, ...]:
-    return config.configurations(target, torch.bfloat16, operator=name)[:TILES]
+    light = name.startswith("weight_grad")
+    more = (replace(g, subtiles=g.light_subtiles or g.subtiles) if light else g for g in EXPLORED)
+    return *config.configurations(target, torch.bfloat16, operator=name), *more
 
 
 def meta_tensors(shape: Shape) -> Tensors:
@@ -100,7 +131,12 @@ def meta_tensors(shape: Shape) -> Tensors:
 
 def _compile(task: tuple[Target, str, Shape, GemmConfig | None]) -> int:
     target, name, shape, gemm = task
-    with config.using(strategy="split" if gemm is None else "fused", gemm=gemm), compile_only(target) as made:
+    strategy = config.using(strategy="split" if gemm is None else "fused", gemm=gemm)
+    with (
+        strategy,
+        compile_only(target) as made,
+        _NoProducts(),
+    ):  # which looks into operators, as no tensor does
         Call(OPERATORS[name], meta_tensors(shape)).forward()
     return len(made)
 
@@ -193,11 +229,15 @@ def table(here: Machine, save: Save) -> dict[str, Any]:
             exact = OPERATORS[name].exact(tensors.wide())
         tasks = {"products": here.clock.task(Work(_bare_products(name, tensors)), "forward")}
         planned: dict[str, dict[str, Any]] = {"split": {"strategy": "split"}, "pass": {"strategy": "split"}}
+        planned |= {f"pass {p}": {"strategy": "split", "elementwise": p} for p in PASSES}
         planned |= {str(g): {"strategy": "fused", "gemm": g} for g in tiles(name, here.target)}
         for variant, overrides in planned.items():
             try:
-                with config.using(**overrides), _NoProducts() if variant == "pass" else nullcontext():
-                    if exact is not None and variant != "pass":
+                with (
+                    config.using(**overrides),
+                    _NoProducts() if variant.startswith("pass") else nullcontext(),
+                ):
+                    if exact is not None and not variant.startswith("pass"):
                         results = call.forward()
                         results = (results,) if isinstance(results, Tensor) else results
                         kept = [r for r in results if r.numel()]
@@ -218,6 +258,20 @@ def table(here: Machine, save: Save) -> dict[str, Any]:
 def steps(here: Machine, save: Save) -> dict[str, Any]:
     """A step over its bare products at four shapes: as planned, all fused, all split, as one graph, eager."""
     return _providers(here, save, SHAPES, ("fastae", "fused", "split", "graph", "eager"))
+
+
+def steps_apart(here: Machine, save: Save) -> dict[str, Any]:
+    """The same where no kernel starts before the one before it has ended."""
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    made = CudaLauncher.__init__
+
+    def apart(self: Any, *args: Any) -> None:
+        made(self, *args)
+        self.launch_pdl = False
+
+    with mock.patch.object(CudaLauncher, "__init__", apart):
+        return _providers(here, save, SHAPES, ("fastae", "split"))
 
 
 def _providers(
@@ -469,34 +523,38 @@ class Part(NamedTuple):
 
 STAGES: dict[int, tuple[float, dict[str, Part]]] = {
     1: (
-        270.0,
+        300.0,
         {
             "machine": Part(machine, 30.0),
             "prebuild": Part(prebuild, 60.0, kernels=False),
             "smoke": Part(smoke, 60.0),
             "captured": Part(gpu_training.captured, 30.0),
-            "updates": Part(gpu_training.updates, 45.0),
-            "sparse": Part(gpu_sparse.sparse, 40.0),
+            "steps": Part(steps, 35.0),
+            "steps apart": Part(steps_apart, 20.0),
+            "kernels": Part(gpu_training.kernels, 30.0),
+            "whole": Part(gpu_training.whole, 30.0),
+            "updates": Part(gpu_training.updates, 25.0),
+            "sparse": Part(gpu_sparse.sparse, 35.0),
             "table": Part(table, 80.0),
-            "steps": Part(steps, 60.0),
         },
     ),
     2: (
-        230.0,
+        180.0,
         {
-            "test kernels": Part(functools.partial(run_tests, "kernels"), 120.0, kernels=False),
+            "test kernels": Part(functools.partial(run_tests, "kernels"), 110.0, kernels=False),
             "test training": Part(functools.partial(run_tests, "training"), 45.0, kernels=False),
-            "suite": Part(suite, 70.0, kernels=False),
             "test configurations": Part(functools.partial(run_tests, "configurations"), 60.0, kernels=False),
         },
     ),
     3: (
-        190.0,
+        230.0,
         {
-            "compilers": Part(compilers, 80.0),
+            "compilers": Part(compilers, 60.0),
+            "whole": Part(functools.partial(gpu_training.whole, compiled=("reduce-overhead",)), 60.0),
+            "mnist": Part(mnist, 70.0, kernels=False),
+            "suite": Part(suite, 70.0, kernels=False),
             "profiler": Part(profiler, 60.0),
             "digits": Part(digits, 30.0, kernels=False),
-            "mnist": Part(mnist, 70.0, kernels=False),
         },
     ),
 }

@@ -1,9 +1,10 @@
-"""Training steps in ``gpu_check.py``: captured beside plain ones, and updates by one kernel."""
+"""Training steps in ``gpu_check.py``: captured beside plain ones, updates by one kernel, kernel by kernel."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -15,7 +16,10 @@ from torch import Tensor
 
 import fastae
 from benchmarks.gpu_machine import Machine, Save, Work
-from fastae.bench.problems import CONTRACTIVE, MASKING, Shape
+from fastae.bench.groups import STEP
+from fastae.bench.problems import CONTRACTIVE, MASKING, Problem, Shape
+from fastae.bench.providers import FLOOR, Floor, make_provider
+from fastae.bench.runs import DenoisingAutoencoder
 from fastae.train import adam
 from fastae.train.step import TrainingStep, steps_per_call
 
@@ -118,3 +122,127 @@ def _work(here: Machine, shape: Shape) -> tuple[dict[str, Callable[[], object]],
         return max(apart)
 
     return {"PyTorch": by_torch, "one kernel": by_one}, error
+
+
+# --- whole steps, from Python -----------------------------------------------------------------------------
+
+
+def whole(here: Machine, save: Save, compiled: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Whole steps, update included, called from Python: seconds of one, and peak bytes beyond the state.
+
+    The script's step is :class:`fastae.bench.runs.DenoisingAutoencoder` with a fused Adam, on rows that are
+    on the device; ``compiled`` are modes of ``torch.compile`` for its model. The floor is a replay.
+    """
+    found: dict[str, Any] = {"seconds": {}, "bytes": {}, "problems": {}}
+    for number, shape in enumerate(SHAPES):
+        share = here.left / (len(SHAPES) - number)
+        seconds, peaks = (
+            found["seconds"].setdefault(str(shape), {}),
+            found["bytes"].setdefault(str(shape), {}),
+        )
+        floor = {
+            FLOOR: here.clock.task(Floor(STEP, Problem.make(shape, torch.bfloat16, here.device)), "full")
+        }
+        seconds[FLOOR] = here.measure(floor, 0.1 * share)[FLOOR]
+        for name in ("TrainingStep", "eager", *compiled):
+            if here.left < 2.0:
+                found["problems"][f"{name} {shape}"] = "no time was left"
+                continue
+            try:
+                run, steps = _whole(here, shape, name)
+                seconds[name] = _per_step(here, run, steps, 0.2 * share)
+                if name == "TrainingStep":
+                    run, _ = _whole(here, shape, name, graph=False)
+                    run()
+                peaks[name] = _peak(here, run)
+            except Exception as error:
+                found["problems"][f"{name} {shape}"] = f"{type(error).__name__}: {error}"[:300]
+        save(found)
+    return found
+
+
+def _whole(here: Machine, shape: Shape, name: str, graph: bool = True) -> tuple[Callable[[], object], int]:
+    """(a call, how many steps it takes)."""
+    if name == "TrainingStep":
+        together = steps_per_call(shape.features * shape.units, shape.rows) if graph else 1
+        step, index = _step(here, shape, together, graph and not here.dry)
+        return functools.partial(step, index), together
+    x = torch.rand(shape.rows, shape.features, device=here.device)
+    model: Any = DenoisingAutoencoder(shape.features, shape.units).to(here.device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    if name != "eager":
+        torch._dynamo.reset()
+        model = torch.compile(model, mode=None if name == "compile" else name, dynamic=False)
+
+    def run() -> None:
+        with torch.autocast(here.device.type, torch.bfloat16):
+            loss = model(x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return run, 1
+
+
+def _per_step(here: Machine, run: Callable[[], object], steps: int, seconds: float) -> float | None:
+    """Seconds per step of calls one after another: the least mean of three rounds."""
+    for _ in range(1 if here.dry else 5):
+        run()
+    if here.dry:
+        return None
+    rounds = max(3, min(200, round(0.3 * seconds / here.clock.called(run, 3))))
+    return min(here.clock.called(run, rounds) for _ in range(3)) / steps
+
+
+def _peak(here: Machine, run: Callable[[], object]) -> int | None:
+    if here.dry:
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def kernels(here: Machine, save: Save) -> dict[str, Any]:
+    """The kernels of a replay in order, by PyTorch's profiler: name, start and microseconds."""
+    found: dict[str, Any] = {"kernels": {}, "problems": {}}
+    for shape in SHAPES:
+        problem = Problem.make(shape, torch.bfloat16, here.device)
+        work: dict[str, Any] = {FLOOR: Floor(STEP, problem)}
+        work |= {name: make_provider(name, STEP, problem) for name in ("fused", "split", "eager")}
+        tasks = {name: here.clock.task(provider, "full").run for name, provider in work.items()}
+        if shape.rows * shape.units < 1 << 24:
+            together = steps_per_call(shape.features * shape.units, shape.rows)
+            step, index = _step(here, shape, together, not here.dry)
+            for _ in range(1 if here.dry else 5):
+                step(index)
+            tasks[f"TrainingStep, {together} steps"] = functools.partial(step, index)
+        for name, run in tasks.items():
+            try:
+                found["kernels"][f"{name} {shape}"] = None if here.dry else _profiled(run)
+            except Exception as error:
+                found["problems"][f"{name} {shape}"] = f"{type(error).__name__}: {error}"[:300]
+        save(found)
+    return found
+
+
+def _profiled(run: Callable[[], object]) -> list[tuple[str, float, float]]:
+    """(name, start, duration) of each kernel of the last of three runs, in microseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(3):
+            run()
+            torch.cuda.synchronize()
+            time.sleep(2e-3)
+    events = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = sorted(events, key=lambda e: e.time_range.start)
+    last = events[-(len(events) // 3) :]
+    first = last[0].time_range.start
+    return [
+        (e.name[:90], round(e.time_range.start - first, 2), round(e.time_range.elapsed_us(), 2)) for e in last
+    ]
