@@ -230,6 +230,7 @@ def kernels(here: Machine, save: Save) -> dict[str, Any]:
 
 def _profiled(run: Callable[[], object]) -> list[tuple[str, float, float]]:
     """(name, start, duration) of each kernel of the last of three runs, in microseconds."""
+    from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
     from torch.profiler import ProfilerActivity, profile
 
     run()
@@ -239,7 +240,7 @@ def _profiled(run: Callable[[], object]) -> list[tuple[str, float, float]]:
             run()
             torch.cuda.synchronize()
             time.sleep(2e-3)
-    events = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [e for e in seen.events() or () if e.device_type == DeviceType.CUDA]
     events = sorted(events, key=lambda e: e.time_range.start)
     last = events[-(len(events) // 3) :]
     first = last[0].time_range.start
