@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 
 from ..checks import check_whole
 from ..console import Console, tolerate_encodings
-from ..distributed import is_launched, leads
+from ..distributed import is_launched, leads, silenced
 from ..distributed.launcher import launch
 from ..files import write_whole
 from ..interruption import Interrupted
 from ..train import evaluation
 from ..train.config import TrainConfig
-from ..train.engine import train
+from ..train.engine import TrainResult, train
 from ..train.folder import folder_of_launch
 from ..train.reporting import LineProgress, RichProgress
 from .options import given_options
@@ -82,6 +82,14 @@ def _train(config: TrainConfig, given: frozenset[str]) -> None:
     result = train(config, progress=progress, announce=console.print, given=given)
     if not leads():
         return
+    try:
+        _evaluate(result, console)
+    except Exception as error:  # the other processes have ended well, and none is to be started again
+        raise silenced(error, elsewhere=False) from None
+
+
+def _evaluate(result: TrainResult, console: Console) -> None:
+    """Write and print the figures of a run."""
     rows, part, training = result.parts
     figures = evaluation.evaluate(
         result.stack, rows, classifier=result.classifier, probe_rows=training, training=training

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import one_line
 from ..interruption import Interrupted, handled
 from .joining import PeerError
+from .world import sendable
 
 _LOCALHOST = "localhost:0"  # a free port
 _NOTICED = 1.0  # seconds in which the launcher has seen a death, and ends those that suffer from it
@@ -105,6 +106,5 @@ def _work(received: Any, work: Callable[..., None], args: tuple[Any, ...]) -> Ba
             with suppress(OSError):  # of a terminal that is gone
                 sys.stderr.write(f"fastae: {one_line(error)}\n")
             sys.exit(1)
-        error.__cause__ = error.__context__ = None
-        return error.with_traceback(None)
+        return sendable(error)
     return None

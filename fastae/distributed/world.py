@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 R = TypeVar("R")
+E = TypeVar("E", bound=BaseException)
 
 _POLL_SECONDS = 0.1
 _MOST_CALLS = 1000  # between two polls
@@ -155,7 +156,7 @@ class World:
             yield
         except Exception as caught:
             error = caught
-        errors = self.gather(None if error is None else _sendable(error))
+        errors = self.gather(None if error is None else sendable(error))
         failed = [rank for rank, other in enumerate(errors) if other is not None]
         if not failed:
             return
@@ -212,7 +213,7 @@ def silenced(error: BaseException, *, elsewhere: bool) -> BaseException:
     return error
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: E) -> E | Exception:
     """An error without its traceback and causes, or one like it where it cannot be sent."""
     try:
         sent = pickle.loads(pickle.dumps(error))

@@ -18,7 +18,7 @@ import torch
 
 from fastae.__main__ import main
 from fastae.distributed import joined, launcher, world
-from fastae.train import engine, load_checkpoint
+from fastae.train import engine, evaluation, load_checkpoint
 from tests.cli.support import environment
 from tests.processes import Group, forks
 
@@ -95,6 +95,17 @@ def interrupt(at: int, run: engine._Run, launching: int) -> None:
             time.sleep(0.01)
 
 
+def fail_to_evaluate(run: engine._Run, launching: int) -> None:
+    """Have the first process fail once training has ended."""
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(
+            28, f"no space at attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", "evaluation.json"
+        )
+
+    evaluation.evaluate = fail
+
+
 Launch = Callable[..., tuple[int, str]]
 
 
@@ -147,6 +158,12 @@ def test_too_many_deaths_end_the_run_by_one_message(launch, tmp_path):
     code, text = launch(tmp_path / "run", 2, "--restarts", "0", act=partial(die, 1))
     assert code == 75 and text.count("fastae:") == 1, text
     assert "signal 9" in text and "Traceback" not in text
+
+
+def test_an_error_after_training_ends_the_run_by_one_message(launch, tmp_path):
+    code, text = launch(tmp_path / "run", 2, act=fail_to_evaluate)
+    assert code == 2 and text.count("fastae:") == 1, text
+    assert text.endswith("fastae: evaluation.json: no space at attempt 0\n")
 
 
 def test_an_interrupted_run_goes_on_with_fewer_processes(launch, whole, tmp_path):
