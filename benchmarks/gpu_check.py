@@ -61,7 +61,7 @@ def check(stage: int, given: argparse.Namespace) -> dict[str, Any]:
         results = {"head": head, "parts": {}}
     for name, part in parts.items():
         held = results["parts"].get(name)
-        if held is not None and succeeded(held):
+        if name not in (given.only or parts) or (held is not None and succeeded(held)):
             continue
         left = total - (time.monotonic() - began)
         if left < 5.0:
@@ -127,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", type=int, nargs="?", choices=gpu_parts.STAGES, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="a folder")
     parser.add_argument("--stretch", type=float, default=1.0, help="multiplies every limit of time")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="leave out the stage's other parts")
     parser.add_argument("--data", type=Path, help="a folder of MNIST's files, for the last part")
     parser.add_argument("--dry", action="store_true", help="launch on a driver that runs nothing")
     for name in ("--part", "--launch"):

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import json
 import multiprocessing
 import os
 import shutil
@@ -30,8 +31,9 @@ import torch
 import triton
 from fastae_kernels import launch
 from fastae_kernels.launch import Target, compile_only
-from fastae_kernels.plan import config
+from fastae_kernels.plan import choices, config
 from fastae_kernels.plan.schedules import GemmConfig, PassConfig
+from fastae_kernels.tools import tune
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -255,6 +257,44 @@ def table(here: Machine, save: Save) -> dict[str, Any]:
     return found
 
 
+TUNED = ("encode", "decode_loss", "code_grad", "weight_grad dual", "corrupt")
+"""Operators of a step with tied weights."""
+
+
+def tuned(here: Machine, save: Save) -> dict[str, Any]:
+    """``fastae tune`` of a step's operators at four shapes, among the defaults alone: their plans and times.
+
+    The table lies where ``FASTAE_CACHE`` says, for the parts after this one, and is in the answer.
+    """
+    cases = [tune.Case(name, *shape, "bfloat16", tied=True) for shape in SHAPES for name in TUNED]
+    found: dict[str, Any] = {"chosen": {}, "dropped": {}, "problems": {}}
+    if here.dry:
+        for case in cases:
+            runs = tune._variants(case, here.device)(torch.bfloat16)
+            for plan in tune.candidates(case.key(here.target), torch.bfloat16, here.target):
+                for run in runs:
+                    tune._run(plan, run)
+        return found
+    with mock.patch.object(tune, "_neighbours", return_value=[]):  # which would be compiled here
+        for outcome in tune.tune(cases, here.device):
+            where = f"{outcome.case.operator} {Shape(outcome.case.M, outcome.case.D, outcome.case.H)}"
+            found["chosen"][where] = {
+                "plan": str(outcome.chosen),
+                "default": str(outcome.default),
+                "seconds": outcome.seconds,
+                "default_seconds": outcome.default_seconds,
+            }
+            if outcome.dropped:
+                found["dropped"][where] = [f"{plan}: {why}" for plan, why in outcome.dropped]
+            table = choices.paths(here.target.device)["cache"]
+            found["table"] = json.loads(table.read_text()) if table.exists() else None
+            save(found)
+            if here.left < 2.0:
+                found["problems"]["time"] = f"ended after {where}"
+                break
+    return found
+
+
 def steps(here: Machine, save: Save) -> dict[str, Any]:
     """A step over its bare products at four shapes: as planned, all fused, all split, as one graph, eager."""
     return _providers(here, save, SHAPES, ("fastae", "fused", "split", "graph", "eager"))
@@ -391,8 +431,6 @@ def suite(here: Machine, save: Save) -> dict[str, Any]:
             all_compiled=False,
         )
         return {"cases": [case.key for case in made]}
-    import json
-
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "results.json"
         problems = {}
@@ -529,6 +567,7 @@ STAGES: dict[int, tuple[float, dict[str, Part]]] = {
             "prebuild": Part(prebuild, 60.0, kernels=False),
             "smoke": Part(smoke, 60.0),
             "captured": Part(gpu_training.captured, 30.0),
+            "tuned": Part(tuned, 80.0),
             "steps": Part(steps, 35.0),
             "steps apart": Part(steps_apart, 20.0),
             "kernels": Part(gpu_training.kernels, 30.0),

@@ -26,7 +26,7 @@ def error_of(provider: Provider, group: Group, problem: Problem) -> float:
     What comes back is that of one more run, whose noise is known: PyTorch's functions return the noisy input
     with their outputs, and fastae's noise is a function of the seed. The noise itself must leave every entry
     as it was or make it 0, and its share of zeros must be that of the corruption, within six standard
-    deviations; else the error is infinite.
+    deviations and a rounding of PyTorch's draws, which have the dtype of x; else the error is infinite.
     """
     problem = problem.head(provider.rows)
     torch.manual_seed(1)
@@ -72,7 +72,8 @@ def _is_masked(noisy: Tensor, x: Tensor) -> bool:
     hit = noisy == 0
     share, expected = hit.double().mean().item(), MASKING.p
     deviation = math.sqrt(expected * (1.0 - expected) / x.numel())
-    return abs(share - expected) <= 6.0 * deviation and bool(((noisy == x) | hit).all())
+    allowed = 6.0 * deviation + torch.finfo(x.dtype).eps * expected
+    return abs(share - expected) <= allowed and bool(((noisy == x) | hit).all())
 
 
 def largest_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

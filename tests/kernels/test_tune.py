@@ -24,7 +24,7 @@ from tests.kernels.support import DEVICE, ON_GPU
 
 CASE = Case("encode", 33, 24, 40, "float32")
 QUICK = replace(CASE, operator="corrupt")
-FAST = PassConfig(8, 256, 4)
+FAST = PassConfig(128, 64, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -291,12 +291,15 @@ def test_a_training_step_asks_for_nothing_but_cases(monkeypatch):
 def test_candidates_are_every_default_and_the_library_s(target, dtype):
     key = CASE.key(target)._replace(M=4096, N=4096, K=2048)
     found = tune.candidates(key, dtype, target)
-    fused = [plan.gemm for plan in found if plan.strategy == "fused"]
-    assert fused == list(config.configurations(target, dtype)) and len(found) == len(fused) + 1
-    for plan in found:
+    fused = [plan for plan in found if plan.strategy == "fused"]
+    defaults = config.configurations(target, dtype)
+    assert [plan.gemm for plan in fused[: len(defaults)]] == list(defaults)
+    assert {plan.elementwise for plan in found if plan.strategy == "split"} >= set(tune._PASSES)
+    assert len(set(found)) == len(found)
+    for plan in fused:
         near = tune._neighbours(plan, dtype, target)
         assert 4 <= len(near) <= 12 and len(set(near)) == len(near)
-        assert all(tune._fits(other.gemm, dtype, target) for other in near if other.strategy == "fused")
+        assert all(tune._fits(other.gemm, dtype, target) for other in near)
 
 
 def test_inputs_are_random():

@@ -44,10 +44,12 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
     "sm90": {
         2: (
             _gemm(128, 256, 64, 8, 3, subtiles=8, light_subtiles=2, **_PERSISTENT),
+            _gemm(256, 128, 64, 8, 3, subtiles=8, light_subtiles=2, **_PERSISTENT),
             _gemm(128, 128, 64, 8, 4, subtiles=4, light_subtiles=2, **_PERSISTENT),
-            _gemm(128, 128, 64, 4, 3, subtiles=8, light_subtiles=4, programs=2, **_TMA),
+            _gemm(128, 128, 64, 4, 3, subtiles=8, light_subtiles=4, programs=2, **_PERSISTENT),
             _gemm(64, 128, 64, 4, 4, subtiles=4, light_subtiles=2, programs=2, **_TMA),
             _gemm(64, 64, 64, 4, 5, subtiles=2, programs=2, **_TMA),
+            _gemm(64, 32, 128, 4, 4, subtiles=1, programs=2, **_TMA),
         ),
         4: (
             _gemm(128, 128, 32, 8, 4, subtiles=4, **_PERSISTENT),
@@ -140,7 +142,7 @@ _SUMMING = ("encode", "decode_loss", "code_grad", "slope_difference_grad")
 
 def _pass(key: choices.Key, target: Target) -> PassConfig:
     """Tall tiles for sums over rows, where there are enough of them for every multiprocessor."""
-    tall = PassConfig(128, 64, 8)
+    tall = PassConfig(64, 64, 4)
     tiles = -(-key.M // tall.block_m) * -(-key.N // tall.block_n)
     enough = tiles >= 4 * target.multiprocessors
     return tall if key.operator in _SUMMING and enough and not key.heavy else PassConfig()

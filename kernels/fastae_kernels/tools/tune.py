@@ -212,7 +212,14 @@ def _float32_products(precision: str) -> Iterator[None]:
 
 # --- candidates -------------------------------------------------------------------------------------------
 
-_PASSES = (PassConfig(32, 64, 4), PassConfig(16, 128, 4), PassConfig(128, 64, 8), PassConfig(8, 256, 4))
+_PASSES = (
+    PassConfig(16, 128, 4),
+    PassConfig(32, 64, 4),
+    PassConfig(64, 64, 4),
+    PassConfig(64, 64, 8),
+    PassConfig(64, 128, 8),
+    PassConfig(128, 64, 8),
+)
 _SHARED = {"sm80": 99, "sm90": 227, "sm100": 227, "gfx942": 64, "interpreter": 1 << 20}
 """KiB of shared memory that a program may have; sm80 stands for its smaller relatives, too."""
 
@@ -229,9 +236,9 @@ def _fits(gemm: GemmConfig, dtype: torch.dtype, target: Target) -> bool:
 
 
 def _neighbours(plan: Plan, dtype: torch.dtype, target: Target) -> list[Plan]:
-    """Plans one step away from one: in warps, stages, a block's size, or the pass's tile."""
+    """Fused plans one step away from one: in warps, stages, or a block's size."""
     if plan.strategy == "split":
-        return [replace(plan, elementwise=elementwise) for elementwise in _PASSES]
+        return []
     g = plan.gemm
     found = [replace(g, stages=g.stages + step) for step in (-1, 1) if g.stages + step >= 1]
     found += [replace(g, warps=warps) for warps in (g.warps // 2, 2 * g.warps) if 4 <= warps <= 8]
@@ -244,13 +251,18 @@ def _neighbours(plan: Plan, dtype: torch.dtype, target: Target) -> list[Plan]:
 
 
 def candidates(key: Key, dtype: torch.dtype, target: Target) -> list[Plan]:
-    """Every default configuration of the target, fused, and the library's product with its default pass."""
+    """The library's product with every pass, and every default configuration of the target, fused.
+
+    An epilogue in many parts is tried in half as many, too, which may need more registers than there are.
+    """
     default = config.heuristic(key, dtype, target)
-    split = replace(default, strategy="split")
+    passes = dict.fromkeys((default.elementwise, *_PASSES))
+    found = [replace(default, strategy="split", elementwise=elementwise) for elementwise in passes]
     if not key.K:
-        return [split]
+        return found
     configs = config.configurations(target, dtype, operator=key.operator, aligned=key.aligned)
-    return [split, *(replace(default, strategy="fused", gemm=gemm) for gemm in configs)]
+    configs += tuple(replace(gemm, subtiles=gemm.subtiles // 2) for gemm in configs if gemm.subtiles >= 4)
+    return found + [replace(default, strategy="fused", gemm=gemm) for gemm in configs]
 
 
 # --- verification -----------------------------------------------------------------------------------------
