@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
@@ -196,32 +196,64 @@ def step_memory(
 ) -> dict[str, float]:
     """Bytes of a training step of a stack on ``rows`` rows: Adam's state, gradients and activations.
 
-    The forward pass keeps the input and all codes. The backward pass adds gradients of the two widest
-    neighbours, and of a stack as a whole those of the next two; bfloat16 needs copies of the weights. Split
-    weights are gathered, and their gradients are whole until they are summed: of a stack as a whole until
-    the backward pass comes to the encoders. Of split units a layer keeps its part of the code and sums its
-    product, [rows, input]; a stack as a whole gathers every code.
+    Activations, gathered weights and gradients beyond the parameters' own are those of the fullest moment;
+    see :func:`_moments`. bfloat16 needs copies of the weights.
     """
     layers, e = list(pairwise(sizes)), dtype.itemsize
     parameters = own_parameters(sizes, tied, shard, parts)
-    wholes = [stack_parameters(layer, tied) for layer in layers]
-    widths, summed = list(sizes), 0
-    if shard == "units" and len(layers) == 1:
-        widths, summed = [sizes[0], own_units(sizes[1], parts)], sizes[0]
-    codes = [*widths[1:], *widths[-2:0:-1]]  # of the encoders and, unrolled, of the decoders
-    widest = max(a + b for a, b in pairwise(widths)) * (1 if len(layers) == 1 else 2)
     lower = dtype != torch.float32
+    copied = max(stack_parameters(layer, tied) for layer in layers) if shard == "weights" else parameters
+    moments = [(e * rows * values, 4 * more) for values, more in _moments(sizes, tied, shard, parts, 4 // e)]
+    activations, more = max(moments, key=lambda moment: moment[0] + moment[1])
     memory: dict[str, float] = {
-        "weights": 4 * parameters + e * lower * (max(wholes) if shard == "weights" else parameters),
+        "weights": 4 * parameters + e * lower * copied,
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
-        "activations": rows * (4 * sizes[0] + e * (sizes[0] * lower + sum(codes) + widest + summed)),
+        "activations": rows * sizes[0] * (4 + e * lower) + activations,
     }
     if shard == "weights":
-        whole = sum(wholes) + (max(wholes) if len(layers) > 1 else 0)
-        busy = e * rows * (sum(codes) + widest)  # not at the same time as all that is whole
-        memory["gathered"] = max(8 * max(wholes), 8 * whole - busy)
+        memory["gathered"] = more
+    else:
+        memory["gradients"] += more
     return memory
+
+
+def _moments(
+    sizes: Sequence[int], tied: bool, shard: Sharding, parts: int, wide: int
+) -> Iterator[tuple[int, int]]:
+    """(values per row, parameters beside a device's own and their gradients) at full moments of a step.
+
+    All codes are there until the backward pass has used them. A layer adds the gradient of its output,
+    before and after the activation, and that of its input. The gradient of the reconstruction takes the place
+    of the reconstruction, but a stack in parts has its loss from PyTorch's operators, which keep four float32
+    tensors of that size; a float32 number counts as ``wide`` values. Tied weights of a stack have two
+    gradients, of encoder and decoder, until they are added.
+
+    Split weights are whole where they are used, in the backward pass also the next layer's. Their gradients
+    are whole from the decoder to the encoder of a layer. Of split units a layer keeps its part of the code
+    and sums its product; a stack gathers every code and its gradient.
+    """
+    D, H = sizes[:2]
+    split = shard == "weights"
+    wholes = [split * stack_parameters(layer, tied) for layer in pairwise(sizes)]
+    own = [own_units(units, parts) if shard == "units" else units for units in sizes[1:]]
+    if len(sizes) == 2:
+        yield 2 * own[0] + (2 * D if shard == "units" else D), 2 * wholes[0]
+        return
+    codes = sum(sizes[1:]) + sum(sizes[1:-1])
+    if shard == "units":
+        codes += 2 * sum(own)
+        yield codes + 4 * wide * D, 0
+        yield codes - sizes[-1] + 3 * own[0] + H, 0
+    else:
+        yield codes + (4 * wide * D if split else D + H), wholes[0]
+        for l in range(2, len(sizes)):
+            below, above = sizes[l - 1 : l + 1]
+            whole = sum(wholes[:l]) + wholes[l - 1]
+            yield sum(sizes[1:]) + sum(sizes[l - 1 : -1]) + 2 * below + above, whole + sum(wholes[l : l + 1])
+            yield sum(sizes[1 : l + 1]) + 2 * above + below, whole + 2 * tied * wholes[l - 1]
+    parameters = own_parameters(sizes, tied, shard, parts)
+    yield 3 * H, (2 + 2 * tied) * wholes[0] + wholes[1] if split else tied * parameters
 
 
 def own_parameters(sizes: Sequence[int], tied: bool, shard: Sharding, parts: int) -> int:

@@ -69,12 +69,12 @@ def _all_of(events: Iterable[Any]) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "sizes, rows", [((256, 512), 512), ((256, 512), 4096), ((512, 256), 64), ((128, 256, 64), 2048)]
+    "sizes, rows", [((256, 512), 4096), ((512, 256), 64), ((1024, 256, 512), 64), ((1024, 256, 512), 2048)]
 )
 def test_the_memory_of_a_step_is_what_it_takes(sizes, rows):
     model = Autoencoder(*sizes) if len(sizes) == 2 else StackedAutoencoder(sizes)
     predicted = sum(step_memory(sizes, rows, torch.float32).values())
-    assert predicted == pytest.approx(measured_bytes(model, torch.rand(rows, sizes[0])), rel=0.15)
+    assert predicted == pytest.approx(measured_bytes(model, torch.rand(rows, sizes[0])), rel=0.05)
     assert stack_parameters(sizes) == sum(p.numel() for p in model.parameters())
 
 
@@ -118,15 +118,18 @@ def step_in_parts(world: World, shard: Any, sizes: tuple[int, ...], rows: int) -
 
 
 @pytest.mark.parametrize("shard", ["weights", "units"])
-@pytest.mark.parametrize("sizes, rows", [((256, 512), 2048), ((256, 512, 384), 64), ((256, 512, 384), 2048)])
+@pytest.mark.parametrize("sizes, rows", [((256, 512), 2048), ((256, 512, 384), 64), ((1024, 256, 512), 2048)])
 @pytest.mark.parametrize("devices", [2, 4])
 def test_parts_take_and_send_what_is_predicted(request, shard, sizes, rows, devices):
-    """Four processes are two copies of two parts."""
+    """Four processes are two copies of two parts.
+
+    The profiler does not see what the threads of a group free, so the process that takes least counts.
+    """
     group = request.getfixturevalue({2: "two", 4: "four"}[devices])
     predicted = estimate(sizes, batch_size=rows, devices=devices, shard=shard, shard_size=2).stages[-1]
-    for taken, sent in group.run(with_world, step_in_parts, shard, sizes, rows):
-        assert predicted.bytes == pytest.approx(taken, rel=0.2)
-        assert predicted.wire == pytest.approx(sent, rel=0.01)
+    taken, sent = zip(*group.run(with_world, step_in_parts, shard, sizes, rows), strict=True)
+    assert predicted.bytes == pytest.approx(min(taken), rel=0.1)
+    assert list(sent) == pytest.approx([predicted.wire] * devices, rel=0.01)
 
 
 def test_the_bytes_exchanged_are_those_of_the_gradients(tmp_path):
