@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from fastae.__main__ import main
-from fastae.distributed import joined, launcher, world
+from fastae.distributed import World, joined, launcher, world
 from fastae.train import engine, evaluation, load_checkpoint
+from fastae.train.writing import BackgroundWriter
 from tests.cli.support import environment
 from tests.processes import Group, forks
 
@@ -201,21 +202,29 @@ def test_a_signal_to_the_command_is_one_message(rows, tmp_path):
     assert err == f"fastae: interrupted; it goes on with: fastae train --resume --out {run}\n"
 
 
-def hang(folder: str) -> None:
-    """The second process keeps the first one waiting."""
+def hang(folder: str, writing: bool) -> None:
+    """The second process keeps the first one waiting, by itself or by its thread that writes."""
     _write_to(Path(folder) / f"errors-{os.environ['LOCAL_RANK']}")
-    with joined("cpu", 0.5) as world:
+
+    def wait(world: World) -> None:
         world.barrier()
         if world.rank == 1:
             time.sleep(30)
         world.barrier()
 
+    with joined("cpu", 0.5) as world, BackgroundWriter(world) as writer:
+        if writing:
+            writer.submit({}, lambda copies: wait(writer.world))
+        else:
+            wait(world)
 
-def test_a_process_that_hangs_is_named(tmp_path):
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_process_that_hangs_is_named(tmp_path, writing):
     group = Group(2)
     first, second = group.processes
     with pytest.raises(EOFError):  # of the process that has ended
-        group.run(hang, str(tmp_path))
+        group.run(hang, str(tmp_path), writing)
     first.join(10)
     message = (tmp_path / "errors-0").read_text()
     assert first.exitcode == 1 and (tmp_path / "errors-1").read_text() == ""
