@@ -515,9 +515,32 @@ def digits(here: Machine, save: Save) -> dict[str, Any]:
     return found
 
 
+RATES = (1e-3, 3e-4)
+"""Learning rates of the classifier, between which its error on rows held out decides."""
+
+
+def classic_stack(folder: str, rate: float) -> Any:
+    """The settings of 784-1000-1000-1000-10: pretrained with masking, then trained with dropout."""
+    from fastae.train import Stage, TrainConfig
+
+    return TrainConfig(
+        sizes=(784, 1000, 1000, 1000),
+        corruption=("masking:0.25",),
+        classifier=True,
+        pretrain=Stage(epochs=30, batch_size=256, schedule="CosineAnnealingLR"),
+        finetune=Stage(epochs=0),
+        supervised=Stage(epochs=100, batch_size=256, lr=rate, schedule="CosineAnnealingLR"),
+        validation=1.0 / 6.0,
+        precision="bfloat16",
+        device="cuda",
+        out=str(Path(folder) / f"run-{rate}"),
+        tensorboard=False,
+    )
+
+
 def mnist(here: Machine, save: Save) -> dict[str, Any]:
-    """The classic stack, 784-1000-1000-1000-10, pretrained and fine-tuned: seconds and test error."""
-    from fastae.train import Stage, TrainConfig, load_dataset, train
+    """The classic stack pretrained and trained on MNIST: seconds and errors, of each rate."""
+    from fastae.train import load_dataset, train
     from fastae.train.evaluation import evaluate
 
     if here.data is None:
@@ -525,27 +548,25 @@ def mnist(here: Machine, save: Save) -> dict[str, Any]:
     dataset = load_dataset(str(here.data))
     if here.dry:
         return {"rows": len(dataset.train)}
+    assert dataset.test is not None
+    found: dict[str, Any] = {"runs": {}, "problems": {}}
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainConfig(
-            sizes=(784, 1000, 1000, 1000),
-            corruption=("masking:0.25",),
-            classifier=True,
-            pretrain=Stage(epochs=15, batch_size=256),
-            finetune=Stage(epochs=0),
-            supervised=Stage(epochs=50, batch_size=256, lr=1e-3, schedule="CosineAnnealingLR"),
-            precision="bfloat16",
-            device="cuda",
-            out=str(Path(folder) / "run"),
-            tensorboard=False,
-        )
-        began = time.monotonic()
-        result = train(settings, dataset=dataset)
-        seconds = time.monotonic() - began
-        assert dataset.test is not None
-        figures = evaluate(result.stack, dataset.test, classifier=result.classifier)
-    error = figures["classifier_error"]
-    slow = {"mnist": f"{100 * error:.2f} % in {seconds:.0f} s"} if error > 0.013 or seconds > 60.0 else {}
-    return {"seconds": seconds, "test_error": error, "problems": slow}
+        for rate in RATES:
+            began = time.monotonic()
+            result = train(classic_stack(folder, rate), dataset=dataset)
+            seconds = time.monotonic() - began
+            held_out = result.history[-1]["validation_error"]
+            error = evaluate(result.stack, dataset.test, classifier=result.classifier)["classifier_error"]
+            found["runs"][str(rate)] = {"seconds": seconds, "validation_error": held_out, "test_error": error}
+            save(found)
+    best = min(found["runs"].values(), key=lambda run: run["validation_error"])
+    found |= {
+        "seconds": sum(run["seconds"] for run in found["runs"].values()),
+        "test_error": best["test_error"],
+    }
+    if best["test_error"] > 0.013 or found["seconds"] > 60.0:
+        found["problems"]["mnist"] = f"{100 * best['test_error']:.2f} % in {found['seconds']:.0f} s"
+    return found
 
 
 # --- all of them ------------------------------------------------------------------------------------------

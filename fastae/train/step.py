@@ -22,7 +22,9 @@ from .graph import Capture, Graphed, capture_on
 
 _OPERATIONS_PER_REPLAY = 2e11
 """A quarter of a millisecond of products on an H100: what the steps of a call share is little beside it."""
-_MOST_STEPS = 16
+_FEWEST_STEPS, _MOST_STEPS = 4, 32
+"""Of large models the steps of a call share the cast of the weights; more than that saves little, and a call
+should take milliseconds."""
 _GATHERED_BYTES = 2**24
 """Of rows that are gathered at once, so that steps find them in a second-level cache."""
 
@@ -302,9 +304,10 @@ def steps_per_call(parameters: int, rows: int) -> int:
     """Number of steps of ``rows`` rows that one replay should hold, for a model of so many parameters.
 
     A replay takes the host about as long whatever it holds, and its steps share small kernels. Small steps
-    therefore go together until they hold about 2e11 operations (six per parameter and row); at most 16 do.
+    therefore go together until they hold about 2e11 operations (six per parameter and row): 4 to 32 of them.
     """
-    return int(min(_MOST_STEPS, max(1.0, _OPERATIONS_PER_REPLAY // max(1, 6 * parameters * rows))))
+    filled = _OPERATIONS_PER_REPLAY // max(1, 6 * parameters * rows)
+    return int(min(_MOST_STEPS, max(_FEWEST_STEPS, filled)))
 
 
 def _rows(batch: tuple[Tensor | None, ...]) -> int:

@@ -336,11 +336,11 @@ def test_sums_go_on_by_name():
 
 
 def test_small_steps_go_together():
-    assert steps_per_call(784_000, 256) == 16
+    assert steps_per_call(784_000, 256) == 32
     assert steps_per_call(4_000_000, 512) == 16
     assert steps_per_call(784_000, 8192) == 5
-    assert steps_per_call(67_000_000, 8192) == 1
-    assert steps_per_call(0, 0) == 16
+    assert steps_per_call(67_000_000, 8192) == 4
+    assert steps_per_call(0, 0) == 32
 
 
 # The engine -------------------------------------------------------------------------------------------------
