@@ -610,7 +610,9 @@ STAGES: dict[int, tuple[float, dict[str, Part]]] = {
         230.0,
         {
             "compilers": Part(compilers, 60.0),
-            "whole": Part(functools.partial(gpu_training.whole, compiled=("reduce-overhead",)), 60.0),
+            "whole": Part(
+                functools.partial(gpu_training.whole, compiled=("compile", "reduce-overhead")), 60.0
+            ),
             "mnist": Part(mnist, 70.0, kernels=False),
             "suite": Part(suite, 70.0, kernels=False),
             "profiler": Part(profiler, 60.0),
