@@ -437,7 +437,7 @@ def suite(here: Machine, save: Save) -> dict[str, Any]:
         try:
             measured = bench.Config(
                 groups=("step", "operators"),
-                shapes=tuple(map(str, SHAPES)),
+                shapes=SHAPES,
                 dtype=("bfloat16",),
                 device="cuda",
                 compile=False,
