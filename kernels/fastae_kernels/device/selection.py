@@ -18,17 +18,27 @@ import triton
 import triton.language as tl
 
 from .dependence import follow
-from .tiles import inside, load_row, tile_indices
+from .epilogues import with_bias
+from .gemm import finish
+from .tiles import tile_indices
 
 EMPTY = tl.constexpr(-(1 << 63))
 """A slot's content before it holds a key; below every key."""
+NAN = tl.constexpr(0x7FC00000)
+"""The rank of NaN, the largest."""
 
 
 @triton.jit
 def rank_of(value):
     """int32 in the order of float32 values: -0 is 0, and NaN of either sign is above infinity."""
-    bits = tl.where(value != value, 0x7FC00000, (value + 0.0).to(tl.int32, bitcast=True))
+    bits = tl.where(value != value, NAN, (value + 0.0).to(tl.int32, bitcast=True))
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def value_of(rank):
+    """The value of a rank; NaN for that of ``EMPTY``."""
+    return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -43,14 +53,74 @@ def rank_in(key):
 
 
 @triton.jit
-def value_in(key):
-    rank = rank_in(key)
-    return (rank ^ ((rank >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+def column_in(key):
+    return 0x7FFFFFFF - (key & 0xFFFFFFFF)
 
 
 @triton.jit
-def column_in(key):
-    return 0x7FFFFFFF - (key & 0xFFFFFFFF)
+def _bits(hit, P: tl.constexpr):
+    """Bits [BM, G, 4] int32 of entries [BM, BN]: of a fourth of P = 16 octets of columns each.
+
+    A thread of matrix units (``mma``, ``wgmma``) has every fourth pair of columns. It sets its bits and finds
+    their entries without talking to other threads.
+    """
+    bit = 1 << (2 * tl.arange(0, P)[:, None, None] + tl.arange(0, 2)[None, None, :])  # [P, 1, 2]
+    hit = tl.reshape(hit, (hit.shape[0], hit.shape[1] // (8 * P), P, 4, 2))
+    return tl.sum(tl.sum(tl.where(hit, bit[None, None, :, :, :], 0), 4), 2)
+
+
+@triton.jit
+def _number(bits):
+    """The number of ones in int32."""
+    bits -= (bits >> 1) & 0x55555555
+    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
+    return (bits * 0x01010101 >> 24) & 0x3F
+
+
+@triton.jit
+def _pick(z, octet, P: tl.constexpr):
+    """z [BM, G, P, 4] at ``octet`` [BM, G, 4]; half of the rest is left out at a time."""
+    BM: tl.constexpr = z.shape[0]
+    G: tl.constexpr = z.shape[1]
+    if P == 1:
+        return tl.reshape(z, (BM, G, 4))
+    else:
+        even, odd = tl.split(tl.permute(tl.reshape(z, (BM, G, P // 2, 2, 4)), (0, 1, 2, 4, 3)))
+        half = tl.where((octet & 1 != 0)[:, :, None, :], odd, even)  # [BM, G, P / 2, 4]
+        return _pick(half, octet >> 1, P // 2)
+
+
+@triton.jit
+def _store(z, bits, keys, slot, slots, place, P: tl.constexpr):
+    """Write the keys of the entries of z [BM, BN] in ``bits`` to ``keys`` from ``slot`` on, up to ``slots``.
+
+    One of each bits in a turn: entries are rare, and most tiles take one or two. ``keys`` and ``place``, the
+    number of the tile's first column, broadcast with ``bits``.
+    """
+    BM: tl.constexpr = z.shape[0]
+    G: tl.constexpr = z.shape[1] // (8 * P)
+    even, odd = tl.split(tl.reshape(z, (BM, G, P, 4, 2)))
+    place += (8 * P * tl.arange(0, G)[:, None] + 2 * tl.arange(0, 4)[None, :])[None, :, :]
+    turns = tl.max(tl.ravel(_number(bits)), 0)
+    while turns > 0:
+        lowest = (bits & -bits).to(tl.uint32).to(tl.float32)
+        at = (lowest.to(tl.int32, bitcast=True) >> 23) - 127  # by the exponent
+        pair = tl.where((at & 1 != 0)[:, :, None, :], odd, even)
+        key = key_of(rank_of(_pick(pair, at >> 1, P)), place + 8 * (at >> 1) + (at & 1))
+        tl.store(keys + slot, key, mask=(bits != 0) & (slot < slots))
+        bits &= bits - 1
+        slot += 1
+        turns -= 1
+
+
+@triton.jit
+def _in_parts(value, block_m, block_n, M, N, a, APPEND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """APPEND for parts of a tile, whose entries have room in registers."""
+    # Triton 3.6 cannot flatten a loop with an end whose values are used by a loop inside; a branch hides them
+    if M > 0:
+        PARTS: tl.constexpr = 2 if BN >= 128 else 1
+        finish(value, block_m, block_n, M, N, APPEND, a, BM, BN, PARTS)
 
 
 class Candidates(NamedTuple):
@@ -60,30 +130,32 @@ class Candidates(NamedTuple):
     """
 
     bias: Any  # [N]
+    bound: Any  # [M] int32: the K-th's rank
     keys: Any  # [M, slots]
     count: Any  # [M] int32: slots that were asked for
     slots: int
-    K: int
     first: int  # the latent of column 0
 
 
 @triton.jit
-def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+def _append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    P: tl.constexpr = min(BN // 8, 16)
     row, col = tile_indices(block_m, block_n, BM, BN)
-    z = value
-    if a.bias is not None:
-        z += load_row(a.bias, col, N)
-    mine = a.keys + row * a.slots
-    bound = rank_in(tl.load(mine + (a.K - 1), mask=row < M, other=0))
-    rank = rank_of(z)
-    hit = (rank > bound[:, None]) & inside(row, col, M, N)  # [BM, BN]
-    ones = hit.to(tl.int32)
-    number = tl.sum(ones, 1)
-    some = number > 0  # pyright: ignore[reportOperatorIssue]
-    start = tl.atomic_add(a.count + row, number, mask=some, sem="relaxed")
-    slot = start[:, None] + tl.cumsum(ones, 1) - 1
-    key = key_of(rank, (a.first + col)[None, :])
-    tl.store(mine[:, None] + slot, key, mask=hit & (slot < a.slots))
+    z = with_bias(value, a, col, N)
+    bound = tl.load(a.bound + row, mask=row < M, other=NAN)
+    # NaN compares with nothing: it is above every value, and every value is above EMPTY's
+    bits = _bits(~(z <= value_of(bound)[:, None]) & (col < N)[None, :], P)
+    bits = tl.where((bound < NAN)[:, None, None], bits, 0)
+    number = _number(bits)
+    count = tl.broadcast_to((a.count + row)[:, None, None], number.shape)
+    slot = tl.atomic_add(count, number, mask=number > 0, sem="relaxed")
+    keys = (a.keys + row * a.slots)[:, None, None]
+    _store(z, bits, keys, slot, a.slots, a.first + block_n * BN, P)
+
+
+@triton.jit
+def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    _in_parts(value, block_m, block_n, M, N, a, _append, BM, BN)
 
 
 class Passing(NamedTuple):
@@ -102,21 +174,23 @@ class Passing(NamedTuple):
 
 
 @triton.jit
-def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+def _append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    P: tl.constexpr = min(BN // 8, 16)
     row, col = tile_indices(block_m, block_n, BM, BN)
-    z = value
-    if a.bias is not None:
-        z += load_row(a.bias, col, N)
-    rank = rank_of(z)
-    bound = tl.load(a.bound + col * a.stride, mask=col < N, other=0.0).to(tl.float32)
-    hit = (rank > rank_of(bound)[None, :]) & inside(row, col, M, N)  # [BM, BN]
-    ones = hit.to(tl.int32)
-    number = tl.sum(ones, 1)
+    z = with_bias(value, a, col, N)
+    bound = tl.load(a.bound + col * a.stride, mask=col < N, other=float("nan")).to(tl.float32)
+    bits = _bits(~(z <= bound[None, :]) & (bound == bound)[None, :], P)  # NaN is above every value
+    bits = tl.where((row < M)[:, None, None], bits, 0)
+    number = tl.ravel(_number(bits))
     start = tl.atomic_add(a.count, tl.sum(number, 0), sem="relaxed")
-    before = start + tl.cumsum(number, 0) - number - 1  # [BM]
-    slot = before[:, None] + tl.cumsum(ones, 1)
-    place = (a.first + row.to(tl.int32) * N)[:, None] + col[None, :]
-    tl.store(a.keys + slot, key_of(rank, place), mask=hit & (slot < a.capacity))
+    slot = tl.reshape(start + tl.cumsum(number, 0) - number, bits.shape)
+    place = (a.first + row.to(tl.int32) * N + block_n * BN)[:, None, None]
+    _store(z, bits, a.keys, slot, a.capacity, place, P)
+
+
+@triton.jit
+def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+    _in_parts(value, block_m, block_n, M, N, a, _append_passing, BM, BN)
 
 
 @triton.jit
@@ -141,20 +215,21 @@ def _products(
 
 @triton.jit
 def keep_largest(
-    keys, count, x, weight, bias, values, latents,
+    keys, bounds, count, x, weight, bias, values, latents,
     stride_xm, stride_xk, stride_wn, stride_wk, D, N, first,
     K: tl.constexpr, KEEP: tl.constexpr, SLOTS: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Sort each row's keys [M, SLOTS] to its KEEP largest; after the last columns also write the K largest.
+    """Sort each row's keys [M, SLOTS] to its KEEP largest, and write the rank of the K-th to ``bounds``.
 
-    The candidates were found in N columns, ``first`` and those after it. BN is at most SLOTS - KEEP.
+    After the last columns also write the K largest. The candidates were found in N columns, ``first`` and
+    those after it. BN is at most SLOTS - KEEP.
     """
     follow()
     row = tl.cast(tl.program_id(0), tl.int64)
     mine = keys + row * SLOTS
     slot = tl.arange(0, SLOTS)
     kept = tl.arange(0, KEEP)
-    bound = rank_in(tl.load(mine + (K - 1)))
+    bound = tl.load(bounds + row)
     used = tl.load(count + row)
     columns = 0
     if used > SLOTS:  # candidates are lost
@@ -183,8 +258,9 @@ def keep_largest(
         tl.store(mine + place, key_of(rank, first + col), mask=hit)
         used += number
     tl.store(count + row, KEEP)
+    tl.store(bounds + row, bound)
     if values is not None:
         tl.debug_barrier()
         key = tl.load(mine + kept)
-        tl.store(values + row * K + kept, value_in(key), mask=kept < K)
+        tl.store(values + row * K + kept, value_of(rank_in(key)), mask=kept < K)
         tl.store(latents + row * K + kept, column_in(key), mask=kept < K)

@@ -37,7 +37,7 @@ def rounds(latents: int, keep: int, slots: int, most: int | None = None) -> Iter
     The first fill the slots. Among columns in random order the next c of them hold c / n times as many of a
     row's largest entries as the n before: with the rounds' growth the free slots are half used.
     """
-    start, width = 0, slots - keep
+    start, width = 0, slots
     while start < latents:
         width = width if most is None else max(1, min(width, most))
         stop = min(start + width, latents)
@@ -63,7 +63,7 @@ def top_entries(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple
 
 
 def _plan(operator: str, x: Tensor, weight: Tensor) -> Plan:
-    plan = run.plan_of(operator, x, weight.t(), heavy=True)
+    plan = run.plan_of(operator, x, weight.t())
     if x.element_size() < 4:  # a library would round z, and what is nearly equal would become equal
         plan = replace(plan, strategy="fused")
     return plan
@@ -82,19 +82,19 @@ def _top_entries(
 ) -> None:
     M, D = x.shape
     keys = torch.empty(M, slots, dtype=torch.int64, device=x.device)
-    keys[:, :keep] = selection.EMPTY.value
-    count = torch.full((M,), keep, dtype=torch.int32, device=x.device)
+    bound = torch.full((M,), selection.EMPTY.value >> 32, dtype=torch.int32, device=x.device)
+    count = torch.zeros_like(bound)
     plan = _plan("top_entries", x, weight)
     split = plan.strategy == "split"
     warps = min(16, max(1, slots // 256))
     for columns in rounds(H, keep, slots, _PRODUCT // max(M, 1) if split else None):
         w, b = weight[columns], None if bias is None else bias[columns]
         out = buffers.empty_float(x, M, len(w)) if split else keys  # written by the library alone
-        args = selection.Candidates(b, keys, count, slots, k, columns.start)
+        args = selection.Candidates(b, bound, keys, count, slots, columns.start)
         run.product(x, w.t(), selection.append, args, plan, out)
         last = columns.stop == H
         results = (values, latents) if last else (None, None)
-        arguments = keys, count, x, w, b, *results, *x.stride(), *w.stride(), D, len(w), columns.start
+        arguments = keys, bound, count, x, w, b, *results, *x.stride(), *w.stride(), D, len(w), columns.start
         options = {"K": k, "KEEP": keep, "SLOTS": slots, "BN": 16, "BD": 32 * warps}
         run.launch(selection.keep_largest, M, x.device, *arguments, **options, num_warps=warps)
 

@@ -92,10 +92,9 @@ def configurations(
     if not aligned and any(config.tma for config in configs):
         configs = GEMM_CONFIGS["sm80"][dtype.itemsize]
     if heavy:
-        configs = tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
-        if operator == "append_passing":
-            configs = tuple(replace(c, subtiles=8) if c.block_n == 64 else c for c in configs)
-        return configs
+        return tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
+    if operator in ("top_entries", "append_passing"):
+        return tuple(replace(c, subtiles=1) for c in configs)
     if operator.startswith("weight_grad"):
         return tuple(replace(c, subtiles=c.light_subtiles or c.subtiles) for c in configs)
     return configs

@@ -257,8 +257,6 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target, largest: bool) -> Ite
         (
             "encode everything ",
             "code_grad everything",
-            "top_entries",
-            "append_passing",
             "decode_loss negative",
         )
     )
