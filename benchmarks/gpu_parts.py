@@ -459,6 +459,8 @@ def compilers(here: Machine, save: Save) -> dict[str, Any]:
     return _providers(here, save, (Shape(256, 784, 1000), Shape(8192, 4096, 8192)), names)
 
 
+COMPILED = ("compile", "reduce-overhead", "fastae reduce-overhead")
+"""Modes of torch.compile for a whole step, of a script's model and of fastae's."""
 PROFILED = {"encode": 0, "decode_loss": 0, "decode_loss split": None}
 """Launches for the profiler: an operator with its first tile, or its pass."""
 
@@ -611,9 +613,7 @@ STAGES: dict[int, tuple[float, dict[str, Part]]] = {
         230.0,
         {
             "compilers": Part(compilers, 60.0),
-            "whole": Part(
-                functools.partial(gpu_training.whole, compiled=("compile", "reduce-overhead")), 60.0
-            ),
+            "whole": Part(functools.partial(gpu_training.whole, compiled=COMPILED), 60.0),
             "mnist": Part(mnist, 70.0, kernels=False),
             "suite": Part(suite, 70.0, kernels=False),
             "profiler": Part(profiler, 60.0),

@@ -130,9 +130,10 @@ def _work(here: Machine, shape: Shape) -> tuple[dict[str, Callable[[], object]],
 def whole(here: Machine, save: Save, compiled: tuple[str, ...] = ()) -> dict[str, Any]:
     """Whole steps, update included, called from Python: seconds of one, and peak bytes beyond the state.
 
-    The script's step is :class:`fastae.bench.runs.DenoisingAutoencoder` with a fused Adam, on rows that are
-    on the device; ``compiled`` are modes of ``torch.compile`` for its model, at the smallest shape alone,
-    since compiling takes a while. The floor is a replay.
+    ``eager`` is a script's step, :class:`fastae.bench.runs.DenoisingAutoencoder` with a fused Adam, on rows
+    that are on the device, and ``fastae`` the same with fastae's module. ``compiled`` are modes of
+    ``torch.compile`` for the models, at the smallest shape alone, since compiling takes a while. The floor
+    is a replay.
     """
     found: dict[str, Any] = {"seconds": {}, "bytes": {}, "problems": {}}
     for number, shape in enumerate(SHAPES):
@@ -145,7 +146,7 @@ def whole(here: Machine, save: Save, compiled: tuple[str, ...] = ()) -> dict[str
             FLOOR: here.clock.task(Floor(STEP, Problem.make(shape, torch.bfloat16, here.device)), "full")
         }
         seconds[FLOOR] = here.measure(floor, 0.1 * share)[FLOOR]
-        for name in ("TrainingStep", "eager", *(compiled if shape == SHAPES[-1] else ())):
+        for name in ("TrainingStep", "fastae", "eager", *(compiled if shape == SHAPES[-1] else ())):
             if here.left < 2.0:
                 found["problems"][f"{name} {shape}"] = "no time was left"
                 continue
@@ -169,17 +170,23 @@ def _whole(here: Machine, shape: Shape, name: str, graph: bool = True) -> tuple[
         step, index = _step(here, shape, together, graph and not here.dry)
         return functools.partial(step, index), together
     x = torch.rand(shape.rows, shape.features, device=here.device)
-    model: Any = DenoisingAutoencoder(shape.features, shape.units).to(here.device)
+    model: Any = DenoisingAutoencoder(shape.features, shape.units)
+    if name.startswith("fastae"):
+        model = fastae.nn.Autoencoder(
+            shape.features, shape.units, corruption=MASKING, contractive=CONTRACTIVE
+        )
+    model.to(here.device)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    if name != "eager":
+    mode = name.removeprefix("fastae").strip()
+    if mode not in ("", "eager") and not here.dry:
         torch._dynamo.reset()
-        model = torch.compile(model, mode=None if name == "compile" else name, dynamic=False)
+        model = torch.compile(model, mode=None if mode == "compile" else mode, dynamic=False)
 
     def run() -> None:
         with torch.autocast(here.device.type, torch.bfloat16):
             loss = model(x)
         optimizer.zero_grad()
-        loss.backward()
+        (loss.total if name.startswith("fastae") else loss).backward()
         optimizer.step()
 
     return run, 1
