@@ -57,13 +57,13 @@ def compared(t: Tensors) -> dict[str, _Compared]:
     def above() -> tuple[Tensor, ...]:
         found = operators.entries_above(t.x, t.weight, t.bias, bound)
         assert found is not None
-        return found[0], found[2][1:].float()
+        return found[0], found[2][1:].double()
 
     def exact_above() -> tuple[Tensor, ...]:
         z, found = exact(), operators.entries_above(t.x, t.weight, t.bias, bound)
         assert found is not None
         rows = torch.arange(M, device=device).repeat_interleave(found[2].diff())
-        return z[rows, found[1]], (z > bound).sum(1).cumsum(0)
+        return z[rows, found[1]], (z > bound).sum(1).cumsum(0).double()
 
     def adam(step: Callable[..., None], wide: torch.dtype) -> tuple[Tensor, ...]:
         weight = torch.nn.functional.normalize(t.x.float(), dim=1)

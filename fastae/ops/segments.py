@@ -44,6 +44,8 @@ def segment_sums(
     if other is not None:
         backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
         segment = segments_of(starts, len(index))
+        if table.is_cuda:  # where it does not know bfloat16
+            table = table.to(dots.dtype)
         found = backward(table, other.to(table.dtype).contiguous(), segment, starts, index, 0).to(dots.dtype)
         dots = found if place is None else dots.index_copy_(0, place, found)
     return sums, dots

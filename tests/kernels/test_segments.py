@@ -9,7 +9,7 @@ from fastae_kernels.operators import segments, selection
 
 from fastae import AuxK, functional, ops
 from fastae.tensors import normalize_rows_, project_rows_
-from tests.kernels.support import small_tiles
+from tests.kernels.support import DEVICE, small_tiles
 
 DTYPES = [torch.float32, torch.float16]
 
@@ -20,7 +20,7 @@ def entries(counts: list[int], rows: int) -> tuple[torch.Tensor, ...]:
     starts = torch.tensor([0, *counts]).cumsum(0)
     number = int(starts[-1])
     index = torch.randint(rows, (number,), generator=g)
-    return torch.randn(number, generator=g), index, starts
+    return tuple(t.to(DEVICE) for t in (torch.randn(number, generator=g), index, starts))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -33,13 +33,13 @@ def test_sums_and_dots(counts, width, dtype, monkeypatch):
     monkeypatch.setattr(segments, "_CHUNK", 4)  # most segments are longer
     values, index, starts = entries(counts, 11)
     g = torch.Generator().manual_seed(1)
-    table = torch.randn(11, width, generator=g).to(dtype)
-    other = torch.randn(len(counts), width, generator=g).to(dtype)
-    place = torch.randperm(len(index), generator=g)
+    table = torch.randn(11, width, generator=g).to(DEVICE, dtype)
+    other = torch.randn(len(counts), width, generator=g).to(DEVICE, dtype)
+    place = torch.randperm(len(index), generator=g).to(DEVICE)
     sums, dots = operators.segment_sums(table, index, starts, values, other, place)
-    segment = torch.arange(len(counts)).repeat_interleave(starts.diff())
+    segment = torch.arange(len(counts), device=DEVICE).repeat_interleave(starts.diff())
     rows = table.float()[index]
-    expected = torch.zeros(len(counts), width).index_add_(0, segment, values[:, None] * rows)
+    expected = torch.zeros(len(counts), width, device=DEVICE).index_add_(0, segment, values[:, None] * rows)
     tolerance = {"rtol": 2e-3, "atol": 5e-3} if dtype == torch.float16 else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(sums.float(), expected, **tolerance)
     assert dots is not None
@@ -51,8 +51,9 @@ def test_sums_and_dots(counts, width, dtype, monkeypatch):
 @pytest.mark.parametrize("rule", ["topk:3", "batch_topk:2"])
 def test_the_sparse_objective_runs_on_kernels(rule, monkeypatch):
     g = torch.Generator().manual_seed(2)
-    leaves = [torch.randn(*s, generator=g).requires_grad_() for s in ((9, 5), (12, 5), (12,), (12, 5), (5,))]
-    dead = torch.arange(12) < 4
+    shapes = (9, 5), (12, 5), (12,), (12, 5), (5,)
+    leaves = [torch.randn(*shape, generator=g).to(DEVICE).requires_grad_() for shape in shapes]
+    dead = torch.arange(12, device=DEVICE) < 4
     monkeypatch.setattr(selection, "_SLOTS", 32)
     steps = []
     for backend in ("triton", "torch"):
@@ -73,23 +74,23 @@ def test_adam_by_rows_is_torchs_with_projection(dtype, extra, steps, monkeypatch
     monkeypatch.setattr(segments, "_CHUNK", 4)
     g = torch.Generator().manual_seed(0)
     values, index, starts = entries([3, 0, 11, 1], 9)
-    start = torch.nn.functional.normalize(torch.randn(4, 5, generator=g), dim=1)
+    start = torch.nn.functional.normalize(torch.randn(4, 5, generator=g).to(DEVICE), dim=1)
     start[1] = 0.0
     weight = start.clone().requires_grad_()
     adam = torch.optim.Adam([weight], 1e-2, (0.9, 0.99))
-    own = [start.to(dtype), *torch.zeros(2, 4, 5, dtype=dtype)]
+    own = [start.to(dtype), *torch.zeros(2, 4, 5, dtype=dtype, device=DEVICE)]
     again = [t.clone() for t in own]
-    segment = torch.arange(4).repeat_interleave(starts.diff())
+    segment = torch.arange(4, device=DEVICE).repeat_interleave(starts.diff())
     for step in range(1, steps + 1):
-        table, more = torch.randn(2, 9, 5, generator=g).to(dtype)
+        table, more = torch.randn(2, 9, 5, generator=g).to(DEVICE, dtype)
         more = more[:4] if extra else None
-        grad = torch.zeros(4, 5).index_add_(0, segment, values[:, None] * table.float()[index])
+        grad = torch.zeros(4, 5, device=DEVICE).index_add_(0, segment, values[:, None] * table.float()[index])
         weight.grad = grad if more is None else grad + more
         project_rows_(weight.grad, weight.data)
         adam.step()
         normalize_rows_(weight.data)
         for tensors in (own, again):
-            count = torch.tensor(float(step))
+            count = torch.tensor(float(step), device=DEVICE)
             options = {"entries": (table, index, starts, values), "gradient": more, "unit": True}
             ops.adam_rows(*tensors, count, 1e-2, (0.9, 0.99), 1e-8, **options)
     tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 3e-3}
@@ -100,7 +101,7 @@ def test_adam_by_rows_is_torchs_with_projection(dtype, extra, steps, monkeypatch
 def test_one_latent_in_every_row_is_summed_by_chunks(monkeypatch):
     monkeypatch.setattr(segments, "_CHUNK", 8)
     values, index, starts = entries([100], 50)
-    table = torch.randn(50, 6)
+    table = torch.randn(50, 6, device=DEVICE)
     sums, _ = operators.segment_sums(table, index, starts, values)
     torch.testing.assert_close(
         sums, (values[:, None] * table[index]).sum(0, keepdim=True), rtol=1e-5, atol=1e-4
