@@ -21,21 +21,22 @@ from .dependence import follow
 class Entries(NamedTuple):
     """Entries i = starts[s], ..., starts[s + 1] - 1 of segments s: factors_i times rows_i of a table.
 
-    Fields have names that Triton's own tuples do not have.
+    Fields have names that Triton's own tuples do not have. Triton 3.6 cannot compare a tuple with ``None``:
+    without entries ``table`` is None, and without products ``Dots.out``.
     """
 
-    factors: Any  # [E], or None: 1
-    rows: Any  # [E] int64
-    starts: Any  # [segments + 1] int64
-    table: Any  # [R, D]
+    factors: Any = None  # [E], or None: 1
+    rows: Any = None  # [E] int64
+    starts: Any = None  # [segments + 1] int64
+    table: Any = None  # [R, D]
 
 
 class Dots(NamedTuple):
     """Products of each entry's row with the row of its segment in another table."""
 
-    other: Any  # [segments, D]
-    place: Any  # [E] int64, or None: in order
-    out: Any  # [E] float32
+    other: Any = None  # [segments, D]
+    place: Any = None  # [E] int64, or None: in order
+    out: Any = None  # [E] float32
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def _walk(e, dots, own, begin, end, col, D, BD: tl.constexpr, B: tl.constexpr):
         if e.factors is not None:
             value = tl.load(e.factors + i, mask=there, other=0.0).to(tl.float32)
             total += tl.sum(value[:, None] * rows, 0)
-        if dots is not None:
+        if dots.out is not None:
             to = i
             if dots.place is not None:
                 to = tl.load(dots.place + i, mask=there, other=0)
@@ -83,14 +84,15 @@ def segment_sums(
         begin = tl.load(e.starts + segment) + skip
         end = tl.minimum(begin + CHUNK, tl.load(e.starts + segment + 1))
         own = None
-        if dots is not None:
-            own = tl.load(dots.other + segment * D + col, mask=live, other=0.0).to(tl.float32)
+        if dots.out is not None:
+            entry = dots.other + segment * D + col
+            own = tl.load(entry, mask=live, other=0.0, eviction_policy="evict_first").to(tl.float32)
         total = _walk(e, dots, own, begin, end, col, D, BD, B)
         if e.factors is not None:
             if program >= segments:
                 tl.store(partials + tl.cast(program - segments, tl.int64) * D + col, total, mask=live)
             elif sums is not None:
-                tl.store(sums + segment * D + col, total, mask=live)
+                tl.store(sums + segment * D + col, total, mask=live, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -121,7 +123,7 @@ def segment_loss(e, bias, target, losses, grad, D, BD: tl.constexpr, B: tl.const
     col = tl.arange(0, BD)
     live = col < D
     begin, end = tl.load(e.starts + segment), tl.load(e.starts + segment + 1)
-    error = _walk(e, None, None, begin, end, col, D, BD, B)
+    error = _walk(e, Dots(), None, begin, end, col, D, BD, B)
     if bias is not None:
         error += tl.load(bias + col, mask=live, other=0.0).to(tl.float32)
     error -= tl.load(target + segment * D + col, mask=live, other=0.0).to(tl.float32)
@@ -163,26 +165,29 @@ def adam_rows(
     col = tl.arange(0, BD)
     live = col < D
     at = row * D + col
+    # loaded before the entries, so that they arrive meanwhile; the cache is left to the table
+    p = tl.load(a.parameter + at, mask=live, other=0.0, eviction_policy="evict_first")
+    m = tl.load(a.exp_avg + at, mask=live, other=0.0, eviction_policy="evict_first")
+    v = tl.load(a.exp_avg_sq + at, mask=live, other=0.0, eviction_policy="evict_first")
     g = tl.zeros((BD,), tl.float32)
-    if e is not None:
+    if e.table is not None:
         begin = tl.load(e.starts + row)
         end = tl.minimum(begin + CHUNK, tl.load(e.starts + row + 1))
-        g += _walk(e, None, None, begin, end, col, D, BD, B)
         chunk = tl.load(ends + row - 1, mask=row > 0, other=0)
-        for further in range(chunk, tl.load(ends + row)):
+        last = tl.load(ends + row)
+        g += _walk(e, Dots(), None, begin, end, col, D, BD, B)
+        for further in range(chunk, last):
             g += tl.load(partials + further * D + col, mask=live, other=0.0)
     if gradient is not None:
         g += tl.load(gradient + at, mask=live, other=0.0).to(tl.float32)
-    p = tl.load(a.parameter + at, mask=live, other=0.0).to(tl.float32)
+    p, m, v = p.to(tl.float32), m.to(tl.float32), v.to(tl.float32)
     if UNIT:
         square = tl.sum(p * p, 0)
         along = tl.sum(g * p, 0) / tl.where(square > 0.0, square, 1.0)
         g -= along * p
-    m = tl.load(a.exp_avg + at, mask=live, other=0.0).to(tl.float32)
-    v = tl.load(a.exp_avg_sq + at, mask=live, other=0.0).to(tl.float32)
     p, m, v = moved(p, m, v, g, tl.load(a.rates), tl.load(a.rates + 1), a)
-    tl.store(a.exp_avg + at, m, mask=live)
-    tl.store(a.exp_avg_sq + at, v, mask=live)
+    tl.store(a.exp_avg + at, m, mask=live, eviction_policy="evict_first")
+    tl.store(a.exp_avg_sq + at, v, mask=live, eviction_policy="evict_first")
     if UNIT:
         p *= _norm_factor(tl.sum(p * p, 0))
-    tl.store(a.parameter + at, p, mask=live)
+    tl.store(a.parameter + at, p, mask=live, eviction_policy="evict_first")

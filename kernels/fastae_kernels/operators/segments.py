@@ -35,13 +35,13 @@ def _chunks(starts: Tensor, entries: int) -> _Chunks:
     return _Chunks(number, segment, each - (ends - further)[owner] + 1 if segments else each, ends)
 
 
-def _options(width: int, per_warp: int = 256) -> dict[str, int]:
-    """One program holds a row, and reads up to four rows of a table at once.
+def _options(width: int, per_warp: int = 512, rows: int = 4) -> dict[str, int]:
+    """One program holds a row, and reads up to ``rows`` rows of a table at once.
 
     With fewer warps some kernels spill, and so do products with another table with more (``per_warp`` 512).
     """
     block = max(16, 1 << (width - 1).bit_length())
-    rows, warps = max(1, min(4, 16384 // block)), min(16, max(1, block // per_warp))
+    rows, warps = max(1, min(rows, 16384 // block)), min(16, max(1, block // per_warp))
     return {"BD": block, "B": rows, "num_warps": warps}
 
 
@@ -62,9 +62,9 @@ def segment_sums(
     number, width, chunks = len(starts) - 1, table.shape[1], _chunks(starts, len(index))
     sums = None if values is None else table.new_empty(number, width)
     products = None if other is None else table.new_empty(len(index), dtype=torch.float32)
-    dots = None if other is None else segments.Dots(other, place, products)
+    dots = segments.Dots() if other is None else segments.Dots(other, place, products)
     partials = None if values is None else table.new_empty(chunks.number, width, dtype=torch.float32)
-    entries, options = segments.Entries(values, index, starts, table), _options(width, 512)
+    entries, options = segments.Entries(values, index, starts, table), _options(width)
     arguments = entries, dots, chunks.segment, chunks.place, sums, partials, 0, number, width
     programs = number + chunks.number
     run.launch(segments.segment_sums, programs, table.device, *arguments, CHUNK=_CHUNK, **options)
@@ -92,7 +92,7 @@ def segment_loss(
     losses = table.new_empty(number, dtype=torch.float32)
     grad = table.new_empty(number, width)
     arguments = segments.Entries(values, index, starts, table), bias, target, losses, grad, width
-    run.launch(segments.segment_loss, number, table.device, *arguments, **_options(width))
+    run.launch(segments.segment_loss, number, table.device, *arguments, **_options(width, 256))
     return losses, grad
 
 
@@ -115,15 +115,18 @@ def adam_rows(
     All matrices are contiguous, and D is at most :data:`WIDEST_ROW`.
     """
     H, D = parameter.shape
-    own = partials = ends = None
-    options: dict[str, Any] = _options(D)
+    own, partials, ends = segments.Entries(), None, None
     if entries is not None:
         table, index, starts, values = entries
         own, chunks = segments.Entries(values, index, starts, table), _chunks(starts, len(index))
         partials, ends = table.new_empty(chunks.number, D, dtype=torch.float32), chunks.ends
-        arguments = own, None, chunks.segment, chunks.place, None, partials, H, H, D
-        run.launch(segments.segment_sums, chunks.number, table.device, *arguments, CHUNK=_CHUNK, **options)
+        arguments = own, segments.Dots(), chunks.segment, chunks.place, None, partials, H, H, D
+        run.launch(
+            segments.segment_sums, chunks.number, table.device, *arguments, CHUNK=_CHUNK, **_options(D)
+        )
     numbers = 1.0 - betas[0], betas[1], 1.0 - betas[1], eps
     step = segments.Adam(parameter, exp_avg, exp_avg_sq, rates, *numbers)
     arguments = own, ends, partials, gradient, step, D
-    run.launch(segments.adam_rows, H, parameter.device, *arguments, UNIT=unit, CHUNK=_CHUNK, **options)
+    options: dict[str, Any] = {"UNIT": unit, "CHUNK": _CHUNK, **_options(D, rows=2)}
+    # with two rows of the table at once, two programs of 4096 columns fit a multiprocessor
+    run.launch(segments.adam_rows, H, parameter.device, *arguments, **options)
