@@ -61,7 +61,7 @@ def _multiply(
 
 
 @triton.jit
-def finish(
+def _finish(
     acc, block_m, block_n, M, N, EPILOGUE: tl.constexpr, args, BM: tl.constexpr, BN: tl.constexpr,
     SUBTILES: tl.constexpr,
 ):  # fmt: skip
@@ -71,8 +71,8 @@ def finish(
     else:
         halves = tl.permute(tl.reshape(acc, (BM, 2, BN // 2)), (0, 2, 1))
         left, right = tl.split(halves)
-        finish(left, block_m, 2 * block_n, M, N, EPILOGUE, args, BM, BN // 2, SUBTILES // 2)
-        finish(right, block_m, 2 * block_n + 1, M, N, EPILOGUE, args, BM, BN // 2, SUBTILES // 2)
+        _finish(left, block_m, 2 * block_n, M, N, EPILOGUE, args, BM, BN // 2, SUBTILES // 2)
+        _finish(right, block_m, 2 * block_n + 1, M, N, EPILOGUE, args, BM, BN // 2, SUBTILES // 2)
 
 
 @triton.jit
@@ -117,4 +117,4 @@ def gemm(
             acc, a, b, first_m, first_n, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
             BM, BN, BK, PRECISION, TMA, A_TRANSPOSED, B_TRANSPOSED, STRIDE_UNIT,
         )  # fmt: skip
-        finish(acc, block_m, block_n, M, N, EPILOGUE, args, BM, BN, SUBTILES)
+        _finish(acc, block_m, block_n, M, N, EPILOGUE, args, BM, BN, SUBTILES)

@@ -19,7 +19,6 @@ import triton.language as tl
 
 from .dependence import follow
 from .epilogues import with_bias
-from .gemm import finish
 from .tiles import tile_indices
 
 EMPTY = tl.constexpr(-(1 << 63))
@@ -103,24 +102,21 @@ def _store(z, bits, keys, slot, slots, place, P: tl.constexpr):
     even, odd = tl.split(tl.reshape(z, (BM, G, P, 4, 2)))
     place += (8 * P * tl.arange(0, G)[:, None] + 2 * tl.arange(0, 4)[None, :])[None, :, :]
     turns = tl.max(tl.ravel(_number(bits)), 0)
+    entry = keys + slot
     while turns > 0:
+        # values that are not carried from turn to turn keep Triton 3.6 from flattening the loop over tiles
+        going = turns != 0  # always, as only machine code knows
+        even, odd = tl.where(going, even, 0.0), tl.where(going, odd, 0.0)
+        place = tl.where(going, place, 0)
         lowest = (bits & -bits).to(tl.uint32).to(tl.float32)
         at = (lowest.to(tl.int32, bitcast=True) >> 23) - 127  # by the exponent
         pair = tl.where((at & 1 != 0)[:, :, None, :], odd, even)
         key = key_of(rank_of(_pick(pair, at >> 1, P)), place + 8 * (at >> 1) + (at & 1))
-        tl.store(keys + slot, key, mask=(bits != 0) & (slot < slots))
+        tl.store(entry, key, mask=(bits != 0) & (slot < slots))
         bits &= bits - 1
+        entry += 1
         slot += 1
         turns -= 1
-
-
-@triton.jit
-def _in_parts(value, block_m, block_n, M, N, a, APPEND: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """APPEND for parts of a tile, whose entries have room in registers."""
-    # Triton 3.6 cannot flatten a loop with an end whose values are used by a loop inside; a branch hides them
-    if M > 0:
-        PARTS: tl.constexpr = 2 if BN >= 128 else 1
-        finish(value, block_m, block_n, M, N, APPEND, a, BM, BN, PARTS)
 
 
 class Candidates(NamedTuple):
@@ -138,7 +134,7 @@ class Candidates(NamedTuple):
 
 
 @triton.jit
-def _append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     P: tl.constexpr = min(BN // 8, 16)
     row, col = tile_indices(block_m, block_n, BM, BN)
     z = with_bias(value, a, col, N)
@@ -151,11 +147,6 @@ def _append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr
     slot = tl.atomic_add(count, number, mask=number > 0, sem="relaxed")
     keys = (a.keys + row * a.slots)[:, None, None]
     _store(z, bits, keys, slot, a.slots, a.first + block_n * BN, P)
-
-
-@triton.jit
-def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    _in_parts(value, block_m, block_n, M, N, a, _append, BM, BN)
 
 
 class Passing(NamedTuple):
@@ -174,7 +165,7 @@ class Passing(NamedTuple):
 
 
 @triton.jit
-def _append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
+def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     P: tl.constexpr = min(BN // 8, 16)
     row, col = tile_indices(block_m, block_n, BM, BN)
     z = with_bias(value, a, col, N)
@@ -186,11 +177,6 @@ def _append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.c
     slot = tl.reshape(start + tl.cumsum(number, 0) - number, bits.shape)
     place = (a.first + row.to(tl.int32) * N + block_n * BN)[:, None, None]
     _store(z, bits, a.keys, slot, a.capacity, place, P)
-
-
-@triton.jit
-def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    _in_parts(value, block_m, block_n, M, N, a, _append_passing, BM, BN)
 
 
 @triton.jit

@@ -78,6 +78,10 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
 }
 
 
+def _selecting(gemm: GemmConfig) -> int:
+    return (2 if gemm.block_n >= 128 else 1) * (2 if gemm.block_m >= 32 * gemm.warps else 1)
+
+
 def configurations(
     target: Target, dtype: torch.dtype, *, operator: str = "", heavy: bool = False, aligned: bool = True
 ) -> tuple[GemmConfig, ...]:
@@ -94,7 +98,7 @@ def configurations(
     if heavy:
         return tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
     if operator in ("top_entries", "append_passing"):
-        return tuple(replace(c, subtiles=1) for c in configs)
+        return tuple(replace(c, subtiles=_selecting(c)) for c in configs)
     if operator.startswith("weight_grad"):
         return tuple(replace(c, subtiles=c.light_subtiles or c.subtiles) for c in configs)
     return configs
