@@ -19,6 +19,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -62,6 +63,43 @@ class Place(NamedTuple):
     columns: int = 0
 
 
+class _Ahead:
+    """Seeds of the next draws, which one kernel draws together."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._seeds: Iterator[Tensor] = iter(())
+
+    def take(self, device: torch.device) -> Tensor:
+        seed = next(self._seeds, None)
+        if seed is None:  # at the first draw, and where more are needed than were expected
+            pairs = _draw(device, self._count, 2)  # each seed at a multiple of 16 bytes, as kernels like it
+            self._seeds = iter(pairs[:, :1].unbind())
+            seed = next(self._seeds)
+        return seed
+
+
+_ahead: _Ahead | None = None
+
+
+@contextmanager
+def drawing_ahead(count: int) -> Iterator[None]:
+    """Draw the seeds of ``count`` calls of :func:`draw_seed` together, those without a generator.
+
+    They are others than single draws would give.
+    """
+    global _ahead
+    before, _ahead = _ahead, _Ahead(count)
+    try:
+        yield
+    finally:
+        _ahead = before
+
+
+def _draw(device: torch.device, *size: int, generator: torch.Generator | None = None) -> Tensor:
+    return torch.randint(0, 2**63 - 1, size, dtype=torch.int64, device=device, generator=generator)
+
+
 def draw_seed(
     device: torch.device, generator: torch.Generator | None = None, rank: int | None = None
 ) -> Tensor:
@@ -71,7 +109,10 @@ def draw_seed(
     or ``rank``; what is compiled by torch.compile should be so after the group is made. Where they share a
     batch, all get the same one, and with it the place of their first row: a :class:`Place`, uint64 [4].
     """
-    seed = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    if _ahead is None or generator is not None or torch.compiler.is_compiling():
+        seed = _draw(device, 1, generator=generator)
+    else:
+        seed = _ahead.take(device)
     share = current_share()
     if share is not None:
         return _placed(seed, share.first, 0, 0)

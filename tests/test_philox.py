@@ -263,3 +263,17 @@ def test_seeds_follow_a_generator_and_leave_the_default_one_alone():
     assert torch.equal(philox.draw_seed(cpu, torch.Generator().manual_seed(5)), one)
     assert not torch.equal(one, two)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeds_drawn_ahead_differ_and_never_run_out():
+    cpu, generator = torch.device("cpu"), torch.Generator().manual_seed(5)
+    alone = philox.draw_seed(cpu, torch.Generator().manual_seed(5))
+    torch.manual_seed(3)
+    with philox.drawing_ahead(3):
+        seeds = [philox.draw_seed(cpu) for _ in range(7)]
+        assert torch.equal(philox.draw_seed(cpu, generator), alone)
+    torch.manual_seed(3)
+    with philox.drawing_ahead(3):
+        assert all(torch.equal(philox.draw_seed(cpu), seed) for seed in seeds)
+    assert len({int(seed) for seed in seeds}) == 7
+    assert all(seed.shape == (1,) and seed.data_ptr() % 16 == seeds[0].data_ptr() % 16 for seed in seeds)

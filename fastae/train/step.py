@@ -6,14 +6,17 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .. import ops
 from ..checks import check_nonnegative
 from ..distributed import Sums, World, shards_of
+from ..philox import drawing_ahead
 from ..share import sharing
 from ..tensors import is_split
 from .adam import updates
@@ -195,8 +198,12 @@ class TrainingStep:
             batches, (steps, rows) = _gathered(self._data, index), index.shape
         terms, taken = None, []
         module = None if self._over is not None or self._compiled is not None else self._module
+        kernels = not ops.backend.runs_pytorch(self._device)
         try:
-            with updates(self.optimizer, module, steps, self._set_rate) as update:
+            with (
+                updates(self.optimizer, module, steps, self._set_rate) as update,
+                drawing_ahead(steps) if steps > 1 and kernels else nullcontext(),
+            ):
                 for k, own in enumerate(batches):
                     terms, values = self._step(update, None if rates is None else rates[k], own, total)
                     taken.append(values)

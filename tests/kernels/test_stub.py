@@ -32,14 +32,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 # Kernels of Triton and of the library in a forward and backward pass on (256, 784, 1000): masking, sigmoid,
 # contractive penalty, tied weights, cross-entropy; in TrainingStep also autocast, Adam and the sums. Several
-# steps in a call share the rows of data, rates, counts of Adam, sums and copies of both arguments.
+# steps in a call share the rows of data, seeds, rates, counts of Adam, sums and copies of both arguments.
 KERNELS = {
     "step, fused": (9, 2),
     "step, split": (9, 7),
     "step, eager": (0, 46),
     "TrainingStep, fused": (9, 7),
     "TrainingStep, split": (9, 12),
-    "TrainingStep of 4, fused": (9 * 4 + 1, 2 * 4 + 8),
+    "TrainingStep of 4, fused": (9 * 4 + 1, 4 + 9),
 }
 
 
