@@ -104,6 +104,21 @@ def test_rows_with_more_candidates_than_slots_are_computed_again(few_slots: None
     assert latents[1].tolist() == [0, 1, 2, 3] and values[1].isnan().all()
 
 
+def test_rows_of_wide_tiles_have_several_groups_of_bits(few_slots: None):
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randint(-3, 4, (n, 8), generator=g).float() for n in (5, 150))
+    z = x @ weight.t()
+    with small_tiles("fused", block_n=256, subtiles=1):
+        values, latents = selection.top_entries(x.to(DEVICE), weight.to(DEVICE), None, 20)
+        above = selection.entries_above(
+            x.to(DEVICE), weight.to(DEVICE), None, torch.tensor(9.0, device=DEVICE)
+        )
+    order = z.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(latents.cpu(), order.indices[:, :20])
+    assert torch.equal(values.cpu(), order.values[:, :20])
+    assert above is not None and torch.equal(above[1].cpu(), (z > 9.0).nonzero()[:, 1])
+
+
 def test_sums_of_lower_precision_are_not_rounded_and_a_subset_is_searched_alone():
     x = torch.tensor([[2048.0, 1.0]], device=DEVICE).half()
     weight = torch.tensor([[1.0, 0.0], [9.0, 9.0], [1.0, 1.0], [1.0, 0.5]], device=DEVICE).half()
