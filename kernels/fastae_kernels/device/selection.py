@@ -101,7 +101,8 @@ def _store(z, bits, keys, slot, slots, place, P: tl.constexpr):
     G: tl.constexpr = z.shape[1] // (8 * P)
     even, odd = tl.split(tl.reshape(z, (BM, G, P, 4, 2)))
     place += (8 * P * tl.arange(0, G)[:, None] + 2 * tl.arange(0, 4)[None, :])[None, :, :]
-    turns = tl.max(tl.ravel(_number(bits)), 0)
+    # axis by axis: of a flattened tensor that threads share, Triton 3.6 compares the wrong ones
+    turns = tl.max(tl.max(tl.max(_number(bits), 2), 1), 0)
     entry = keys + slot
     while turns > 0:
         # values that are not carried from turn to turn keep Triton 3.6 from flattening the loop over tiles
@@ -172,8 +173,9 @@ def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.co
     bound = tl.load(a.bound + col * a.stride, mask=col < N, other=float("nan")).to(tl.float32)
     bits = _bits(~(z <= bound[None, :]) & (bound == bound)[None, :], P)  # NaN is above every value
     bits = tl.where((row < M)[:, None, None], bits, 0)
-    number = tl.ravel(_number(bits))
-    start = tl.atomic_add(a.count, tl.sum(number, 0), sem="relaxed")
+    number = _number(bits)
+    start = tl.atomic_add(a.count, tl.sum(tl.sum(tl.sum(number, 2), 1), 0), sem="relaxed")
+    number = tl.ravel(number)
     slot = tl.reshape(start + tl.cumsum(number, 0) - number, bits.shape)
     place = (a.first + row.to(tl.int32) * N + block_n * BN)[:, None, None]
     _store(z, bits, a.keys, slot, a.capacity, place, P)
