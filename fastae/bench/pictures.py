@@ -80,11 +80,12 @@ def _shown(cases: Sequence[CaseResult]) -> Iterator[tuple[CaseResult, str, str]]
 @styled
 def ratios(panels: Sequence[tuple[str, str, list[CaseResult]]]) -> Figure:
     """One panel a group: the median ratio of every provider at every shape, with its quartiles."""
-    rows = math.ceil(len(panels) / _COLUMNS)
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure = new_figure("Time over that of the bare products (1 is the floor)", 0.9 + 2.35 * rows)
     dtypes = {dtype for _, dtype, _ in panels}
     for number, (group, dtype, cases) in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, _COLUMNS, number)
+        axes = figure.add_subplot(rows, columns, number)
         names = list(dict.fromkeys(name for _, _, name in _shown(cases)))
         far = [case.ratio(next(reversed(case.times)), "jacobian") for case in cases if case.times]
         for case, mode, name in _shown(cases):
@@ -103,7 +104,7 @@ def ratios(panels: Sequence[tuple[str, str, list[CaseResult]]]) -> Figure:
             )
         axes.axhline(1.0, color=INK, linewidth=1.0)
         axes.set_ylim(bottom=0.9 if axes.get_ylim()[0] > 0.9 else None)
-        axes.set_xticks(range(len(cases)), [_short(case) for case in cases])
+        axes.set_xticks(range(len(cases)), [_short(case, len(cases) * columns) for case in cases])
         axes.set_xlim(-0.6, len(cases) - 0.4)
         axes.grid(axis="x", visible=False)
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -116,10 +117,14 @@ def ratios(panels: Sequence[tuple[str, str, list[CaseResult]]]) -> Figure:
     return figure
 
 
-def _short(case: CaseResult) -> str:
+_ABREAST = 6
+"""Shapes beside each other whose names find place in one line."""
+
+
+def _short(case: CaseResult, abreast: int) -> str:
     if case.group == STACK:
         return case.shape.replace(" ", "\n", 1)
-    return case.shape
+    return case.shape if abreast <= _ABREAST else case.shape.replace("x", "\nx")
 
 
 def _legend(figure: Figure, used: Sequence[str]) -> None:
@@ -133,7 +138,7 @@ def _legend(figure: Figure, used: Sequence[str]) -> None:
 
 @styled
 def roofline(cases: Sequence[CaseResult], bandwidth: float, arithmetic: float, dtype: str) -> Figure:
-    """Operations a second over operations a byte, both of the bare products, below the measured roof."""
+    """Operations per second over operations per byte, both of the bare products, below the measured roof."""
     figure = new_figure(f"Roofline, {dtype}: the products' operations in the time of the whole work", 4.4)
     axes = figure.add_subplot()
     drawn: set[str] = set()
@@ -159,7 +164,7 @@ def roofline(cases: Sequence[CaseResult], bandwidth: float, arithmetic: float, d
         drawn.add(name)
         groups += [case.group] if case.group not in groups else []
     _roof(axes, spots, bandwidth, arithmetic)
-    axes.set(xlabel="operations a byte, of the bare products", ylabel="operations a second")
+    axes.set(xlabel="operations per byte, of the bare products", ylabel="operations per second")
     axes.set_title(_measured(bandwidth, arithmetic))
     handles = [
         axes.plot(
@@ -191,11 +196,11 @@ def _roof(axes: Axes, spots: Sequence[float], bandwidth: float, arithmetic: floa
         axis.set_minor_formatter(NullFormatter())
         axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _operations(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _rate(value)))
 
 
 def _measured(bandwidth: float, arithmetic: float) -> str:
-    return f"measured: product {_operations(arithmetic)}, copy {bandwidth / 1e9:.3g} GB/s"
+    return f"measured: product {_rate(arithmetic)}, copy {_rate(bandwidth, 'B/s')}"
 
 
 def _floors(cases: Sequence[CaseResult]) -> Iterator[tuple[CaseResult, str, str]]:
@@ -205,11 +210,11 @@ def _floors(cases: Sequence[CaseResult]) -> Iterator[tuple[CaseResult, str, str]
             yield case, mode, FLOOR
 
 
-def _operations(value: float) -> str:
+def _rate(value: float, unit: str = "FLOP/s") -> str:
     for limit, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= limit:
-            return f"{value / limit:.3g} {prefix}FLOP/s"
-    return f"{value:.3g} FLOP/s"
+            return f"{value / limit:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
 
 
 @styled
@@ -244,7 +249,7 @@ def operator_roofline(cases: Sequence[CaseResult], bandwidth: float, arithmetic:
                 under.plot(spots[-1], achieved, marker, color=colour, markersize=5.5, alpha=0.85)
     if spots:
         _roof(under, spots, bandwidth, arithmetic)
-    under.set(xlabel="operations a byte", ylabel="operations a second")
+    under.set(xlabel="operations per byte", ylabel="operations per second")
     under.set_title(_measured(bandwidth, arithmetic))
     shares.axvline(1.0, color=INK, linewidth=1.4)
     shares.set(xlim=(0, None), ylim=(len(names) - 0.5, -0.5), xlabel="least time by the roofline / time")

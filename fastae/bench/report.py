@@ -149,7 +149,7 @@ def _operator_sheet(dtype: str, cases: Sequence[CaseResult], peaks: dict[str, fl
     for case in cases:
         for name, (moved, flops) in case.cost.items():
             memory = moved / peaks["bytes_per_second"] >= flops / peaks["flops_per_second"]
-            cells = [f"{moved / 1e6:.3g}", f"{flops / 1e9:.3g}", "memory" if memory else "products"]
+            cells = [f"{moved / 1e6:.4g}", f"{flops / 1e9:.4g}", "memory" if memory else "products"]
             cells.append(f"{1e3 * case.least[name]:.3g}")
             ratio = case.ratio("forward", name)
             if ratio is None:
@@ -158,7 +158,7 @@ def _operator_sheet(dtype: str, cases: Sequence[CaseResult], peaks: dict[str, fl
                 times = case.times["forward"][name]
                 middle, spread = times["median"], (times["high"] - times["low"]) / 2
                 cells.append(f"{1e3 * middle:.3g} ±{1e3 * spread:.1g}")
-                cells += [f"{moved / middle / 1e9:.3g}", f"{flops / middle / 1e9:.3g}", f"{1.0 / ratio:.0%}"]
+                cells += [f"{moved / middle / 1e9:.4g}", f"{flops / middle / 1e9:.0f}", f"{1.0 / ratio:.0%}"]
             sheet.rows.append([case.shape, name, *cells])
     return sheet
 
