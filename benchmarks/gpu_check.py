@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from benchmarks import gpu_parts  # noqa: E402
+from benchmarks import gpu_machine, gpu_parts, gpu_products  # noqa: E402
 from fastae.bench.results import describe  # noqa: E402
 from fastae.files import write_whole  # noqa: E402
 
@@ -42,7 +42,7 @@ def write(path: Path, content: Any) -> None:
 def run_part(stage: int, name: str, given: argparse.Namespace) -> None:
     """In a process of its own: the answer goes to ``given.file``, in pieces as they come."""
     part = gpu_parts.STAGES[stage][1][name]
-    here = gpu_parts.Machine(given.dry, time.monotonic() + given.seconds, given.data)
+    here = gpu_machine.Machine(given.dry, time.monotonic() + given.seconds, given.data)
     with gpu_parts.under(given.dry, part):
         answer = part.run(here, lambda so_far: write(given.file, {"done": False, "result": so_far}))
     write(given.file, {"done": True, "result": answer})
@@ -93,7 +93,7 @@ def in_a_process(stage: int, name: str, seconds: float, given: argparse.Namespac
                 code = process.wait(seconds + 5.0)
                 why = "done" if code == 0 else f"exit code {code}"
             except subprocess.TimeoutExpired:
-                gpu_parts.end(process)
+                gpu_machine.end(process)
                 why = f"not finished in {seconds:.0f} s"
             log.seek(0)
             output = log.read()
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.dry and not torch.cuda.is_available():
         parser.error("no GPU was found; --dry shows whether a stage runs through")
     if given.launch:
-        gpu_parts.launch_once(given.launch, given.dry)
+        gpu_products.launch_once(given.launch, given.dry)
         return 0
     if given.part:
         run_part(given.stage, given.part, given)

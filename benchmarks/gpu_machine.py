@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,8 @@ from fastae_kernels.launch import Target, target_of
 from fastae_kernels.tools.stub import DEVICES
 
 from fastae.bench.measure import Clock, Task, summary
+
+ROOT = Path(__file__).resolve().parent.parent
 
 Save = Callable[[Any], None]
 
@@ -69,3 +76,32 @@ class Work:
 
     def __init__(self, function: Callable[[], object], *, capturable: bool = True) -> None:
         self.forward, self.capturable = function, capturable
+
+
+def call_for(seconds: float, command: list[str]) -> tuple[int | None, str]:
+    """(exit code, output) of a command; ``None`` where it took too long and was interrupted."""
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end(process)
+            code = None
+        said.seek(0)
+        return code, said.read()
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """Interrupt a process and all that it started, then end them."""
+    for number, seconds in ((signal.SIGINT, 6.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(seconds)
