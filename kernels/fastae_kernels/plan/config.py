@@ -79,6 +79,7 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
 
 
 def _selecting(gemm: GemmConfig) -> int:
+    """The parts of a selection's epilogue."""
     return (2 if gemm.block_n >= 128 else 1) * (2 if gemm.block_m >= 32 * gemm.warps else 1)
 
 
@@ -88,9 +89,9 @@ def configurations(
     """The default configurations of an operator for a target.
 
     A ``heavy`` epilogue has many operands: it works on smaller parts, and not on the largest tiles. That of a
-    weight's gradient has few, and works on larger parts behind fewer barriers. Operands
-    that are not ``aligned`` have no descriptors, and tiles made for those would spill. Places in a list of
-    candidates take registers besides, which narrow tiles have in parts of eight columns.
+    weight's gradient has few, and works on larger parts behind fewer barriers. That of a selection works on
+    parts whose keys find room in registers. Operands that are not ``aligned`` have no descriptors, and tiles
+    made for those would spill.
     """
     configs = GEMM_CONFIGS[target.family][dtype.itemsize]
     if not aligned and any(config.tma for config in configs):
