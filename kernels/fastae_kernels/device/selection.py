@@ -7,7 +7,8 @@ on timing, but which keys are there does not: results repeat bit for bit. A row 
 slots is computed again by its own program, slice by slice.
 """
 
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportAssignmentType=false
 # (Triton's own annotations know neither numbers for constants nor its loops)
 
 from __future__ import annotations
