@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from fastae_kernels.launch import INTERPRETED, compile_only
-from fastae_kernels.tools import aot
+from fastae_kernels.tools import aot, lanes
 
 OPERATORS = (
     "encode contractive",
@@ -26,12 +27,17 @@ OPERATORS = (
 )
 
 
-def compile_kernels(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """``python -m fastae_kernels.aot``, outside the interpreter."""
+def run_python(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python outside Triton's interpreter."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
-    command = [sys.executable, "-m", "fastae_kernels.aot", *arguments]
-    return subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *command], env=env | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def compile_kernels(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "fastae_kernels.aot", *arguments, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +180,111 @@ def test_narrow_stores_are_problems_where_rows_allow_wide_ones():
 
 def test_a_row_may_have_two_problems():
     assert len(aot.problems([replace(GOOD, spilled=8, matrix="-")])) == 2
+
+
+# --- lanes that are not neighbours ------------------------------------------------------------------------
+
+LAYOUTS = {
+    "blocked": "#ttg.blocked<{sizePerThread = [1, 1, 4], threadsPerWarp = [2, 8, 2], order = [2, 1, 0]}>",
+    "mma": "#ttg.nvidia_mma<{versionMajor = 3, warpsPerCTA = [4, 1], instrShape = [16, 64, 16]}>",
+    "operand": "#ttg.dot_op<{opIdx = 0, parent = #mma, kWidth = 2}>",
+    "copies": "#ttg.linear<{register = [[1]], lane = [[2], [0], [0], [0], [4]], warp = [[8]], block = []}>",
+    "high": "#ttg.linear<{register = [], lane = [[0], [0], [1], [2], [4]], warp = [[8]], block = []}>",
+    "cube": "#ttg.linear<{register = [[0, 0, 1]], lane = [[0, 0, 2], [0, 1, 0], [1, 0, 0], [0, 2, 0], "
+    "[0, 0, 4]], warp = [[2, 0, 0]], block = []}>",
+    "unknown": "#ttg.diagonal<{lane = [[1], [2], [4], [8], [16]]}>",
+}
+
+
+def ttgir(axis: int, shape: str, layout: str, operands: int = 1) -> str:
+    """A module with one reduction in line 7 of ``device/own.py``, through a function of Triton's library."""
+    tensors = ", ".join([f"tensor<{shape}xf32, {layout}>"] * operands)
+    aliases = "\n".join(f"#{name} = {definition}" for name, definition in LAYOUTS.items())
+    return f"""{aliases}
+#loc = loc("/home/user/device/own.py":3:0)
+#loc1 = loc(unknown)
+#loc2 = loc("/home/user/device/own.py":7:12)
+module attributes {{"ttg.num-warps" = 2 : i32}} {{
+    %n = "tt.reduce"(%x) <{{axis = {axis} : i32}}> ({{
+    ^bb0(%a: f32 loc(callsite(#loc1 at #loc5)), %b: f32 loc(callsite(#loc1 at #loc5))):
+      %c = arith.addf %a, %b : f32 loc(#loc6)
+      tt.reduce.return %c : f32 loc(#loc6)
+    }}) : ({tensors}) -> f32 loc(#loc6)
+    tt.return loc(#loc)
+}} loc(#loc)
+#loc3 = loc("/env/lib/python3.12/site-packages/triton/language/standard.py":293:36)
+#loc5 = loc("n"(#loc2))
+#loc6 = loc(callsite(#loc3 at #loc5))
+"""
+
+
+@pytest.mark.parametrize("operands", [1, 2])
+@pytest.mark.parametrize(
+    ("axis", "shape", "layout", "bits"),
+    [
+        (0, "4x16x8", "#blocked", None),
+        (1, "4x8", "#ttg.slice<{dim = 1, parent = #blocked}>", None),
+        (1, "64x64", "#mma", None),
+        (0, "64", "#ttg.slice<{dim = 1, parent = #mma}>", None),
+        (1, "64x64", "#operand", None),
+        (0, "16", "#copies", [0, 4]),
+        (0, "4", "#copies", None),  # a tensor so short that the last bit makes copies, too
+        (0, "16", "#high", None),
+        (0, "4x4x8", "#cube", None),
+        (1, "4x4x8", "#cube", [1, 3]),
+        (2, "4x4x8", "#cube", [0, 4]),
+        (0, "4x8", "#ttg.slice<{dim = 0, parent = #cube}>", [1, 3]),
+        (1, "4x4", "#ttg.slice<{dim = 2, parent = #cube}>", [1, 3]),
+        (0, "4", "#ttg.slice<{dim = 1, parent = #ttg.slice<{dim = 1, parent = #cube}>}>", None),
+        (0, "8", "#ttg.slice<{dim = 0, parent = #ttg.slice<{dim = 1, parent = #cube}>}>", [0, 4]),
+        (0, "8", "#ttg.slice<{dim = 0, parent = #ttg.slice<{dim = 0, parent = #cube}>}>", [0, 4]),
+    ],
+)
+def test_reductions_over_lanes_that_are_not_neighbours_are_found(
+    axis: int, shape: str, layout: str, bits: list[int] | None, operands: int
+):
+    found = lanes.scattered_reductions(ttgir(axis, shape, layout, operands))
+    message = f"device/own.py:7 reduces over lane bits {bits}, which are not consecutive"
+    assert found == ([] if bits is None else [message])
+
+
+def test_reductions_that_are_not_understood_are_found():
+    (found,) = lanes.scattered_reductions(ttgir(0, "32", "#unknown"))
+    assert found.startswith("device/own.py:7 reduces a layout that is not understood: #ttg.diagonal<{lane")
+    text = ttgir(0, "16", "#high").replace("axis = 0", "dimension = 0")
+    assert lanes.scattered_reductions(text) == ["a reduction whose TTGIR is not understood"]
+
+
+KERNEL = """
+    import sys
+    import torch, triton, triton.language as tl
+    from fastae_kernels.launch import launch
+    from fastae_kernels.tools import aot
+
+    @triton.jit
+    def scattered(x, y):
+        value = tl.load(x + 32 * tl.arange(0, 32)[:, None] + tl.arange(0, 32)[None, :])
+        rows = tl.reshape(tl.trans(tl.reshape(value, (32, 4, 8)), (1, 0, 2)), (4, 256))
+        tl.store(y + tl.arange(0, 4), tl.sum(rows, 1))
+
+    def run(dtype):
+        x = torch.empty(1024, dtype=dtype, device="meta")
+        launch(scattered, 1, x.device, x, x)
+
+    aot._cases = lambda: iter([aot._Case("own", run, product=False)])
+    sys.exit(aot.main(["--target", "cuda:90", "--dtype", "float32", "--jobs", "1"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_kernel_is_named_with_its_line(tmp_path: Path):
+    file = tmp_path / "scattered.py"
+    file.write_text(textwrap.dedent(KERNEL).lstrip())
+    run = run_python(str(file))
+    assert (run.returncode, run.stderr.splitlines()) == (
+        1,
+        [
+            f"cuda:90 own (scattered, float32, 4w): {tmp_path.name}/scattered.py:10 reduces over lane bits "
+            "[0, 3, 4], which are not consecutive"
+        ],
+    ), run.stderr

@@ -6,7 +6,8 @@
 The operators themselves run, on tensors without data, and their launches are compiled in place of being run:
 argument types, alignments and constants are those of real calls. One row per kernel, dtype and
 configuration; the exit code is 1 if a default configuration spills, if a 16-bit product misses the matrix
-instruction of its target, or if codes are stored in smaller pieces than their rows allow.
+instruction of its target, if codes are stored in smaller pieces than their rows allow, or if a reduction
+takes lanes that are not neighbours (:mod:`.lanes`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .. import operators
 from ..device import noise
 from ..launch import Compiled, Target, compile_only
 from ..plan import choices, config
+from . import lanes
 
 TARGETS = {
     "cuda:80": Target("cuda", 80, 108),
@@ -71,6 +73,7 @@ class Row:
     barriers: int = 0
     shuffles: int = 0
     per_entry: float = 0.0  # instructions per entry of a tile after the last matrix instruction
+    scattered: tuple[str, ...] = ()  # reductions over lanes that are not neighbours
 
 
 # --- what is compiled -------------------------------------------------------------------------------------
@@ -253,13 +256,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target, largest: bool) -> Ite
     if not case.product:
         yield {}
         return
-    heavy = case.name.startswith(
-        (
-            "encode everything ",
-            "code_grad everything",
-            "decode_loss negative",
-        )
-    )
+    heavy = case.name.startswith(("encode everything ", "code_grad everything", "decode_loss negative"))
     tiles = config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy)
     for gemm in tiles[:1] if largest else tiles:
         yield {"strategy": "fused", "gemm": gemm}
@@ -350,7 +347,8 @@ def _report(compiled: Compiled, target: Target, logs: list[str], counted: bool) 
         else:
             report = _cuda_report(kernel.asm, next(log for log in logs if f"'{kernel.metadata.name}'" in log))
         shared, seconds = kernel.metadata.shared, round(compiled.seconds, 2)
-        _reports[kernel.hash] = {**report, "shared": shared, "seconds": seconds}
+        scattered = tuple(lanes.scattered_reductions(kernel.asm["ttgir"]))
+        _reports[kernel.hash] = {**report, "shared": shared, "seconds": seconds, "scattered": scattered}
         if counted and target.backend == "cuda":
             _reports[kernel.hash] |= _counts(kernel.asm, compiled.options)
     return _reports[kernel.hash]
@@ -409,7 +407,7 @@ def compile_all(
 
 
 def problems(rows: list[Row]) -> list[str]:
-    """Spills, 16-bit products off the matrix units, and codes that are stored in small pieces."""
+    """Spills, products off the matrix units, codes stored in small pieces, and scattered reductions."""
     found = []
     for row in rows:
         where = f"{row.target} {row.operator} ({row.kernel}, {row.dtype}, {row.configuration})"
@@ -420,6 +418,7 @@ def problems(rows: list[Row]) -> list[str]:
         width = int(row.operator.split()[-1]) if row.operator.split()[-1].isdecimal() else 0
         if width in STORES and row.dtype != "float32" and row.stores != STORES[width]:
             found.append(f"{where}: stores of {row.stores}, not of {STORES[width]}")
+        found += [f"{where}: {reduction}" for reduction in row.scattered]
     return found
 
 
