@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return _run(sys.argv[1:] if argv is None else argv, received)
+            code = _run(sys.argv[1:] if argv is None else argv, received)
+        print(end="", flush=True)  # here a reader that went away can still be told from other errors
+        return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except Interrupted as error:

@@ -133,15 +133,23 @@ def test_ctrl_c_during_a_write_leaves_that_checkpoint_and_the_last(
     tiny, make_config, updates, save_at, resume, assert_same_run, monkeypatch
 ):
     whole = train(make_config("whole"), dataset=tiny)
-    config = make_config()
+    config, sent = make_config(), threading.Event()
 
     def interrupted() -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        sent.set()
         time.sleep(0.05)
 
     with monkeypatch.context() as patch:
         save_at(2)
         before_writing(patch, interrupted)
+        submit = BackgroundWriter.submit
+
+        def submitted(*args: Any) -> None:
+            submit(*args)
+            assert sent.wait(10)  # or the run ends before the thread begins
+
+        patch.setattr(BackgroundWriter, "submit", submitted)
         with pytest.raises(KeyboardInterrupt):
             train(config, dataset=tiny, progress=updates())
     assert sorted(path.name for path in Path(config.out).iterdir()) == [
