@@ -221,7 +221,7 @@ def errors_of_any(
 
 
 def _bits(x: Tensor, event: Event, seed: int, stream: int) -> Tensor:
-    return philox.random_bits(seed, x.shape[0], x.shape[1], stream, width=event.width)
+    return philox.random_bits(seed, x.shape[0], x.shape[1], stream, width=event.width).to(x.device)
 
 
 def corrupted_entries(
@@ -230,9 +230,9 @@ def corrupted_entries(
     """The entries of x [M, D] that the corruption touches (bool [M, D]); without an event, all of them."""
     event = corruption.event
     if event is None:
-        return torch.ones(x.shape, dtype=torch.bool)
+        return torch.ones(x.shape, dtype=torch.bool, device=x.device)
     if event.p == 0.0:
-        return torch.zeros(x.shape, dtype=torch.bool)
+        return torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     return _bits(x, event, seed, stream) <= event.threshold
 
 
@@ -241,7 +241,7 @@ def _add_noise(x: Tensor, std: float, seed: int, stream: int) -> Tensor:
     rows, columns = x.shape
     bits = philox.random_bits(seed, rows, columns + columns % 2, stream)
     wide = sum_dtype(x.dtype)
-    return (x.to(wide) + std * philox.standard_normal(bits)[:, :columns].to(wide)).to(x.dtype)
+    return (x.to(wide) + std * philox.standard_normal(bits)[:, :columns].to(x.device, wide)).to(x.dtype)
 
 
 def _gaussian(x: Tensor, corruption: Gaussian, seed: int, stream: int) -> Tensor:
@@ -287,11 +287,11 @@ def perturb_code(code: Tensor, seed: int, noise: str, noise_std: float, dropout:
     if noise == "gaussian":
         code = _add_noise(code, noise_std, seed, philox.STREAM_CODE_NOISE)
     elif noise == "bernoulli":
-        bits = philox.random_bits(seed, rows, units, philox.STREAM_CODE_NOISE)
+        bits = philox.random_bits(seed, rows, units, philox.STREAM_CODE_NOISE).to(code.device)
         code = code + ((philox.uniform(bits) < code).to(code.dtype) - code).detach()
     if dropout > 0.0:
         bits = philox.random_bits(seed, rows, units, philox.STREAM_DROPOUT, width=philox.MASK_WIDTH)
-        code = code * (bits > philox.threshold(dropout)) * philox.keep_scale(dropout)
+        code = code * (bits > philox.threshold(dropout)).to(code.device) * philox.keep_scale(dropout)
     return code
 
 

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from fastae import Emphasis, Gaussian, Masking, functional, philox
+from fastae import Emphasis, Gaussian, Masking, SaltAndPepper, Swap, functional, philox
 from fastae import reference as R
 from fastae.activations import ACTIVATIONS
+from fastae.corruption import Corruption
 from fastae.losses import get_loss
 
 EVERY = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -354,3 +355,10 @@ def test_bernoulli_codes_are_binary_draws_with_a_straight_gradient():
     torch.testing.assert_close(drawn.mean(0), code[0], rtol=0, atol=5 * 0.5 / len(code) ** 0.5)
     (gradient,) = torch.autograd.grad(drawn.sum(), code)
     assert torch.equal(gradient, torch.ones_like(code))
+
+
+@pytest.mark.parametrize("kind", [Masking(0.3), Gaussian(0.1), SaltAndPepper(0.3), Swap(0.3)], ids=str)
+def test_noise_is_drawn_for_tensors_of_any_device(kind: Corruption):
+    x = torch.empty(4, 6, device="meta")
+    assert R.corrupt(x, kind, 1).device == x.device
+    assert R.perturb_code(x, 1, "bernoulli", 0.0, 0.5).device == x.device

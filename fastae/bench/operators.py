@@ -143,7 +143,7 @@ OPERATORS = {
             "params": MASKING.params,
             "stream": STREAM_CORRUPTION,
         },
-        lambda t: (reference.corrupt(t.x.cpu(), MASKING, int(t.seed)).to(t.x.device),),
+        lambda t: (reference.corrupt(t.x, MASKING, int(t.seed)),),
     ),
     "squared_norms": Operator(
         "squared_norms", lambda t: {"weight": t.weight}, lambda t: (reference.squared_norms(t.weight),)
