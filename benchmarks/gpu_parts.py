@@ -46,7 +46,6 @@ def machine(here: Machine, save: Save) -> dict[str, Any]:
         "head": describe(here.device),
         "libtriton_sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
         "triton_key": hashlib.sha256(triton_key().encode()).hexdigest(),
-        "cache": os.environ.get("TRITON_CACHE_DIR", "by default"),
         "clocks": {} if here.dry else clocks("cuda"),
     }
     save(found)

@@ -35,22 +35,13 @@ EXPLORED = (
     GemmConfig(128, 256, 64, 8, 3, subtiles=8, light_subtiles=2, **_MORE),
     GemmConfig(128, 256, 64, 8, 4, subtiles=8, light_subtiles=2, persistent=True, **_MORE),
     GemmConfig(256, 128, 64, 8, 3, subtiles=4, light_subtiles=2, persistent=True, **_MORE),
-    GemmConfig(128, 128, 64, 4, 3, subtiles=8, light_subtiles=4, programs=2, persistent=True, **_MORE),
     GemmConfig(128, 128, 128, 8, 3, subtiles=4, light_subtiles=2, **_MORE),
     GemmConfig(64, 128, 128, 4, 4, subtiles=4, light_subtiles=2, **_MORE),
     GemmConfig(64, 64, 128, 4, 4, subtiles=2, programs=2, **_MORE),
     GemmConfig(64, 32, 128, 4, 5, subtiles=1, programs=2, **_MORE),
 )
 """Tiles for the table that are no defaults."""
-PASSES = (
-    PassConfig(16, 128, 4),
-    PassConfig(32, 64, 4),
-    PassConfig(32, 256, 8),
-    PassConfig(64, 64, 4),
-    PassConfig(64, 128, 8),
-    PassConfig(128, 64, 8),
-    PassConfig(128, 128, 8),
-)
+PASSES = (*tune._PASSES, PassConfig(32, 256, 8), PassConfig(128, 128, 8))
 
 
 def tiles(name: str, target: Target) -> tuple[GemmConfig, ...]:

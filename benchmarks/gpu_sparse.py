@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from fastae_kernels import operators
 from fastae_kernels.plan import config
-from fastae_kernels.plan.schedules import GemmConfig
 from torch import Tensor
 
 import fastae
@@ -21,15 +20,6 @@ from fastae.train.step import TrainingStep
 
 SPARSE = (8192, 4096, 131_072, 64)
 """Rows, features, latents, and entries per row."""
-
-
-_TMA: dict[str, Any] = {"tma": True, "group": 16, "persistent": True}
-TILES = (
-    GemmConfig(128, 256, 64, 8, 3, subtiles=2, **_TMA),
-    GemmConfig(128, 128, 64, 4, 3, subtiles=4, programs=2, **_TMA),
-    GemmConfig(256, 128, 64, 8, 3, subtiles=4, **_TMA),
-)
-"""For the selection."""
 
 
 class _Compared(NamedTuple):
@@ -155,7 +145,8 @@ def _times(here: Machine, M: int, D: int, H: int, k: int) -> dict[str, Any]:
     tasks = {}
     for name, run in work.items():  # one of which waits for the device
         tasks[name] = here.clock.task(Work(run, capturable=name != "batch_entries"), "forward")
-    for gemm in TILES:
+    tiles = config.configurations(here.target, torch.bfloat16, operator="top_entries")
+    for gemm in tiles[:4]:
         with config.using(gemm=gemm):
             tasks[f"top_entries {gemm}"] = here.clock.task(Work(work["top_entries"]), "forward")
     return here.measure(tasks, 0.4 * here.left)
