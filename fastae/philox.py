@@ -109,7 +109,7 @@ def draw_seed(
     or ``rank``; what is compiled by torch.compile should be so after the group is made. Where they share a
     batch, all get the same one, and with it the place of their first row: a :class:`Place`, uint64 [4].
     """
-    if _ahead is None or generator is not None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _ahead is None or generator is not None:
         seed = _draw(device, 1, generator=generator)
     else:
         seed = _ahead.take(device)

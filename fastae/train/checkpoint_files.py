@@ -41,10 +41,8 @@ _MALFORMED = (LookupError, TypeError, AttributeError)  # of a description of par
 
 def write_text(path: Path, text: str) -> None:
     """Write a file and flush it to disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(text, encoding="utf-8")
+    sync(path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -7,17 +7,16 @@ kernel begins with :func:`follow`, so that a kernel that has ended has waited fo
 from __future__ import annotations
 
 import triton
-import triton.language as tl
-from triton import knobs
+import triton.language as tl  # noqa: F401  (the interpreter looks for it)
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.language.target_info import cuda_capability_geq
 
-_COMPILED = tl.constexpr(not knobs.runtime.interpret)  # the interpreter knows no assembly
+from .elementary import COMPILED
 
 
 @triton.jit
 def follow():
     """Wait for the kernel before this one and its writes, and allow the next one to start."""
-    if _COMPILED and cuda_capability_geq(9, 0):
+    if COMPILED and cuda_capability_geq(9, 0):
         gdc_wait()
         gdc_launch_dependents()

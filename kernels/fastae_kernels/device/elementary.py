@@ -17,14 +17,14 @@ import triton.language as tl
 from triton import knobs
 from triton.language.target_info import is_cuda
 
-_COMPILED = tl.constexpr(not knobs.runtime.interpret)  # the interpreter knows no assembly
+COMPILED = tl.constexpr(not knobs.runtime.interpret)  # the interpreter knows no assembly
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def exp(z) -> Any:
-    if _COMPILED and is_cuda():
+    if COMPILED and is_cuda():
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [z * _LOG2_E], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -34,7 +34,7 @@ def exp(z) -> Any:
 
 @triton.jit
 def log(x) -> Any:
-    if _COMPILED and is_cuda():
+    if COMPILED and is_cuda():
         return _LN_2 * tl.inline_asm_elementwise(
             "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
@@ -44,7 +44,7 @@ def log(x) -> Any:
 
 @triton.jit
 def reciprocal(x) -> Any:
-    if _COMPILED and is_cuda():
+    if COMPILED and is_cuda():
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )

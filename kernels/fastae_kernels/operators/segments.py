@@ -38,7 +38,7 @@ def _chunks(starts: Tensor, entries: int) -> _Chunks:
 def _options(width: int, per_warp: int = 512, rows: int = 4) -> dict[str, int]:
     """One program holds a row, and reads up to ``rows`` rows of a table at once.
 
-    With fewer warps some kernels spill, and so do products with another table with more (``per_warp`` 512).
+    A warp has ``per_warp`` columns: with 512 the loss would spill, with 256 products with another table.
     """
     block = max(16, 1 << (width - 1).bit_length())
     rows, warps = max(1, min(rows, 16384 // block)), min(16, max(1, block // per_warp))
