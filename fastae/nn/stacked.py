@@ -179,17 +179,28 @@ class StackedAutoencoder(Sampler):
         """Modules before the first encoder."""
         return {"observed": FillMissing()} if self.input_options.missing else {}
 
-    def classifier(self, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    def classifier(self, classes: int, dropout: float = 0.0, input_dropout: float = 0.0) -> nn.Sequential:
         """The encoders and a new linear layer of ``classes`` logits, for supervised fine-tuning.
 
-        Modules ``encoder1``, ..., ``head``. The encoders' parameters are this stack's own, which stops being
-        a good autoencoder as they are fine-tuned: take ``copy.deepcopy(stack).classifier(n)`` to keep both.
-        ``dropout`` drops that share of every code. The logits start at zero, so that the first steps do not
-        destroy what was pretrained.
+        Modules ``encoder1``, ..., ``head``, whose names, and so the keys of the state dict, do not depend on
+        dropout. The encoders' parameters are this stack's own, which stops being a good autoencoder as they
+        are fine-tuned: take ``copy.deepcopy(stack).classifier(n)`` to keep both. The logits start at zero, so
+        that the first steps do not destroy what was pretrained.
+
+        Args:
+            classes: number of logits K.
+            dropout: share of every code that is dropped while training (Srivastava et al. 2014).
+            input_dropout: share of the input's entries that is dropped while training.
+
+        Raises:
+            ValueError: an argument that does not fit, named.
         """
         classes = check_whole("classes:", classes, 2)
         check_share("dropout:", dropout)
+        check_share("input_dropout:", input_dropout)
         modules = self._input_modules()
+        if input_dropout:
+            modules["input_dropout"] = RowDropout(input_dropout)
         for number, layer in enumerate(self.autoencoders, 1):
             modules[f"encoder{number}"] = layer.encoder
             if dropout:

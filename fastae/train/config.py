@@ -213,6 +213,7 @@ class TrainConfig(_layer_config()):
         classifier: Train a classifier on top in the end, with labels.
         supervised: Training of the classifier, all layers together.
         supervised_dropout: Share of every code dropped while the classifier is trained.
+        supervised_input_dropout: Share of the input's entries dropped while the classifier is trained.
         validation: Share of the training rows held out for validation.
         precision: Precision of the computation; bfloat16 is mixed, with float32 parameters.
         products: Precision of float32 products, as in torch.set_float32_matmul_precision: medium takes
@@ -246,6 +247,7 @@ class TrainConfig(_layer_config()):
     classifier: bool = False
     supervised: Stage = field(default_factory=lambda: Stage(lr=3e-3, schedule="CosineAnnealingLR"))
     supervised_dropout: float = 0.5
+    supervised_input_dropout: float = 0.0
     validation: float = 0.1
     precision: Precision = "float32"
     products: Products | None = None
@@ -281,6 +283,7 @@ class TrainConfig(_layer_config()):
         check_share("test_fraction:", self.test_fraction)
         check_share("validation:", self.validation)
         check_share("supervised_dropout:", self.supervised_dropout)
+        check_share("supervised_input_dropout:", self.supervised_input_dropout)
         if not self.checkpoint_seconds >= 0.0:
             raise ValueError(f"checkpoint_seconds: must be >= 0, got {self.checkpoint_seconds!r}")
         if not 0.0 < self.timeout <= _LONGEST_TIMEOUT:

@@ -407,9 +407,11 @@ class _Run:
 
     def _own_classifier(self) -> nn.Sequential:
         """A classifier with encoders of its own, so that the stack stays as it is."""
-        classes = self.dataset.num_classes
+        config, classes = self.config, self.dataset.num_classes
         assert classes is not None
-        classifier = new_classifier(self.stack, classes, self.config.supervised_dropout, self.mesh)
+        classifier = new_classifier(
+            self.stack, classes, config.supervised_dropout, config.supervised_input_dropout, self.mesh
+        )
         if self.classifier is not None:
             classifier.load_state_dict(self.classifier.state_dict())
         self.classifier = classifier

@@ -42,15 +42,15 @@ def new_stack(
 
 @torch.no_grad()
 def new_classifier(
-    stack: StackedAutoencoder, classes: int, dropout: float, mesh: DeviceMesh | None
+    stack: StackedAutoencoder, classes: int, dropout: float, input_dropout: float, mesh: DeviceMesh | None
 ) -> nn.Sequential:
     """A classifier with encoders of its own, which start as those of the stack."""
     if mesh is None:
-        return copy.deepcopy(stack).classifier(classes, dropout)
+        return copy.deepcopy(stack).classifier(classes, dropout, input_dropout)
     options = [layer.options for layer in stack.autoencoders]
     first = stack.autoencoders[0].encoder.weight
     fresh = StackedAutoencoder(stack.sizes, options, device="meta", dtype=first.dtype)
-    classifier = fresh.classifier(classes, dropout)
+    classifier = fresh.classifier(classes, dropout, input_dropout)
     split_weights(classifier, mesh)
     classifier.to_empty(device=first.device)
     for own, layer in zip(fresh.autoencoders, stack.autoencoders, strict=True):

@@ -48,7 +48,8 @@ def test_every_option_reaches_the_run(fastae_, here):
         "--pretrain.schedule-options step_size=3 --pretrain.clip-norm 2 --pretrain.patience 1 "
         "--pretrain.batch-size 100 --finetune.epochs 1 --validation 0.2 --precision bfloat16 --device cpu "
         "--products high --seed 7 --out typed "
-        "--checkpoint-seconds 9 --memory-gib 0.5 --supervised-dropout 0.1"
+        "--checkpoint-seconds 9 --memory-gib 0.5 --supervised-dropout 0.1 "
+        "--supervised-input-dropout 0.2"
     )
     assert code == 0
     typed = TrainConfig(
@@ -87,6 +88,7 @@ def test_every_option_reaches_the_run(fastae_, here):
         checkpoint_seconds=9.0,
         memory_gib=0.5,
         supervised_dropout=0.1,
+        supervised_input_dropout=0.2,
         tensorboard=False,
     )
     assert TrainConfig.from_dict(load_checkpoint("typed").config) == typed.with_epochs(1200, 2)

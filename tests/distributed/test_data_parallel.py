@@ -52,7 +52,13 @@ CASES: dict[str, dict[str, Any]] = {
     "stack": {**DEEP, "corruption": ("masking:0.2",), "dropout": (0.1,)},
     "deep penalties": {**DEEP, "contractive": (0.1,), "l1": (0.01,), "kl": (0.1,), "loss": ("mse",)},
     "deep swap, streamed": {**DEEP, "corruption": ("swap:0.3", "none"), "memory_gib": 0.0},
-    "classifier": {**DEEP, "finetune": Stage(epochs=0), "classifier": True, "supervised": STAGE},
+    "classifier": {
+        **DEEP,
+        "finetune": Stage(epochs=0),
+        "classifier": True,
+        "supervised": STAGE,
+        "supervised_input_dropout": 0.2,
+    },
 }
 
 

@@ -211,7 +211,16 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
         2,
         {**DEEP, "contractive": (0.1,), "dropout": (0.2,), "l1": (0.01,), "loss": ("mse",)},
     ),
-    "a classifier": (2, {**DEEP, "classifier": True, "supervised": STAGE, "memory_gib": 0.0}),
+    "a classifier": (
+        2,
+        {
+            **DEEP,
+            "classifier": True,
+            "supervised": STAGE,
+            "supervised_input_dropout": 0.2,
+            "memory_gib": 0.0,
+        },
+    ),
 }
 
 

@@ -237,13 +237,18 @@ def test_the_encoder_shares_the_stacks_parameters():
     torch.testing.assert_close(encoder(x), stack.encode(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("input_dropout", [0.0, 0.5])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_the_classifier_is_the_encoders_dropout_and_a_head_of_zeros(dropout):
+def test_the_classifier_is_the_encoders_dropout_and_a_head_of_zeros(dropout, input_dropout):
     stack, x = build(), rows(3)
-    classifier = stack.classifier(10, dropout)
-    kinds = [EncoderLayer, RowDropout] * 2 if dropout else [EncoderLayer] * 2
-    assert [type(module) for module in classifier] == [*kinds, nn.Linear]
-    assert {m.p for m in classifier if isinstance(m, nn.Dropout)} == ({dropout} if dropout else set())
+    classifier = stack.classifier(10, dropout, input_dropout)
+    drops = [("input_dropout", input_dropout), ("dropout1", dropout), ("dropout2", dropout)]
+    kinds = [RowDropout, EncoderLayer, RowDropout, EncoderLayer, RowDropout, nn.Linear]
+    missing = {i for i, (_, p) in zip((0, 2, 4), drops, strict=True) if not p}
+    assert [type(module) for module in classifier] == [k for i, k in enumerate(kinds) if i not in missing]
+    found = {name: m.p for name, m in classifier.named_children() if isinstance(m, nn.Dropout)}
+    assert found == {name: p for name, p in drops if p}
+    assert classifier.state_dict().keys() == stack.classifier(10).state_dict().keys()
     encoders = [module for module in classifier if isinstance(module, EncoderLayer)]
     for module, layer in zip(encoders, stack.autoencoders, strict=True):
         assert module is layer.encoder
@@ -254,9 +259,20 @@ def test_the_classifier_is_the_encoders_dropout_and_a_head_of_zeros(dropout):
 
 def test_the_classifier_is_the_head_of_the_code():
     stack, x = build(), rows(3)
-    classifier = stack.classifier(10, dropout=0.5).eval()
+    classifier = stack.classifier(10, dropout=0.5, input_dropout=0.5).eval()
     nn.init.normal_(classifier[-1].weight)
     torch.testing.assert_close(classifier(x), stack.encode(x) @ classifier[-1].weight.t())
+
+
+def test_the_classifier_drops_entries_of_its_input_after_missing_ones_are_filled():
+    stack, x = build(missing=True), rows(8)
+    x[0, 0] = torch.nan
+    classifier, seen = stack.classifier(2, input_dropout=0.5), []
+    classifier.encoder1.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    classifier(x)
+    dropped = seen[0] == 0
+    assert dropped[0, 0] and 0.25 < dropped.double().mean() < 0.75
+    torch.testing.assert_close(seen[0], torch.where(dropped, 0.0, 2 * x))
 
 
 def test_fine_tuning_the_classifier_moves_the_stack():
@@ -283,6 +299,7 @@ def test_fine_tuning_the_classifier_moves_the_stack():
         ((2.0,), "^classes: must be a whole number >= 2, got 2.0$"),
         ((2, 1.0), r"^dropout: must be in \[0, 1\), got 1.0$"),
         ((2, -0.1), r"^dropout: must be in \[0, 1\), got -0.1$"),
+        ((2, 0.0, 1.0), r"^input_dropout: must be in \[0, 1\), got 1.0$"),
     ],
     ids=str,
 )

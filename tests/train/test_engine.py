@@ -261,7 +261,7 @@ def test_the_classifiers_error_is_a_share_of_rows(tiny, make_config):
 
 
 def test_the_classifier_is_validated_without_dropout(tiny, make_config):
-    config = make_config(supervised_dropout=0.5)
+    config = make_config(supervised_dropout=0.5, supervised_input_dropout=0.5)
     result = train(config, dataset=tiny)
     rows = split(tiny.train, config.validation, config.seed)[1]
     logits = result.classifier(torch.from_numpy(rows.read()))

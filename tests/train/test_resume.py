@@ -1,6 +1,7 @@
 """No interruption changes a figure: a run that goes on ends as one that was never stopped."""
 
 import csv
+import json
 import os
 import signal
 import threading
@@ -320,6 +321,19 @@ def test_an_interrupted_run_takes_more_epochs(tiny, make_config, interrupt, afte
         "classifier": 4,
     }
     assert all(sorted(epochs) == list(range(1, len(epochs) + 1)) for epochs in epochs_of(result).values())
+
+
+def test_a_run_saved_before_an_option_existed_goes_on_with_its_default(
+    tiny, make_config, interrupt, resume, assert_same_run
+):
+    whole = train(make_config("whole"), dataset=tiny)
+    config = make_config("parts")
+    interrupt(config, STEPS - 2)  # in the classifier's stage
+    for file in Path(config.out).glob("checkpoint-*/config.json"):
+        values = json.loads(file.read_text())
+        assert values["train"].pop("supervised_input_dropout") == 0.0
+        file.write_text(json.dumps(values))
+    assert_same_run(whole, resume(config))
 
 
 def test_a_run_can_be_moved_and_resumed(tiny, make_config, interrupt, assert_same_run, tmp_path):
