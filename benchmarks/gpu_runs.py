@@ -74,51 +74,73 @@ RATES = (1e-3, 3e-4)
 """Learning rates of the classifier, between which its error on rows held out decides."""
 
 
-def classic_stack(folder: str, rate: float) -> Any:
-    """The settings of 784-1000-1000-1000-10: pretrained with masking, then trained with dropout."""
+def classic_stack(here: Machine, out: Path, rate: float, validation: float) -> Any:
+    """The settings of 784-1000-1000-1000-10: pretrained with masking, then trained with dropout.
+
+    Dropout is that of Srivastava et al. 2014: 0.2 of the inputs and 0.5 of the hidden units.
+    """
     from fastae.train import Stage, TrainConfig
 
+    pretraining, training = (1, 1) if here.dry else (30, 100)
     return TrainConfig(
         sizes=(784, 1000, 1000, 1000),
         corruption=("masking:0.25",),
         classifier=True,
-        pretrain=Stage(epochs=30, batch_size=256, schedule="CosineAnnealingLR"),
+        pretrain=Stage(epochs=pretraining, batch_size=256, schedule="CosineAnnealingLR"),
         finetune=Stage(epochs=0),
-        supervised=Stage(epochs=100, batch_size=256, lr=rate, schedule="CosineAnnealingLR"),
-        validation=1.0 / 6.0,
+        supervised=Stage(epochs=training, batch_size=256, lr=rate, schedule="CosineAnnealingLR"),
+        supervised_dropout=0.5,
+        supervised_input_dropout=0.2,
+        validation=validation,
         precision="bfloat16",
-        device="cuda",
-        out=str(Path(folder) / f"run-{rate}"),
+        device=here.device.type,
+        out=str(out),
         tensorboard=False,
     )
 
 
 def mnist(here: Machine, save: Save) -> dict[str, Any]:
-    """The classic stack pretrained and trained on MNIST: seconds and errors, of each rate."""
+    """The classic stack on MNIST: the rate chosen on held-out rows, then one run with it on all rows.
+
+    ``test_error`` is that of the last run, and no choice depends on it. ``seconds`` sums all runs, each with
+    its compilation, checkpoints and test error.
+    """
     from fastae.train import load_dataset, train
-    from fastae.train.evaluation import evaluate
 
     if here.data is None:
         return {"skipped": "no data was carried: --data FOLDER of MNIST's files"}
     dataset = load_dataset(str(here.data))
     if here.dry:
-        return {"rows": len(dataset.train)}
-    assert dataset.test is not None
+        dataset = replace(runs.first_rows(dataset, 60), test=dataset.test)
+    test = dataset.test
+    assert test is not None and test.labels is not None
+    x, labels = torch.from_numpy(test.read()).to(here.device), torch.from_numpy(test.labels).to(here.device)
     found: dict[str, Any] = {"runs": {}, "problems": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for rate in RATES:
+
+        def trained(name: str, rate: float, validation: float) -> dict[str, Any]:
             began = time.monotonic()
-            result = train(classic_stack(folder, rate), dataset=dataset)
-            seconds = time.monotonic() - began
-            held_out = result.history[-1]["validation_error"]
-            error = evaluate(result.stack, dataset.test, classifier=result.classifier)["classifier_error"]
-            found["runs"][str(rate)] = {"seconds": seconds, "validation_error": held_out, "test_error": error}
+            result = train(classic_stack(here, Path(folder) / name, rate, validation), dataset=dataset)
+            assert result.classifier is not None
+            with torch.no_grad():
+                wrong = (result.classifier(x).argmax(1) != labels).double().mean().item()
+            found["runs"][name] = figures = {
+                "rate": rate,
+                "validation_error": result.history[-1].get("validation_error"),
+                "test_error": wrong,
+                "seconds": time.monotonic() - began,
+            }
             save(found)
-    best = min(found["runs"].values(), key=lambda run: run["validation_error"])
+            return figures
+
+        tried = [trained(str(rate), rate, 1.0 / 6.0) for rate in RATES]
+        best = min(tried, key=lambda run: run["validation_error"])
+        last = trained("all rows", best["rate"], 0.0)
     found |= {
+        "rate": last["rate"],
+        "test_error": last["test_error"],
         "seconds": sum(run["seconds"] for run in found["runs"].values()),
-        "test_error": best["test_error"],
     }
-    if best["test_error"] > 0.013 or found["seconds"] > 60.0:
-        found["problems"]["mnist"] = f"{100 * best['test_error']:.2f} % in {found['seconds']:.0f} s"
+    if not here.dry and (found["test_error"] > 0.013 or found["seconds"] > 60.0):
+        found["problems"]["mnist"] = f"{100 * found['test_error']:.2f} % in {found['seconds']:.0f} s"
     return found
