@@ -14,6 +14,7 @@ import torch
 from fastae_kernels import operators
 from fastae_kernels.device import noise as drawing
 from fastae_kernels.operators import segments, selection
+from fastae_kernels.replay import replayed
 from torch import Tensor
 
 from .. import philox
@@ -48,7 +49,7 @@ def implementation(name: str) -> Callable[..., Any]:
         named = zip(result._fields, results, strict=True)
         return tuple(_or_empty(field, tensor, first) for field, tensor in named)
 
-    return outside_autocast(run)
+    return outside_autocast(replayed(run) if name in REPLAYED else run)
 
 
 def _or_empty(field: str, tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -120,6 +121,10 @@ NOISE: dict[str, Callable[..., dict[str, Any]]] = {
     "decode_loss_target_grad": _decoding,
 }
 """Functions that turn an operator's parameters of the same names into arguments of its launcher."""
+
+
+REPLAYED = frozenset(DECLARATIONS) - {"top_entries", "segment_sums", "segment_loss"}
+"""Operators whose launches follow from the form of their arguments."""
 
 
 # --- operators that are no single launch --------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.interpreter import InterpretedFunction
 
+from . import repeats
 from .device import elementwise
 
 
@@ -97,14 +98,21 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **optio
         _compilation.compile(kernel, programs, args, options)
         return
     with _on(device):
-        kernel[(programs,)](*args, **options)
+        repeats.launch(kernel, programs, args, options)
 
 
 def _on(device: torch.device) -> Any:
     """Kernels go to the current device, which may not be the tensors'."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
+    return nullcontext() if _is_current(device) else torch.cuda.device(device)
+
+
+def _is_current(device: torch.device) -> bool:
+    return device.type != "cuda" or device.index == torch.cuda.current_device()
+
+
+def is_ready(device: torch.device) -> bool:
+    """True if a launch for tensors of ``device`` is nothing more than that."""
+    return not INTERPRETED and _compilation is None and _is_current(device)
 
 
 # --- without a device -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("launches.py")
+PROGRAMS = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,14 +20,25 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def printed_by(program: str, folder: Path) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in sys.path)
-    env |= {"FASTAE_BACKEND": "triton", "FASTAE_CACHE": str(tmp_path_factory.mktemp("untuned"))}
-    run = subprocess.run([sys.executable, str(PROGRAM)], env=env, capture_output=True, text=True, timeout=600)
+    env |= {"FASTAE_BACKEND": "triton", "FASTAE_CACHE": str(folder)}
+    run = subprocess.run(
+        [sys.executable, str(PROGRAMS / program)], env=env, capture_output=True, text=True, timeout=600
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return printed_by("launches.py", tmp_path_factory.mktemp("untuned"))
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Any]]]:
+    return printed_by("repeated.py", tmp_path_factory.mktemp("untuned"))
 
 
 # Kernels of Triton and of the library in a forward and backward pass on (256, 784, 1000): masking, sigmoid,
@@ -95,3 +106,21 @@ def test_what_the_driver_would_refuse_is_refused(report: dict[str, Any]):
     assert refused.keys() == REFUSALS.keys() | {"good map"} and refused["good map"] is None
     for name, message in REFUSALS.items():
         assert message in (refused[name] or ""), name
+
+
+def test_what_is_launched_again_is_what_triton_would_launch(repeated: dict[str, dict[str, dict[str, Any]]]):
+    """The compiled kernels, grids and arguments, after launches or calls that differ in one thing."""
+    others = [(group, name) for group, calls in repeated.items() for name in calls if not calls[name]["same"]]
+    assert not others
+    launches = repeated["launch"]
+    assert [seen["looked up"] for name, seen in launches.items() if not name.endswith(", 0")] == [0] * (
+        3 * len(launches) // 4
+    )
+
+
+def test_a_call_is_played_from_the_third_time_on(repeated: dict[str, dict[str, dict[str, Any]]]):
+    """Not where it computes something without a kernel of its own."""
+    never = {"no rows", "the library's product", "float64"}
+    played = {name: seen["played"] for name, seen in repeated["encode"].items() if name.endswith(", 3")}
+    assert played == {name: int(name.removesuffix(", 3") not in never) for name in played}
+    assert {seen["played"] for seen in repeated["step"].values()} == {11}
