@@ -1,8 +1,8 @@
-"""Calls that were made before: an operator's allocations and launches, made again without its Python.
+"""Calls that were made before: an operator's allocations, products and launches without its Python.
 
-What an operator allocates and launches follows from the shapes, strides, dtypes and alignment of its tensors
-and from its other arguments. It is recorded under those, and played for later calls, whose tensors take the
-places of the recorded ones.
+What an operator does follows from the shapes, strides, dtypes and alignment of its tensors and from its other
+arguments. It is recorded under those, and played for later calls, whose tensors take the places of the
+recorded ones.
 """
 
 from __future__ import annotations
@@ -21,202 +21,231 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import launch, repeats
 from .plan import choices, config
 
-Pool = list[Any]
-"""A call's tensors, then what it allocates, then what its launches are given beside them."""
-
 _MOST = 1024
 """Calls that are kept per operator. A number that changes with every step makes new ones."""
 
 _aten: Any = torch.ops.aten
 _ALLOCATIONS = {_aten.empty.memory_format, _aten.new_empty.default}
+_OPERATIONS = {_aten.mm.default, _aten.mm.out, _aten.mul.Tensor, _aten._to_copy.default}
 _VIEWS = {_aten.t.default, _aten.transpose.int, _aten.unsqueeze.default, _aten.detach.default}
 """Operations whose result starts where their argument does."""
 
+Values = list[Any]
+"""A call's tensors, then the results of its steps, then the constants of all steps."""
+Step = Callable[[Values, int], Any]
+"""A function of these values and of a stream."""
+Getter = Callable[[Any], tuple[Any, ...]]
 
-class _Launch(NamedTuple):
-    compiled: repeats.Compiled
-    programs: int
-    args: Callable[[Pool], tuple[Any, ...]]
+
+def _allocate(like: int, shape: torch.Size, dtype: torch.dtype | None, values: Values, stream: int) -> Tensor:
+    if dtype is None and shape:  # read in half the time: no dtype, and sizes that are no tuple
+        return values[like].new_empty(*shape)
+    return values[like].new_empty(shape, dtype=dtype)
+
+
+def _operate(func: Any, args: Any, options: dict[str, int], values: Values, stream: int) -> Tensor:
+    return func(*args(values), **{name: values[place] for name, place in options.items()})
+
+
+def _join(args: Any, values: Values, stream: int) -> tuple[Any, ...]:
+    return args(values)
+
+
+def _describe(fields: dict[str, Any], base: int, values: Values, stream: int) -> TensorDescriptor:
+    """A descriptor of another tensor of the same shape, strides and alignment, which need no check."""
+    made = object.__new__(TensorDescriptor)
+    vars(made).update(fields)
+    made.base = values[base]
+    return made
+
+
+def _launch(compiled: repeats.Compiled, programs: int, args: Any, values: Values, stream: int) -> None:
+    compiled.launch(programs, stream, args(values))
+
+
+def _getter(places: list[int]) -> Getter:
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return itemgetter(*places) if places else lambda values: ()
 
 
 class _Call(NamedTuple):
     """A recorded call."""
 
-    allocations: list[tuple[int, torch.Size, torch.dtype]]  # the first number is that of a tensor like it
-    constants: list[Any]
-    parts: list[Callable[[Pool], Any]]  # tuples and descriptors, made of what is before them in the pool
-    launches: list[_Launch]
-    results: Callable[[Pool], Any]
+    steps: list[Step]
+    behind: list[Any]  # a call's tensors: room for results of steps, and the constants
+    results: Callable[[Values], Any]
+    kernels: list[repeats.Compiled]
 
-    def holds(self) -> bool:
+    def holds(self, device: int) -> bool:
         """True if Triton would choose the recorded kernels."""
-        if repeats.watched():
-            return False
-        active: Any = driver.active
-        device = active.get_current_device()
-        return all(made.compiled.holds(device) for made in self.launches)
+        return not repeats.watched() and all([kernel.holds(device) for kernel in self.kernels])
 
-    def play(self, tensors: list[Tensor]) -> Any:
-        pool: Pool = tensors
-        for like, shape, dtype in self.allocations:
-            tensor = pool[like]
-            if tensor.dtype is dtype:  # several times as fast without
-                pool.append(tensor.new_empty(shape))
-            else:
-                pool.append(tensor.new_empty(shape, dtype=dtype))
-        pool += self.constants
-        for part in self.parts:
-            pool.append(part(pool))
+    def play(self, tensors: tuple[Tensor, ...], device: int) -> Any:
         active: Any = driver.active
-        stream = active.get_current_stream(active.get_current_device())
-        for compiled, programs, args in self.launches:
-            compiled.launch(programs, stream, args(pool))
-        return self.results(pool)
+        stream = active.get_current_stream(device)
+        values: Values = [*tensors, *self.behind]
+        for place, step in enumerate(self.steps, len(tensors)):
+            values[place] = step(values, stream)
+        return self.results(values)
 
 
 class _Recorder(TorchDispatchMode):
-    """A call's allocations and launches; ``playable`` if that is all it does."""
+    """The steps of a call; ``playable`` if it does nothing else."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self.playable, self.given = True, len(tensors)
-        self.tensors = list(tensors)
-        self.places: dict[int, int] = {}  # by address; tensors of one address can stand for each other
+        self.playable, self._given = True, len(tensors)
+        self._steps: list[Step] = []
+        self._constants: list[Any] = []  # their places are -1, -2, ...
+        self._kernels: list[repeats.Compiled] = []
+        self._alive: list[Tensor] = []  # so that no other one gets an address of theirs
+        self._places: dict[Any, int] = {}  # of tensors by form, and by address, which is all that kernels see
+        self._dtypes: dict[torch.dtype, int] = {}
+        self._views: dict[Any, tuple[Any, ...]] = {}  # made where an operation needs them
+        self._new: list[tuple[Any, int]] = []
         for place, tensor in enumerate(tensors):
-            self._place(tensor, place)
-        self.launches: list[tuple[repeats.Compiled, int, tuple[Any, ...]]] = []
+            self._know(tensor, place)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _ALLOCATIONS:
-            self.playable &= result.is_contiguous() and result.device == self.tensors[0].device
-            self._place(result, len(self.tensors))
-            self.tensors.append(result)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _VIEWS:
+            self._alive.append(result)
+            self._views.setdefault(_form(result), (func, args, kwargs))
+        elif func in _ALLOCATIONS:
+            self.playable &= result.is_contiguous() and result.device == self._alive[0].device
+            like = self._dtypes.get(result.dtype)
+            dtype = result.dtype if like is None else None
+            self._made(functools.partial(_allocate, like or 0, result.shape, dtype), result)
+        elif func in _OPERATIONS:
+            self._made(self._operation(func, args, kwargs), result, new="out" not in kwargs)
         else:
-            self.playable &= func in _VIEWS
+            self.playable = False
         return result
-
-    def _place(self, tensor: Tensor, place: int) -> None:
-        if address := tensor.data_ptr():  # there is none without entries
-            self.places.setdefault(address, place)
 
     def launched(self, compiled: repeats.Compiled | None, programs: int, args: tuple[Any, ...]) -> None:
         if compiled is None:
             self.playable = False
-        else:
-            self.launches.append((compiled, programs, args + compiled.constants))
+            return
+        self._kernels.append(compiled)
+        getter = _getter([self._place(value) for value in (*args, *compiled.constants)])
+        self._step(functools.partial(_launch, compiled, programs, getter))
 
     def call(self, results: Any) -> _Call | None:
         """The call that gave ``results``, or ``None`` where it cannot be played."""
-        if not self.playable or not self.launches:
-            return None
-        left = [_form(tensor) if i >= self.given else None for i, tensor in enumerate(self.tensors)]
         places: list[int] = []
         for form in map(_form, (results,) if isinstance(results, Tensor) else results):
-            if form not in left:
-                return None
-            places.append(left.index(form))
-            left[places[-1]] = None  # each result is a tensor of its own
-        allocations, dtypes = [], [tensor.dtype for tensor in self.tensors]
-        for i in range(self.given, len(dtypes)):
-            like = min(dtypes.index(dtypes[i]), i - 1)
-            allocations.append((like, self.tensors[i].shape, dtypes[i]))
-        arguments = _Arguments(self)
-        try:
-            indices = [arguments.indices(args) for _, _, args in self.launches]
-        except KeyError:  # a tensor from elsewhere
+            free = [place for known, place in self._new if known == form and place not in places]
+            places += free[:1]
+            self.playable &= bool(free)  # each result is a tensor of its own
+        if not self.playable or not self._kernels:
             return None
-        getters = map(arguments.getter, indices)
-        launches = [_Launch(*made[:2], args) for made, args in zip(self.launches, getters, strict=True)]
-        get = itemgetter(*places) if isinstance(results, Tensor) else arguments.getter(places)
-        return _Call(allocations, arguments.constants, arguments.made_parts(), launches, get)
+        behind = [None] * len(self._steps) + self._constants[::-1]
+        get = itemgetter(*places) if isinstance(results, Tensor) else _getter(places)
+        return _Call(self._steps, behind, get, self._kernels)
+
+    def _know(self, tensor: Tensor, place: int) -> None:
+        self._alive.append(tensor)
+        self._places.setdefault(_form(tensor), place)
+        self._places.setdefault(tensor.data_ptr(), place)
+        if tensor.device == self._alive[0].device:
+            self._dtypes.setdefault(tensor.dtype, place)
+
+    def _step(self, step: Step) -> int:
+        self._steps.append(step)
+        return self._given + len(self._steps) - 1
+
+    def _made(self, step: Step, result: Tensor, new: bool = True) -> None:
+        place = self._step(step)
+        self._know(result, place)
+        if new:
+            self._new.append((_form(result), place))
+
+    def _constant(self, value: Any) -> int:
+        self._constants.append(value)
+        return -len(self._constants)
+
+    def _operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+        def place(value: Any) -> int:
+            return self._operand(value) if isinstance(value, Tensor) else self._constant(value)
+
+        options = {name: place(value) for name, value in kwargs.items()}
+        return functools.partial(_operate, func, _getter([place(value) for value in args]), options)
+
+    def _operand(self, tensor: Tensor) -> int:
+        """The place of an operation's operand."""
+        form = _form(tensor)
+        if form in self._places:
+            return self._places[form]
+        if form not in self._views:
+            self.playable = False
+            return 0
+        self._places[form] = self._step(self._operation(*self._views[form]))
+        return self._places[form]
+
+    def _place(self, value: Any) -> int:
+        """The place of a kernel's argument."""
+        if isinstance(value, Tensor):
+            address = value.data_ptr()  # 0 without entries
+            self.playable &= address != 0 and address in self._places
+            return self._places.get(address, 0)
+        if type(value) is TensorDescriptor:
+            fields = {**vars(value), "base": None}
+            return self._step(functools.partial(_describe, fields, self._place(value.base)))
+        if isinstance(value, tuple):
+            return self._step(functools.partial(_join, _getter([self._place(part) for part in value])))
+        return self._constant(value)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-class _Arguments:
-    """Arguments of launches as indices of a pool."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        self._places, self._tensors = recorder.places, len(recorder.tensors)
-        self.constants: list[Any] = []
-        self._parts: list[tuple[list[int], dict[str, Any] | None]] = []  # the latter of descriptors
-
-    def indices(self, values: tuple[Any, ...]) -> list[int]:
-        """Indices of values; those of parts count from -1 down until the constants are known.
-
-        Raises ``KeyError`` for a tensor that is neither the call's nor allocated by it.
-        """
-        return [self._index(value) for value in values]
-
-    def _index(self, value: Any) -> int:
-        if isinstance(value, Tensor):
-            return self._places[value.data_ptr()]
-        if type(value) is TensorDescriptor:
-            self._parts.append((self.indices((value.base,)), {**vars(value), "base": None}))
-            return -len(self._parts)
-        if isinstance(value, tuple):
-            self._parts.append((self.indices(value), None))
-            return -len(self._parts)
-        self.constants.append(value)
-        return self._tensors + len(self.constants) - 1
-
-    def getter(self, indices: list[int]) -> Callable[[Pool], tuple[Any, ...]]:
-        """The function that gives the values of a pool at ``indices``, as a tuple."""
-        first = self._tensors + len(self.constants) - 1  # of the parts, which count from 1
-        final = [i if i >= 0 else first - i for i in indices]
-        if len(final) == 1:
-            return lambda pool: (pool[final[0]],)
-        return itemgetter(*final) if final else lambda pool: ()
-
-    def made_parts(self) -> list[Callable[[Pool], Any]]:
-        return [
-            self.getter(indices) if fields is None else functools.partial(_described, fields, indices[0])
-            for indices, fields in self._parts
-        ]
-
-
-def _described(fields: dict[str, Any], index: int, pool: Pool) -> TensorDescriptor:
-    """A descriptor of another tensor of the same shape, strides and alignment, which need no check."""
-    made = object.__new__(TensorDescriptor)
-    vars(made).update(fields)
-    made.base = pool[index]
-    return made
+@functools.lru_cache
+def _split(kinds: tuple[type, ...]) -> tuple[Getter, Getter]:
+    """Getters of the tensors among arguments of these types, and of the types and all else."""
+    tensors = [i for i, kind in enumerate(kinds) if issubclass(kind, Tensor)]
+    lists = [i for i, kind in enumerate(kinds) if kind is list]
+    get = _getter([i for i in range(len(kinds)) if i not in (*tensors, *lists)])
+    if lists:
+        return _getter(tensors), lambda args: (kinds, *get(args), *[tuple(args[i]) for i in lists])
+    return _getter(tensors), lambda args: (kinds, *get(args))
 
 
 def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an operator's function play its launches from the third of equal calls on.
+    """Make an operator's function play the third and later ones of equal calls.
 
     Args:
         function: takes a tensor, then tensors, numbers, names and lists of numbers; returns new tensors, one
             or a tuple. What it does depends on no entry of a tensor. Where that is more than allocations,
-            transposes and launches, it is called as it is.
+            products, transposes and launches, it is called as it is.
     """
     calls: dict[Any, _Call | bool] = {}  # True after one call, False where it cannot be played
     table: Any = None  # of measured choices, which the calls rest on
 
     @functools.wraps(function)
-    def call(first: Tensor, *rest: Any, **options: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         nonlocal table
-        target = launch.target_of(first.device)
-        if options or target.backend != "cuda" or not launch.is_ready(first.device):
-            return function(first, *rest, **options)
+        own = args[0].device
+        target = launch.target_of(own)
+        if options or target.backend != "cuda" or not launch.is_ready(own):
+            return function(*args, **options)
         if table is not (table := choices.table(target.device)):
             calls.clear()
-        tensors = [first]
-        key: list[Any] = [target, first.device, config._override, config.precision(first.dtype, target)]
-        for argument in rest:
-            if isinstance(argument, Tensor):
-                tensors.append(argument)
-                key.append(Tensor)
-            else:
-                key.append(tuple(argument) if isinstance(argument, list) else argument)
+        tensors, others = (get(args) for get in _split(tuple(map(type, args))))
         addresses = [tensor.data_ptr() for tensor in tensors]
-        for tensor, address in zip(tensors, addresses, strict=True):
-            key += tensor.shape, tensor.stride(), tensor.dtype, address % 16, addresses.index(address)
-        return _run(function, (first, *rest), tensors, calls, tuple(key))
+        key = (
+            target,
+            own,
+            config._override,
+            config.precision(args[0].dtype, target),
+            *others,
+            *[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors],
+            *[address % 16 for address in addresses],
+            *map(addresses.index, addresses),
+        )
+        return _run(function, args, tensors, calls, key)
 
     return call
 
@@ -224,20 +253,24 @@ def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
 def _run(
     function: Callable[..., Any],
     args: tuple[Any, ...],
-    tensors: list[Tensor],
+    tensors: tuple[Tensor, ...],
     calls: dict[Any, _Call | bool],
     key: tuple[Any, ...],
 ) -> Any:
     """A call that is played, recorded or neither."""
     kept = calls.get(key)
-    if isinstance(kept, _Call) and kept.holds():
-        return kept.play(tensors)
-    if kept is not True:  # recording takes longer than a call: only for one that comes again
+    if kept is True:  # the second one: recording takes longer than a call, which may never come again
+        with _Recorder(tensors) as recorder, repeats.recorded(recorder):
+            results = function(*args)
+        calls[key] = recorder.call(results) or False
+        return results
+    if kept:
+        active: Any = driver.active
+        device = active.get_current_device()
+        if kept.holds(device):
+            return kept.play(tensors, device)
+    elif kept is None:
         if len(calls) >= _MOST:
             calls.clear()
-        calls.setdefault(key, True)
-        return function(*args)
-    with _Recorder(tensors) as recorder, repeats.recorded(recorder):
-        results = function(*args)
-    calls[key] = recorder.call(results) or False
-    return results
+        calls[key] = True
+    return function(*args)

@@ -107,10 +107,10 @@ def watch(active: Any) -> None:
         looked_up += 1
         return run(self, *args, **options)
 
-    def playing(self: Any, tensors: list[Tensor]) -> Any:
+    def playing(self: Any, tensors: tuple[Tensor, ...], device: int) -> Any:
         global played
         played += 1
-        return play(self, tensors)
+        return play(self, tensors, device)
 
     active.launcher_cls.__call__, JITFunction.run, replay._Call.play = launcher, looking_up, playing
 
