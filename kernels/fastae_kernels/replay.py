@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -24,9 +25,11 @@ from .plan import choices, config
 _MOST = 1024
 """Calls that are kept per operator. A number that changes with every step makes new ones."""
 
+_NO_CONTEXT = nullcontext()
 _aten: Any = torch.ops.aten
 _ALLOCATIONS = {_aten.empty.memory_format, _aten.new_empty.default}
-_OPERATIONS = {_aten.mm.default, _aten.mm.out, _aten.mul.Tensor, _aten._to_copy.default}
+_CASTS = {_aten.to.dtype, _aten._to_copy.default}
+_OPERATIONS = {_aten.mm.default, _aten.mm.out, _aten.mul.Tensor, *_CASTS}
 _VIEWS = {_aten.t.default, _aten.transpose.int, _aten.unsqueeze.default, _aten.detach.default}
 """Operations whose result starts where their argument does."""
 
@@ -76,6 +79,7 @@ class _Call(NamedTuple):
     behind: list[Any]  # a call's tensors: room for results of steps, and the constants
     results: Callable[[Values], Any]
     kernels: list[repeats.Compiled]
+    operates: bool  # whether autocast could change a step
 
     def holds(self, device: int) -> bool:
         """True if Triton would choose the recorded kernels."""
@@ -85,8 +89,11 @@ class _Call(NamedTuple):
         active: Any = driver.active
         stream = active.get_current_stream(device)
         values: Values = [*tensors, *self.behind]
-        for place, step in enumerate(self.steps, len(tensors)):
-            values[place] = step(values, stream)
+        kind = tensors[0].device.type
+        outside = self.operates and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if outside else _NO_CONTEXT:
+            for place, step in enumerate(self.steps, len(tensors)):
+                values[place] = step(values, stream)
         return self.results(values)
 
 
@@ -95,7 +102,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         super().__init__()
-        self.playable, self._given = True, len(tensors)
+        self.playable, self._given, self._operates = True, len(tensors), False
         self._steps: list[Step] = []
         self._constants: list[Any] = []  # their places are -1, -2, ...
         self._kernels: list[repeats.Compiled] = []
@@ -118,7 +125,10 @@ class _Recorder(TorchDispatchMode):
             like = self._dtypes.get(result.dtype)
             dtype = result.dtype if like is None else None
             self._made(functools.partial(_allocate, like or 0, result.shape, dtype), result)
+        elif func in _CASTS and _form(result) in self._places:
+            pass  # of that dtype already
         elif func in _OPERATIONS:
+            self._operates = True
             self._made(self._operation(func, args, kwargs), result, new="out" not in kwargs)
         else:
             self.playable = False
@@ -143,7 +153,7 @@ class _Recorder(TorchDispatchMode):
             return None
         behind = [None] * len(self._steps) + self._constants[::-1]
         get = itemgetter(*places) if isinstance(results, Tensor) else _getter(places)
-        return _Call(self._steps, behind, get, self._kernels)
+        return _Call(self._steps, behind, get, self._kernels, self._operates)
 
     def _know(self, tensor: Tensor, place: int) -> None:
         self._alive.append(tensor)
@@ -218,21 +228,22 @@ def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
         function: takes a tensor, then tensors, numbers, names and lists of numbers; returns new tensors, one
-            or a tuple. What it does depends on no entry of a tensor. Where that is more than allocations,
-            products, transposes and launches, it is called as it is.
+            or a tuple. What it does depends on no entry of a tensor, and not on autocast. Where that is more
+            than allocations, products, transposes and launches, it is called as it is.
     """
     calls: dict[Any, _Call | bool] = {}  # True after one call, False where it cannot be played
-    table: Any = None  # of measured choices, which the calls rest on
+    tables: dict[str, Any] = {}  # of measured choices by device, which the calls rest on
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        nonlocal table
         own = args[0].device
         target = launch.target_of(own)
         if options or target.backend != "cuda" or not launch.is_ready(own):
             return function(*args, **options)
-        if table is not (table := choices.table(target.device)):
+        table = choices.table(target.device)
+        if tables.get(target.device) is not table:
             calls.clear()
+            tables[target.device] = table
         tensors, others = (get(args) for get in _split(tuple(map(type, args))))
         addresses = [tensor.data_ptr() for tensor in tensors]
         key = (
