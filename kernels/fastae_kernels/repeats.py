@@ -4,7 +4,7 @@ For each launch Triton binds the arguments, describes them and looks up what it 
 takes several times as long as the launch itself. Here that description is the key of the choice: Triton's own
 function gives the types of all arguments, the alignment of addresses and the numbers that get a kernel of
 their own; constants and options count by value. Where hooks, debugging or instrumentation could change the
-choice or watch the launch, Triton does all of it.
+choice or watch the launch, Triton does all of it. It is JITFunction.run of Triton 3.6 to 3.9 in short.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import triton
 from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction, driver
 
-try:
+KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
+"""True for the versions of Triton that choose and launch as here. With others every launch is Triton's."""
+
+if KNOWN:
     from triton._C.libtriton import native_specialize_impl as _describe
-except ImportError:  # of another Triton
-    _describe = None
+else:
+    _describe: Any = None
 
 
 class Compiled(NamedTuple):
@@ -55,7 +59,7 @@ class _Kernel:
         self.compiled: dict[Any, Compiled] = {}
         self.constexprs = tuple(kernel.constexprs)
         # one description fits all parameters where none asks for another
-        self.plain = _describe is not None and not any(
+        self.plain = KNOWN and not any(
             p.has_default
             or (
                 not p.is_constexpr
@@ -126,7 +130,7 @@ def _launch(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str
     active: Any = driver.active
     device = active.get_current_device()
     caches = kernel.device_caches[device]  # of compiled kernels, their keys, the target, the backend
-    described = _describe(caches[3], args, False, True, True)  # pyright: ignore[reportOptionalCall]
+    described = _describe(caches[3], args, False, True, True)
     constants = [args[i] for i in known.constexprs if i < len(args)]
     key = device, described, *constants, *options.items()
     compiled = known.compiled.get(key)

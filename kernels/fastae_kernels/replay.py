@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import launch, repeats
 from .plan import choices, config
 
-_MOST = 1024
+_MOST = 256
 """Calls that are kept per operator. A number that changes with every step makes new ones."""
 
 _NO_CONTEXT = nullcontext()
