@@ -149,7 +149,7 @@ class _Recorder(TorchDispatchMode):
             free = [place for known, place in self._new if known == form and place not in places]
             places += free[:1]
             self.playable &= bool(free)  # each result is a tensor of its own
-        if not self.playable or not self._kernels:
+        if not self.playable or not (self._kernels or self._operates):
             return None
         behind = [None] * len(self._steps) + self._constants[::-1]
         get = itemgetter(*places) if isinstance(results, Tensor) else _getter(places)
