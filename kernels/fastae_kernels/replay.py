@@ -23,7 +23,7 @@ from . import launch, repeats
 from .plan import choices, config
 
 _MOST = 256
-"""Calls that are kept per operator. A number that changes with every step makes new ones."""
+"""Calls that are kept per operator. A number that changes with every step makes a new one each time."""
 
 _NO_CONTEXT = nullcontext()
 _aten: Any = torch.ops.aten
@@ -76,7 +76,7 @@ class _Call(NamedTuple):
     """A recorded call."""
 
     steps: list[Step]
-    behind: list[Any]  # a call's tensors: room for results of steps, and the constants
+    rest: list[Any]  # of the values, after a call's tensors: room for results, and the constants
     results: Callable[[Values], Any]
     kernels: list[repeats.Compiled]
     operates: bool  # whether autocast could change a step
@@ -88,7 +88,7 @@ class _Call(NamedTuple):
     def play(self, tensors: tuple[Tensor, ...], device: int) -> Any:
         active: Any = driver.active
         stream = active.get_current_stream(device)
-        values: Values = [*tensors, *self.behind]
+        values: Values = [*tensors, *self.rest]
         kind = tensors[0].device.type
         outside = self.operates and torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if outside else _NO_CONTEXT:
@@ -106,11 +106,11 @@ class _Recorder(TorchDispatchMode):
         self._steps: list[Step] = []
         self._constants: list[Any] = []  # their places are -1, -2, ...
         self._kernels: list[repeats.Compiled] = []
-        self._alive: list[Tensor] = []  # so that no other one gets an address of theirs
+        self._alive: list[Tensor] = []  # all tensors, so that no later one gets the address of another
         self._places: dict[Any, int] = {}  # of tensors by form, and by address, which is all that kernels see
-        self._dtypes: dict[torch.dtype, int] = {}
-        self._views: dict[Any, tuple[Any, ...]] = {}  # made where an operation needs them
-        self._new: list[tuple[Any, int]] = []
+        self._dtypes: dict[torch.dtype, int] = {}  # the place of the first tensor of each
+        self._views: dict[Any, tuple[Any, ...]] = {}  # how to make views, which only operations need
+        self._new: list[tuple[Any, int]] = []  # forms and places of tensors with memory of their own
         for place, tensor in enumerate(tensors):
             self._know(tensor, place)
 
@@ -151,9 +151,9 @@ class _Recorder(TorchDispatchMode):
             self.playable &= bool(free)  # each result is a tensor of its own
         if not self.playable or not (self._kernels or self._operates):
             return None
-        behind = [None] * len(self._steps) + self._constants[::-1]
+        rest = [None] * len(self._steps) + self._constants[::-1]
         get = itemgetter(*places) if isinstance(results, Tensor) else _getter(places)
-        return _Call(self._steps, behind, get, self._kernels, self._operates)
+        return _Call(self._steps, rest, get, self._kernels, self._operates)
 
     def _know(self, tensor: Tensor, place: int) -> None:
         self._alive.append(tensor)
@@ -203,12 +203,14 @@ class _Recorder(TorchDispatchMode):
         if type(value) is TensorDescriptor:
             fields = {**vars(value), "base": None}
             return self._step(functools.partial(_describe, fields, self._place(value.base)))
-        if isinstance(value, tuple):
-            return self._step(functools.partial(_join, _getter([self._place(part) for part in value])))
+        parts = [self._place(part) for part in value] if isinstance(value, tuple) else []
+        if any(place >= 0 for place in parts):
+            return self._step(functools.partial(_join, _getter(parts)))
         return self._constant(value)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
+    """All that operations see of a tensor, but for its entries."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
