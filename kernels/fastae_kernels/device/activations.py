@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .elementary import exp, log, reciprocal
+from .layouts import filled
 
 # to the right of tensors, since the interpreter takes no constant's product with a tensor
 _SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
@@ -53,7 +54,7 @@ def linear(z):
 
 @triton.jit
 def linear_slope(h, z):
-    return tl.full(h.shape, 1.0, tl.float32)
+    return filled(h, 1.0, tl.float32)
 
 
 @triton.jit

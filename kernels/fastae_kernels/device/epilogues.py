@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from .activations import sign
+from .layouts import alike, filled
 from .noise import bits32, drop, mask_hits
 from .tiles import (
     load_column,
@@ -71,7 +72,7 @@ def with_bias(value, a, col, N):
 
 @triton.jit
 def encode(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     z = with_bias(value, a, col, N)
     h = a.function(z)
     store_tile(a.code, h, row, col, M, N)
@@ -130,8 +131,10 @@ class DecodeLoss(NamedTuple):
 
 
 @triton.jit
-def emphasis(a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
-    return tl.where(mask_hits(a, block_m, block_n, N, BM, BN), a.corrupted, a.clean)
+def emphasis(value, a, block_m, block_n, N, BM: tl.constexpr, BN: tl.constexpr):
+    """What the entries of a tile like ``value`` count."""
+    hits = alike(mask_hits(a, block_m, block_n, N, BM, BN), value)
+    return tl.where(hits, a.corrupted, a.clean)
 
 
 @triton.jit
@@ -150,7 +153,7 @@ def load_target(a, row, col, M, N):
 
 @triton.jit
 def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     z = with_bias(value, a, col, N)
     x = load_target(a, row, col, M, N)
     if a.entry_weight is not None:
@@ -160,7 +163,7 @@ def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.const
         losses = tl.where(x == x, losses, 0.0)
         grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
-        factor = emphasis(a, block_m, block_n, N, BM, BN)
+        factor = emphasis(value, a, block_m, block_n, N, BM, BN)
         losses *= factor
         grad *= factor
     if a.entry_weight is not None:
@@ -175,7 +178,7 @@ def decode_loss(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.const
 @triton.jit
 def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     """d l / d target; ``entry`` is a loss's target gradient."""
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     z = with_bias(value, a, col, N)
     x = load_target(a, row, col, M, N)
     if a.entry_weight is not None:
@@ -184,7 +187,7 @@ def decode_loss_target_gradient(value, block_m, block_n, M, N, a, BM: tl.constex
     if a.missing is not None:
         grad = tl.where(x == x, grad, 0.0)
     if a.bits is not None:
-        grad *= emphasis(a, block_m, block_n, N, BM, BN)
+        grad *= emphasis(value, a, block_m, block_n, N, BM, BN)
     if a.entry_weight is not None:
         grad *= weight
     store_tile(a.grad, grad, row, col, M, N)
@@ -225,7 +228,7 @@ class CodeGradient(NamedTuple):
 
 @triton.jit
 def code_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     d = value
     if a.bits is not None:
         d = drop(d, a, block_m, block_n, N, BM, BN)
@@ -271,7 +274,7 @@ class WeightGradient(NamedTuple):
 
 @triton.jit
 def weight_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     d = value
     if a.scale is not None:
         d *= a.scale_factor * tl.load(a.scale).to(tl.float32)
@@ -305,7 +308,7 @@ class SlopeDifference(NamedTuple):
 
 @triton.jit
 def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     h = value
     h2 = load_tile(a.code2, row, col, M, N)
     z, z2 = h, h2
@@ -321,7 +324,7 @@ def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr
         dz = ds * a.second(h, s, z)
         dz2 = -ds * a.second(h2, s2, z2)
     else:
-        dz = tl.zeros_like(ds)
+        dz = filled(ds, 0.0, tl.float32)
         dz2 = dz
     store_tile(a.dz, dz, row, col, M, N)
     store_tile(a.dz2, dz2, row, col, M, N)
@@ -330,7 +333,7 @@ def slope_difference_gradient(value, block_m, block_n, M, N, a, BM: tl.constexpr
 @triton.jit
 def corrupt(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
     """x~ [M, N]; the arguments are a :class:`.noise.Corruption`."""
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     noisy = a.corruption(value, a, block_m, block_n, M, N, BM, BN)
     store_tile(a.out, noisy, row, col, M, N)
 
@@ -351,7 +354,7 @@ class Perturb(NamedTuple):
 
 @triton.jit
 def perturb(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     seen = value
     if a.noise is not None:
         seen = a.noise(seen, a, block_m, block_n, N, BM, BN)
@@ -370,7 +373,7 @@ class Signs(NamedTuple):
 
 @triton.jit
 def random_signs(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     bits = bits32(a.seed, a.stream, block_m, block_n, N, BM, BN)
     signs = tl.where(bits < 0, -1.0, 1.0)
     store_tile(a.out, signs, row, col, M, N)

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from triton.language.random import philox_impl
 
+from .layouts import alike, filled
 from .tiles import inside, tile_indices
 
 
@@ -39,7 +40,7 @@ def _words(seed, stream, block_m, block_n, columns, DRAWS: tl.constexpr, BM: tl.
     else:
         per_row = tl.cdiv(columns, DRAWS)
     counter = (row[:, None] * per_row + group[None, :]).to(tl.uint64)  # [BM, GROUPS]
-    zero = tl.zeros_like(counter)
+    zero = filled(counter, 0, tl.uint64)
     key0 = tl.load(seed).to(tl.uint64, bitcast=True)
     key1 = tl.cast(stream, tl.uint64)
     w0, w1, w2, w3 = philox_impl(counter, zero, zero, zero, key0, key1)
@@ -52,11 +53,11 @@ def random_bits(
 ):
     """A draw of WIDTH bits for each entry of a tile, [BM, BN], as int16 or int32."""
     words = _words(seed, stream, block_m, block_n, columns, 256 // WIDTH, BM, BN)
-    shift = (tl.arange(0, 64 // WIDTH) * WIDTH).to(tl.uint64)
-    parts = words[:, :, :, None] >> shift[None, None, None, :]  # [BM, GROUPS, 4, 64 / WIDTH]
-    if WIDTH == 16:
+    if WIDTH == 16:  # the least significant part first
+        parts = tl.join(tl.join(words, words >> 32), tl.join(words >> 16, words >> 48))
         parts = parts.to(tl.uint16).to(tl.int16, bitcast=True)
     else:
+        parts = tl.join(words, words >> 32)
         parts = parts.to(tl.uint32).to(tl.int32, bitcast=True)
     return tl.reshape(parts, (BM, BN))
 
@@ -156,7 +157,8 @@ def mask_hits(m, block_m, block_n, columns, BM: tl.constexpr, BN: tl.constexpr):
 @triton.jit
 def drop(value, m, block_m, block_n, columns, BM: tl.constexpr, BN: tl.constexpr):
     """Dropout of a tile; inf and nan are dropped, too."""
-    return tl.where(mask_hits(m, block_m, block_n, columns, BM, BN), 0.0, value * m.keep_scale)
+    hits = alike(mask_hits(m, block_m, block_n, columns, BM, BN), value)
+    return tl.where(hits, 0.0, value * m.keep_scale)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ def _load(source, stride_m, stride_n, block_m, block_n, M, N, a, BM: tl.constexp
         weight = tl.where(x == x, weight, 0.0)
         x = tl.where(x == x, x, 0.0)
     if a.bits is not None:
-        weight *= emphasis(a, block_m, block_n, N, BM, BN)
+        weight *= emphasis(weight, a, block_m, block_n, N, BM, BN)
     if a.entry_weight is not None:
         given, x = load_entry_weight(a, x, row, col, M, N)
         weight *= given

@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .layouts import numbers
+
 
 @triton.jit
-def tile_indices(block_m, block_n, BM: tl.constexpr, BN: tl.constexpr):
-    """The rows [BM] and columns [BN] of tile (block_m, block_n)."""
-    row = tl.cast(block_m, tl.int64) * BM + tl.arange(0, BM)
-    col = block_n * BN + tl.arange(0, BN)
+def tile_indices(block_m, block_n, BM: tl.constexpr, BN: tl.constexpr, like=None):
+    """The rows [BM] and columns [BN] of tile (block_m, block_n), in the layout of ``like``."""
+    row = tl.cast(block_m, tl.int64) * BM + numbers(BM, BN, 0, like)
+    col = block_n * BN + numbers(BM, BN, 1, like)
     return row, col
 
 
