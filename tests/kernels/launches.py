@@ -28,6 +28,7 @@ from fastae.train.step import TrainingStep
 
 SHAPE = Shape(256, 784, 1000)
 SMALL = {"gemm": GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)}
+OVERLAPPED = {"gemm": next(g for g in config.GEMM_CONFIGS["sm90"][2] if g.epilogue_warps)}
 EVERYTHING: dict[str, Any] = {
     "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
     "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
@@ -103,6 +104,7 @@ def segments() -> None:
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
     "step, fused": ({"strategy": "fused", **SMALL}, lambda: step(STEP.ours)),
+    "step, overlapped": ({"strategy": "fused", **OVERLAPPED}, lambda: step(STEP.ours)),
     "step, split": ({"strategy": "split"}, lambda: step(STEP.ours)),
     "step, eager": ({}, lambda: step(STEP.eager)),
     "TrainingStep, fused": ({"strategy": "fused", **SMALL}, training_step),

@@ -46,6 +46,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, di
 # steps in a call share the rows of data, seeds, rates, counts of Adam, sums and copies of both arguments.
 KERNELS = {
     "step, fused": (9, 2),
+    "step, overlapped": (9, 2),
     "step, split": (9, 7),
     "step, eager": (0, 46),
     "TrainingStep, fused": (9, 7),
@@ -62,7 +63,7 @@ def test_a_step_has_so_many_kernels(case: str, report: dict[str, Any]):
     assert (len(own), len(others)) == KERNELS[case], (own, others)
 
 
-@pytest.mark.parametrize("case", ["step, fused", "step, split"])
+@pytest.mark.parametrize("case", ["step, fused", "step, overlapped", "step, split"])
 def test_a_step_moves_the_bytes_of_the_cost_model(case: str, report: dict[str, Any]):
     """By the arguments of its launches; between 15 and 26 MB at (256, 784, 1000)."""
     seen = report["cases"][case]
@@ -75,18 +76,23 @@ def test_grids_are_the_tiles_of_the_results(report: dict[str, Any]):
     grids = [grid for name, grid, *_ in kernels if name == "gemm"]
     encode = code_grad = [4 * 16, 1, 1]
     assert grids == [encode, [4 * 13, 1, 1], code_grad, [16 * 13, 1, 1]]
+    overlapped = [
+        grid for name, grid, *_ in report["cases"]["step, overlapped"]["kernels"] if name == "overlapped_gemm"
+    ]
+    assert overlapped == [[2 * 4, 1, 1]] * 3  # with tiles of 128 x 256
 
 
 def test_operands_of_products_are_described_for_tma_where_they_are_aligned(report: dict[str, Any]):
     maps = {case: seen["tensor_maps"] for case, seen in report["cases"].items()}
     assert maps["step, fused"] == 2 + 2 + 2 + 4  # of one product each, and of two
+    assert maps["step, overlapped"] == maps["step, fused"]
     assert maps["step, split"] == maps["odd sizes, fused"] == 0
 
 
 def test_every_kernel_is_launched(report: dict[str, Any]):
     launched = {name for seen in report["cases"].values() for name, grid, *_ in seen["kernels"] if grid}
     sparse = {"segment_sums", "fold_chunks", "keep_largest", "adam_rows", "segment_loss"}
-    assert launched == {"gemm", "elementwise", "fold", "squared_norms", "adam"} | sparse
+    assert launched == {"gemm", "overlapped_gemm", "elementwise", "fold", "squared_norms", "adam"} | sparse
 
 
 REFUSALS = {

@@ -19,6 +19,15 @@ from .tiles import inside, multiple_of, strided_entries
 
 
 @triton.jit
+def place(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """The place (block_m, block_n) of a tile: GROUP rows of tiles are visited together."""
+    group = tile // (GROUP * tiles_n)
+    height = tl.minimum(tiles_m - group * GROUP, GROUP)
+    within = tile % (GROUP * tiles_n)
+    return group * GROUP + within % height, within // height
+
+
+@triton.jit
 def _multiply(
     acc, a, b, first_m, first_n, M, N, K, stride_am, stride_ak, stride_bk, stride_bn,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
@@ -98,10 +107,7 @@ def gemm(
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
-        group = tile // (GROUP * tiles_n)
-        height = tl.minimum(tiles_m - group * GROUP, GROUP)
-        block_m = group * GROUP + (tile % (GROUP * tiles_n)) % height
-        block_n = (tile % (GROUP * tiles_n)) // height
+        block_m, block_n = place(tile, tiles_m, tiles_n, GROUP)
         first_m = block_m * BM
         first_n = block_n * BN
 

@@ -56,7 +56,7 @@ def encode(
     """
     M, H = x.shape[0], weight.shape[0]
     f = ACTIVATIONS[activation]
-    heavy = f.preactivation and noise is None and dropout is not None
+    heavy = f.preactivation and (l1 or (noise is None and dropout is not None))
     plan = run.plan_of("encode", x, weight.t(), heavy=heavy)
     blocks_m, blocks_n = plan.blocks(M, H)
     penalty, reduced = sq_norms is not None, reduction != "none"

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.experimental.gluon import language as gluon
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..device.elementwise import elementwise
 from ..device.gemm import gemm
+from ..device.overlapped import overlapped_gemm
 from ..device.reductions import Fold, fold
 from ..device.rowwise import rowwise
 from ..launch import launch, target_of
@@ -124,10 +127,56 @@ def fused(
     )
 
 
+_GLUON = {torch.bfloat16: gluon.bfloat16}
+_REGISTERS = 65536  # of a multiprocessor
+
+
+def _gluon_descriptor(operand: Tensor, block: tuple[int, int]) -> GluonDescriptor:
+    """The same in Gluon, where it tells the layout in shared memory, too."""
+    plain = descriptor(operand, block)
+    make: Any = gluon.NVMMASharedLayout.get_default_for  # which Gluon hides from type checkers
+    layout = make(plain.block_shape, _GLUON[operand.dtype])
+    return GluonDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, layout)
+
+
+def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConfig) -> None:
+    """The epilogue of a b, for aligned operands, by warps of its own."""
+    (M, K), N = a.shape, b.shape[1]
+    tiles = buffers.blocks(M, config.block_m) * buffers.blocks(N, config.block_n)
+    threads = 32 * (config.warps + config.epilogue_warps)
+    launch(
+        overlapped_gemm,
+        min(tiles, target_of(a.device).multiprocessors),
+        a.device,
+        _gluon_descriptor(a, (config.block_m, config.block_k)),
+        _gluon_descriptor(b, (config.block_k, config.block_n)),
+        M,
+        N,
+        K,
+        epilogue,
+        args,
+        BM=config.block_m,
+        BN=config.block_n,
+        BK=config.block_k,
+        STAGES=config.stages,
+        GROUP=config.group,
+        SUBTILES=config.subtiles,
+        A_TRANSPOSED=a.stride(1) != 1,
+        B_TRANSPOSED=b.stride(1) != 1,
+        N_UNIT=buffers.unit(N),
+        EPILOGUE_WARPS=config.epilogue_warps,
+        REGISTERS=_REGISTERS // threads // 8 * 8,
+        num_warps=config.warps,
+    )
+
+
 def product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
     """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it."""
     if plan.strategy == "fused":
-        fused(a, b, None, None, None, epilogue, args, plan.gemm, plan.aligned)
+        if plan.gemm.epilogue_warps and plan.aligned and a.dtype in _GLUON:
+            _overlapped(a, b, epilogue, args, plan.gemm)
+        else:
+            fused(a, b, None, None, None, epilogue, args, plan.gemm, plan.aligned)
         return
     torch.mm(a, b, out=out)
     elementwise_pass(out, out, epilogue, args, plan)

@@ -64,8 +64,8 @@ def top_entries(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple
 
 def _plan(operator: str, x: Tensor, weight: Tensor) -> Plan:
     plan = run.plan_of(operator, x, weight.t())
-    if x.element_size() < 4:  # a library would round z, and what is nearly equal would become equal
-        plan = replace(plan, strategy="fused")
+    if x.element_size() < 4:  # not of a rounded z, in which what is nearly equal would be equal
+        plan = replace(plan, strategy="fused", gemm=replace(plan.gemm, epilogue_warps=0))
     return plan
 
 

@@ -133,6 +133,8 @@ def _made(kind: Any, given: Any) -> Any:
         made.stages >= 1 <= made.group and made.programs >= 1 and _power_of_two(made.subtiles)
     ):
         raise ValueError("stages, group, programs or subtiles cannot be")
+    if kind is GemmConfig and made.epilogue_warps not in (0, 4, 8):
+        raise ValueError(f"epilogue_warps is {made.epilogue_warps!r}")
     if (made.epilogue_tile[1] if kind is GemmConfig else made.block_n) < 16:
         raise ValueError("a tile holds less than one counter's draws")
     return made

@@ -50,6 +50,8 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
             _gemm(64, 128, 64, 4, 4, subtiles=4, light_subtiles=2, programs=2, **_TMA),
             _gemm(64, 64, 64, 4, 5, subtiles=2, programs=2, **_TMA),
             _gemm(64, 32, 128, 4, 4, subtiles=1, programs=2, **_TMA),
+            GemmConfig(128, 256, 64, 8, 3, subtiles=8, heavy_subtiles=16, epilogue_warps=4, **_PERSISTENT),
+            GemmConfig(128, 128, 64, 8, 5, subtiles=4, heavy_subtiles=8, epilogue_warps=8, **_PERSISTENT),
         ),
         4: (
             _gemm(128, 128, 32, 8, 4, subtiles=4, **_PERSISTENT),
@@ -83,6 +85,10 @@ def _selecting(gemm: GemmConfig) -> int:
     return (2 if gemm.block_n >= 128 else 1) * (2 if gemm.block_m >= 32 * gemm.warps else 1)
 
 
+_OVERLAPPING = ("", "encode", "decode_loss", "decode_loss_target_grad", "code_grad")
+"""Operators of one product whose epilogue takes it rounded as well as a library's."""
+
+
 def configurations(
     target: Target, dtype: torch.dtype, *, operator: str = "", heavy: bool = False, aligned: bool = True
 ) -> tuple[GemmConfig, ...]:
@@ -91,9 +97,11 @@ def configurations(
     A ``heavy`` epilogue has many operands: it works on smaller parts, and not on the largest tiles. That of a
     weight's gradient has few, and works on larger parts behind fewer barriers. That of a selection works on
     parts whose keys find room in registers. Operands that are not ``aligned`` have no descriptors, and tiles
-    made for those would spill.
+    made for those would spill. Warps of its own take an epilogue in bfloat16, whose range is that of float32.
     """
     configs = GEMM_CONFIGS[target.family][dtype.itemsize]
+    if dtype != torch.bfloat16 or operator not in _OVERLAPPING:
+        configs = tuple(c for c in configs if not c.epilogue_warps)
     if not aligned and any(config.tma for config in configs):
         configs = GEMM_CONFIGS["sm80"][dtype.itemsize]
     if heavy:
@@ -102,6 +110,8 @@ def configurations(
         return tuple(replace(c, subtiles=_selecting(c)) for c in configs)
     if operator.startswith("weight_grad"):
         return tuple(replace(c, subtiles=c.light_subtiles or c.subtiles) for c in configs)
+    if operator.startswith(("decode_loss", "code_grad")):
+        return tuple(replace(c, subtiles=c.heavy_subtiles) if c.epilogue_warps else c for c in configs)
     return configs
 
 

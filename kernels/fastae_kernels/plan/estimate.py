@@ -57,6 +57,10 @@ EXPOSED = 3.5
 """An epilogue's time over its issue slots: two warps per scheduler hide little of its latencies."""
 PART = 0.42e-6
 """Seconds that each part of an epilogue waits behind its barriers."""
+ALONE, PART_ALONE = 4.5, 0.6e-6
+"""The same of an epilogue by four warps of its own, which hide less and wait longer."""
+HANDED_OVER = 3.0e-6
+"""Seconds that a loop loses when it leaves a tile to them."""
 TOGETHER = 1.34
 """What two programs of a multiprocessor spend outside of their loops, over what one does."""
 _LANES = 128  # instructions of threads per clock and multiprocessor
@@ -102,16 +106,27 @@ def _counts(key: Key) -> tuple[float, float, int, int]:
 
 
 def fused(key: Key, dtype: torch.dtype, target: Target, gemm: GemmConfig) -> Estimate:
-    """One kernel. Two programs per multiprocessor hide part of an epilogue behind the other one's loop."""
+    """One kernel. Two programs per multiprocessor hide part of an epilogue behind the other one's loop.
+
+    Warps of their own hide all epilogues but the last, as far as these take no longer than a loop.
+    """
     (M, N, K), e, own = key[-3:], dtype.itemsize, card(target)
     instructions, _, matrices, products = _counts(key)
     BM, BN, BK = gemm.block_m, gemm.block_n, gemm.block_k
     loop = products * math.ceil(K / BK) * _step(BM, BN, BK, e, target, CACHE)
-    rest = FILL + EXPOSED * BM * BN * instructions / (_LANES * own.clock) + PART * gemm.subtiles
+    slots = BM * BN * instructions / (_LANES * own.clock)
     tiles = math.ceil(math.ceil(M / BM) * math.ceil(N / BN) / target.multiprocessors)
-    rounds, last = divmod(tiles, gemm.programs)
-    together = max(gemm.programs * loop + TOGETHER * rest, loop + rest) if gemm.programs > 1 else loop + rest
-    compute = rounds * together + (last > 0) * max(last * loop, loop + rest)
+    if gemm.epilogue_warps:
+        rest = ALONE * math.sqrt(4 / gemm.epilogue_warps) * slots + PART_ALONE * gemm.subtiles
+        own_loop = loop + HANDED_OVER
+        compute = FILL + own_loop + (tiles - 1) * max(own_loop, rest) + rest
+    else:
+        rest = FILL + EXPOSED * slots + PART * gemm.subtiles
+        together = loop + rest
+        if gemm.programs > 1:
+            together = max(gemm.programs * loop + TOGETHER * rest, together)
+        rounds, last = divmod(tiles, gemm.programs)
+        compute = rounds * together + (last > 0) * max(last * loop, loop + rest)
     moved = e * (products * (M * K + K * N) + matrices * M * N) / (COPIED * own.memory)
     seconds = max(compute, moved)
     return Estimate(tiles * loop, seconds - tiles * loop, seconds + START)

@@ -24,6 +24,9 @@ class GemmConfig:
     tma: bool = False
     persistent: bool = False
     programs: int = 1  # that fit a multiprocessor, so that one's epilogue runs beside another's loop
+    epilogue_warps: int = (
+        0  # that an epilogue has for itself, beside the next tile's loop; 0 shares the loop's
+    )
 
     @property
     def epilogue_tile(self) -> tuple[int, int]:
@@ -36,6 +39,7 @@ class GemmConfig:
             f"{tile}{parts} g{self.group}"
             + (" persistent" if self.persistent else "")
             + (f" x{self.programs}" if self.programs > 1 else "")
+            + (f" +{self.epilogue_warps}w" if self.epilogue_warps else "")
         )
 
 

@@ -45,6 +45,9 @@ TARGETS = {
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MATRIX_INSTRUCTIONS = {"cuda:80": "mma.sync", "cuda:90": "wgmma", "cuda:100": "tcgen05", "hip:gfx942": "mfma"}
 
+PRODUCTS = ("gemm", "overlapped_gemm")
+"""The kernels of products."""
+
 STORES = {1000: "16 B", 500: "8 B"}
 """The stores of 16-bit codes by their number of units."""
 
@@ -256,9 +259,13 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target, largest: bool) -> Ite
     if not case.product:
         yield {}
         return
-    heavy = case.name.startswith(("encode everything ", "code_grad everything", "decode_loss negative"))
+    heavy = case.name.startswith(
+        ("encode everything ", "encode l1 softplus", "code_grad everything", "decode_loss negative")
+    )
     tiles = config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy)
-    for gemm in tiles[:1] if largest else tiles:
+    if largest:
+        tiles = (*tiles[:1], *[gemm for gemm in tiles[1:] if gemm.epilogue_warps][:1])
+    for gemm in tiles:
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}
 
@@ -267,7 +274,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target, largest: bool) -> Ite
 
 
 def _describe(compiled: Compiled, overrides: dict[str, Any]) -> str:
-    if compiled.name == "gemm" and "gemm" in overrides:
+    if compiled.name in PRODUCTS and "gemm" in overrides:
         return str(overrides["gemm"])
     tile = f"{compiled.options['BM']}x{compiled.options['BN']} " if compiled.name == "elementwise" else ""
     return f"{tile}{compiled.options.get('num_warps', 4)}w"
@@ -388,7 +395,8 @@ def compile_all(
     """The rows of every case as they come; ``jobs`` processes share the work.
 
     ``counted`` disassembles the kernels for CUDA, which takes a while, and counts their instructions.
-    ``largest`` leaves out all but the first tile of each product, which has the most registers to spill.
+    ``largest`` leaves out all but the first tile of each product and kernel, which has the most registers to
+    spill.
     """
     tasks = [
         (target, case.name, dtype, counted, largest)
@@ -413,7 +421,11 @@ def problems(rows: list[Row]) -> list[str]:
         where = f"{row.target} {row.operator} ({row.kernel}, {row.dtype}, {row.configuration})"
         if row.spilled:
             found.append(f"{where}: spills {row.spilled} bytes")
-        if row.kernel == "gemm" and row.dtype != "float32" and row.matrix != MATRIX_INSTRUCTIONS[row.target]:
+        if (
+            row.kernel in PRODUCTS
+            and row.dtype != "float32"
+            and row.matrix != MATRIX_INSTRUCTIONS[row.target]
+        ):
             found.append(f"{where}: no {MATRIX_INSTRUCTIONS[row.target]}, but {row.matrix}")
         width = int(row.operator.split()[-1]) if row.operator.split()[-1].isdecimal() else 0
         if width in STORES and row.dtype != "float32" and row.stores != STORES[width]:
@@ -432,7 +444,7 @@ def _line(cells: Iterable[Any]) -> str:
 def markdown(rows: list[Row]) -> str:
     """A table of the 16-bit products: the registers of each configuration, from the largest tile on."""
     targets = [target for target in TARGETS if any(row.target == target for row in rows)]
-    products = [row for row in rows if row.kernel == "gemm" and row.dtype == "bfloat16"]
+    products = [row for row in rows if row.kernel in PRODUCTS and row.dtype == "bfloat16"]
     lines = ["| operator | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
     for operator in dict.fromkeys(row.operator for row in products):
         cells = []

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from triton import knobs
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..launch import Target, device_index, pretend
@@ -157,7 +158,7 @@ def _tensors(arguments: Any) -> Iterator[Tensor]:
     for argument in arguments:
         if isinstance(argument, tuple):
             yield from _tensors(argument)
-        elif isinstance(argument, TensorDescriptor):
+        elif isinstance(argument, (TensorDescriptor, GluonDescriptor)):
             yield argument.base
         elif isinstance(argument, Tensor):
             yield argument

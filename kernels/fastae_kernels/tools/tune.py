@@ -228,8 +228,15 @@ def _fits(gemm: GemmConfig, dtype: torch.dtype, target: Target) -> bool:
     """True if a tile's operands fit shared memory, and its accumulators a thread's registers."""
     operands = (gemm.block_m + gemm.block_n) * gemm.block_k * dtype.itemsize
     accumulators = gemm.block_m * gemm.block_n // (32 * gemm.warps)
+    finished = 0
+    if gemm.epilogue_warps:  # which find a tile in shared memory, in parts of at most 128 bytes
+        finished = gemm.block_m * gemm.block_n * dtype.itemsize
+        if not gemm.persistent or gemm.warps + gemm.epilogue_warps > (12 if accumulators > 64 else 16):
+            return False
+        if gemm.epilogue_tile[1] * dtype.itemsize > 128:
+            return False
     return (
-        operands * gemm.stages <= _SHARED[target.family] << 10
+        operands * gemm.stages + finished <= _SHARED[target.family] << 10
         and 8 <= accumulators <= 128
         and gemm.epilogue_tile[1] >= 16
     )
@@ -262,6 +269,7 @@ def candidates(key: Key, dtype: torch.dtype, target: Target) -> list[Plan]:
         return found
     configs = config.configurations(target, dtype, operator=key.operator, aligned=key.aligned)
     configs += tuple(replace(gemm, subtiles=gemm.subtiles // 2) for gemm in configs if gemm.subtiles >= 4)
+    configs = tuple(dict.fromkeys(configs))
     return found + [replace(default, strategy="fused", gemm=gemm) for gemm in configs]
 
 
