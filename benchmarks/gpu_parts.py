@@ -33,8 +33,17 @@ from fastae.bench.providers import FLOOR, Floor, make_provider
 from fastae.bench.results import clocks, describe
 from fastae.bench.suite import Suite
 
-SMALL = (Shape(96, 192, 128), Shape(67, 131, 93))
+SMALL = (Shape(96, 192, 128), Shape(67, 131, 93), Shape(520, 328, 776))
 SMALL_TILES = GemmConfig(64, 64, 32, 4, 3, subtiles=2, tma=True)
+WAYS: dict[str, dict[str, Any]] = {
+    "fused": {"strategy": "fused", "gemm": SMALL_TILES},
+    "split": {"strategy": "split"},
+    "overlapped": {
+        "strategy": "fused",
+        "gemm": next(g for g in config.GEMM_CONFIGS["sm90"][2] if g.epilogue_warps),
+    },
+}
+"""Of a product with its epilogue."""
 
 
 def machine(here: Machine, save: Save) -> dict[str, Any]:
@@ -62,13 +71,15 @@ def machine(here: Machine, save: Save) -> dict[str, Any]:
 
 
 def smoke(here: Machine, save: Save) -> dict[str, Any]:
-    """Errors of every operator, fused and split, of the sparse ones, against float64."""
+    """Errors of every operator, in each way, and of the sparse ones, against float64."""
     found: dict[str, Any] = {"errors": {}, "problems": {}}
-    for dtype, shape in itertools.product(("bfloat16", "float32"), SMALL):
+    for dtype, shape in itertools.product(("bfloat16", "float16", "float32"), SMALL):
         tensors = Tensors.of(Problem.make(shape, getattr(torch, dtype), here.device))
-        for strategy, (name, operator) in itertools.product(("fused", "split"), OPERATORS.items()):
-            with config.using(strategy=strategy, gemm=SMALL_TILES):
-                _check(here, found, f"{name} {strategy} {dtype} {shape}", dtype, Call(operator, tensors))
+        for way, (name, operator) in itertools.product(WAYS, OPERATORS.items()):
+            if way == "overlapped" and dtype != "bfloat16":
+                continue
+            with config.using(**WAYS[way]):
+                _check(here, found, f"{name} {way} {dtype} {shape}", dtype, Call(operator, tensors))
         sparse_calls = gpu_sparse.compared(tensors) if shape == SMALL[0] else {}
         for name, call in sparse_calls.items():
             _check(here, found, f"{name} {dtype} {shape}", dtype, call)
