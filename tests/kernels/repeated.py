@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from fastae_kernels import repeats, replay
-from fastae_kernels.plan import config
+from fastae_kernels.plan import choices, config
 from fastae_kernels.plan.schedules import GemmConfig
 from fastae_kernels.tools import stub
 from torch import Tensor
@@ -251,6 +251,22 @@ def training_step() -> None:
     functional.autoencoder_loss(x, w, b, v, c, **EVERYTHING).total.backward()
 
 
+def with_new_choice() -> None:
+    """A plan that is measured after a call was recorded."""
+    call, device = encoded(), stub.DEVICES["h100"]
+    for _ in range(3):
+        call()
+    plan = config.plan(M, H, D, torch.bfloat16, device, operator="encode")
+    strategy = "split" if plan.strategy == "fused" else "fused"
+    key = choices.Key("encode", "bfloat16", "ieee", heavy=False, aligned=True, k_major=True, M=M, N=H, K=D)
+    choice = choices.Choice(strategy, plan.gemm, plan.elementwise)
+    choices.save(device.device, [choices.Entry(key, choice, 1.0, 2.0)])
+    before = seen_in(call)
+    config.forget_choices()
+    after = seen_in(call)
+    report["choice"] = {"new": {"same": after == by_triton(call) != before}}
+
+
 def with_hook() -> None:
     """A launch that a hook watches is Triton's."""
     chain: Any = knobs.runtime.launch_enter_hook
@@ -271,4 +287,6 @@ with stub.stub_driver(), config.using(strategy="fused", gemm=GEMM):
         compare(name, calls)
     compare("step", {"step": training_step})
     with_hook()
+with stub.stub_driver():
+    with_new_choice()
 json.dump(report, sys.stdout)
