@@ -44,7 +44,7 @@ class Compiled(NamedTuple):
         kernel = self.kernel
         if kernel.debug or kernel.pre_run_hooks or kernel.device_caches[device] is not self.caches:
             return False
-        return all(space.get(name) is value for space, name, value in self.globals)
+        return all([space.get(name) is value for space, name, value in self.globals])
 
     def launch(self, programs: int, stream: int, args: tuple[Any, ...]) -> None:
         """Launch with arguments of the same description."""

@@ -246,14 +246,15 @@ def replayed(function: Callable[..., Any]) -> Callable[..., Any]:
         if tables.get(target.device) is not table:
             calls.clear()
             tables[target.device] = table
-        tensors, others = (get(args) for get in _split(tuple(map(type, args))))
+        tensors_of, rest_of = _split(tuple(map(type, args)))
+        tensors = tensors_of(args)
         addresses = [tensor.data_ptr() for tensor in tensors]
         key = (
             target,
             own,
             config._override,
             config.precision(args[0].dtype, target),
-            *others,
+            *rest_of(args),
             *[(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors],
             *[address % 16 for address in addresses],
             *map(addresses.index, addresses),
