@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import triton
 from triton import knobs
 from triton.compiler import CompiledKernel
+from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.runtime import JITFunction, driver
 
 KNOWN = (3, 6) <= tuple(map(int, triton.__version__.split(".")[:2])) <= (3, 9)
@@ -122,7 +123,7 @@ def launch(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str,
 
 def _launch(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> Compiled | None:
     known = _kernels.get(id(kernel))
-    if known is None and type(kernel) is JITFunction:
+    if known is None and type(kernel) in (JITFunction, GluonJITFunction):
         known = _kernels[id(kernel)] = _Kernel(kernel)
     if known is None or not known.plain or watched():
         kernel[(programs,)](*args, **options)

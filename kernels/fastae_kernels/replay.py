@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -54,9 +55,9 @@ def _join(args: Any, values: Values, stream: int) -> tuple[Any, ...]:
     return args(values)
 
 
-def _describe(fields: dict[str, Any], base: int, values: Values, stream: int) -> TensorDescriptor:
+def _describe(kind: type, fields: dict[str, Any], base: int, values: Values, stream: int) -> Any:
     """A descriptor of another tensor of the same shape, strides and alignment, which need no check."""
-    made = object.__new__(TensorDescriptor)
+    made: Any = object.__new__(kind)
     vars(made).update(fields)
     made.base = values[base]
     return made
@@ -200,9 +201,9 @@ class _Recorder(TorchDispatchMode):
             address = value.data_ptr()  # 0 without entries
             self.playable &= address != 0 and address in self._places
             return self._places.get(address, 0)
-        if type(value) is TensorDescriptor:
+        if type(value) in (TensorDescriptor, GluonDescriptor):
             fields = {**vars(value), "base": None}
-            return self._step(functools.partial(_describe, fields, self._place(value.base)))
+            return self._step(functools.partial(_describe, type(value), fields, self._place(value.base)))
         parts = [self._place(part) for part in value] if isinstance(value, tuple) else []
         if any(place >= 0 for place in parts):
             return self._step(functools.partial(_join, _getter(parts)))

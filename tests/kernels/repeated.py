@@ -20,6 +20,7 @@ from fastae_kernels.plan.schedules import GemmConfig
 from fastae_kernels.tools import stub
 from torch import Tensor
 from triton import knobs
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -27,6 +28,8 @@ import fastae
 from fastae import functional, ops
 
 GEMM = GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)
+OVERLAPPED = next(gemm for gemm in config.GEMM_CONFIGS["sm90"][2] if gemm.epilogue_warps)
+DESCRIPTORS = TensorDescriptor, GluonDescriptor
 EVERYTHING: dict[str, Any] = {
     "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
     "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
@@ -42,7 +45,7 @@ def form(value: Any, addresses: list[int]) -> Any:
     """An argument, with the order in which addresses were first seen in place of addresses."""
     if isinstance(value, Tensor):
         return addresses.index(value.data_ptr()), str(value.dtype)
-    if isinstance(value, TensorDescriptor):
+    if isinstance(value, DESCRIPTORS):
         own = {name: field for name, field in vars(value).items() if name != "base"}
         return form(value.base, addresses), str(own)
     if isinstance(value, tuple):
@@ -53,9 +56,7 @@ def form(value: Any, addresses: list[int]) -> Any:
 def tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, tuple):
         return [tensor for part in value for tensor in tensors_of(part)]
-    return (
-        [value] if isinstance(value, Tensor) else [value.base] if isinstance(value, TensorDescriptor) else []
-    )
+    return [value] if isinstance(value, Tensor) else [value.base] if isinstance(value, DESCRIPTORS) else []
 
 
 def seen_in(call: Callable[[], Any]) -> list[Any]:
@@ -224,6 +225,7 @@ CALLS = {
         "another number": encoded(dropout=0.3),
         "no rows": encoded(x=X[:0].bfloat16()),
         "the library's product": within(encoded(), strategy="split"),
+        "an epilogue with its own warps": within(encoded(), gemm=OVERLAPPED),
         "another plan": within(encoded(), gemm=GemmConfig(64, 64, 32, 4, 3, tma=True)),
         "float64": encoded(x=X.double(), weight=W.double(), bias=B.double(), sq_norms=Q.double()),
     },
