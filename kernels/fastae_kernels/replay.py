@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime import driver
+from triton.runtime.jit import JITCallable
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch, repeats
@@ -33,6 +34,9 @@ _CASTS = {_aten.to.dtype, _aten._to_copy.default}
 _OPERATIONS = {_aten.mm.default, _aten.mm.out, _aten.mul.Tensor, *_CASTS}
 _VIEWS = {_aten.t.default, _aten.transpose.int, _aten.unsqueeze.default, _aten.detach.default}
 """Operations whose result starts where their argument does."""
+
+_CONSTANTS = (int, float, str, JITCallable, type(None))
+"""Types of a kernel's arguments that are the same whatever the tensors."""
 
 Values = list[Any]
 """A call's tensors, then the results of its steps, then the constants of all steps."""
@@ -204,10 +208,13 @@ class _Recorder(TorchDispatchMode):
         if type(value) in (TensorDescriptor, GluonDescriptor):
             fields = {**vars(value), "base": None}
             return self._step(functools.partial(_describe, type(value), fields, self._place(value.base)))
-        parts = [self._place(part) for part in value] if isinstance(value, tuple) else []
-        if any(place >= 0 for place in parts):
-            return self._step(functools.partial(_join, _getter(parts)))
-        return self._constant(value)
+        if not isinstance(value, tuple):
+            self.playable &= isinstance(value, _CONSTANTS)  # what else there may be could hold a tensor
+            return self._constant(value)
+        parts = [self._place(part) for part in value]
+        if all(place < 0 for place in parts):
+            return self._constant(value)
+        return self._step(functools.partial(_join, _getter(parts)))
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
