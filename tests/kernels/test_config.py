@@ -147,7 +147,7 @@ def test_heavy_epilogues_work_on_smaller_parts(target: Target, dtype: torch.dtyp
     assert heavy
     for gemm in heavy:
         if gemm.epilogue_warps:
-            assert gemm.block_m * gemm.epilogue_tile[1] <= 16 * 32 * gemm.epilogue_warps
+            assert gemm.block_m * gemm.epilogue_tile[1] <= 16 * 32 * 4  # a crew's
         else:
             assert gemm.block_m * gemm.block_n <= 64 * 32 * gemm.warps
         assert gemm.epilogue_tile[1] >= 16  # a counter's 16 draws
@@ -160,7 +160,7 @@ def test_epilogues_have_warps_of_their_own_where_a_rounded_product_does():
         return sum(gemm.epilogue_warps > 0 for gemm in found)
 
     for operator in ("encode", "decode_loss", "decode_loss_target_grad", "code_grad"):
-        assert overlapped(operator, torch.bfloat16) == 2
+        assert overlapped(operator, torch.bfloat16) == (3 if operator == "encode" else 2)
         assert overlapped(operator, torch.bfloat16, aligned=False) == overlapped(operator, torch.float16) == 0
     for operator in ("weight_grad", "weight_grad dual", "top_entries", "append_passing"):
         assert overlapped(operator, torch.bfloat16) == 0

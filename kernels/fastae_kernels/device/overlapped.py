@@ -1,9 +1,9 @@
 """The matrix product of :mod:`.gemm` with warps of its own for the epilogue, for Hopper's matrix units.
 
-A program has two groups of warps. One loads operands by tensor descriptors and multiplies; it leaves a
-finished tile in shared memory, in the operands' dtype as a library leaves it in memory, and goes on with the
-next tile. The other group meanwhile works on the tile's epilogue. The schedule is persistent, so that all
-epilogues but a program's last cost next to nothing; on the last both groups work.
+Eight warps of a program load operands by tensor descriptors and multiply. They leave a finished tile in
+shared memory, in the operands' dtype as a library leaves it in memory, and go on with the next one. One or
+two crews of four warps meanwhile work on the tile's epilogue, each on parts of its own. The schedule is
+persistent, so that epilogues cost little but for a program's last, on which all warps work.
 
 Written in Gluon, since Triton has no such schedule for Hopper.
 """
@@ -77,14 +77,16 @@ def _end(parts, first, last, tile, tiles_m, tiles_n, M, N, EPILOGUE: gl.constexp
 @gluon.jit
 def _multiply(a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, steps, M, N, EPILOGUE: gl.constexpr,
               args, GROUP: gl.constexpr, A_TRANSPOSED: gl.constexpr, B_TRANSPOSED: gl.constexpr,
-              WARPS: gl.constexpr):  # fmt: skip
-    """The group that multiplies. Loads run STAGES - 1 steps ahead, across the ends of tiles."""
+              CREWS: gl.constexpr, WARPS: gl.constexpr):  # fmt: skip
+    """The warps that multiply. Loads run STAGES - 1 steps ahead, across the ends of tiles."""
     PARTS: gl.constexpr = parts.shape[0]
     BM: gl.constexpr = parts.shape[1]
     BN: gl.constexpr = PARTS * parts.shape[2]
     STAGES: gl.constexpr = x.shape[0]
+    # of 512 threads none may name more than 128 registers in an instruction
+    WIDTH: gl.constexpr = BN if CREWS == 1 else min(BN, 128)
     layout: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BN, 16]
+        version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, WIDTH, 16]
     )
     tiles = tiles_m * tiles_n
     next_tile, next_step = gl.program_id(0), 0  # of the next load
@@ -125,20 +127,24 @@ def _multiply(a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, steps, M,
         mbarrier.arrive(full)
         turn ^= 1
         last = tile
-    _end(parts, PARTS // 2, PARTS, last, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, WARPS)
+    _end(
+        parts, CREWS * PARTS // (CREWS + 1), PARTS, last, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, WARPS
+    )
 
 
 @gluon.jit
 def _finish(parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE: gl.constexpr, args, GROUP: gl.constexpr,
-            WARPS: gl.constexpr):  # fmt: skip
-    """The group that ends tiles; of the last it leaves half to the other."""
+            NUMBER: gl.constexpr, CREWS: gl.constexpr):  # fmt: skip
+    """One of CREWS crews that end tiles. The warps that multiply take a share of the last one, too."""
     PARTS: gl.constexpr = parts.shape[0]
     tiles = tiles_m * tiles_n
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         mbarrier.wait(full, turn)
-        own = gl.where(tile + gl.num_programs(0) < tiles, PARTS, PARTS // 2)
-        _end(parts, 0, own, tile, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, WARPS)
+        more = tile + gl.num_programs(0) < tiles
+        first = gl.where(more, NUMBER * PARTS // CREWS, NUMBER * PARTS // (CREWS + 1))
+        last = gl.where(more, (NUMBER + 1) * PARTS // CREWS, (NUMBER + 1) * PARTS // (CREWS + 1))
+        _end(parts, first, last, tile, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, 4)
         mbarrier.arrive(empty)
         turn ^= 1
 
@@ -147,15 +153,15 @@ def _finish(parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE: gl.constexpr, 
 def overlapped_gemm(a, b, M, N, K, EPILOGUE: gl.constexpr, args, BM: gl.constexpr, BN: gl.constexpr,
                     BK: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, SUBTILES: gl.constexpr,
                     A_TRANSPOSED: gl.constexpr, B_TRANSPOSED: gl.constexpr, N_UNIT: gl.constexpr,
-                    EPILOGUE_WARPS: gl.constexpr, REGISTERS: gl.constexpr,
+                    CREWS: gl.constexpr, REGISTERS: gl.constexpr,
                     num_warps: gl.constexpr):  # fmt: skip
     """EPILOGUE of each tile of a b, a [M, K], b [K, N], K > 0, both by descriptors.
 
-    An operand is transposed where its columns are contiguous. REGISTERS is what a thread of the epilogue has.
+    An operand is transposed where its columns are contiguous. REGISTERS is what a thread of a crew has.
     """
     follow()
     N = multiple_of(N, N_UNIT)
-    tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
+    tiles_m, tiles_n, steps = gl.cdiv(M, BM), gl.cdiv(N, BN), gl.cdiv(K, BK)
     dtype: gl.constexpr = a.dtype
     x = gl.allocate_shared_memory(dtype, [STAGES, BM, BK] if not A_TRANSPOSED else [STAGES, BK, BM], a.layout)
     y = gl.allocate_shared_memory(dtype, [STAGES, BK, BN] if not B_TRANSPOSED else [STAGES, BN, BK], b.layout)
@@ -167,13 +173,25 @@ def overlapped_gemm(a, b, M, N, K, EPILOGUE: gl.constexpr, args, BM: gl.constexp
     for stage in gl.static_range(STAGES):
         mbarrier.init(ready.index(stage), count=1)
     mbarrier.init(full, count=1)
-    mbarrier.init(empty, count=1)
-    gl.warp_specialize(
-        [
-            (_multiply, (a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, gl.cdiv(K, BK), M, N,
-                         EPILOGUE, args, GROUP, A_TRANSPOSED, B_TRANSPOSED, num_warps)),
-            (_finish, (parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, EPILOGUE_WARPS)),
-        ],
-        [EPILOGUE_WARPS],
-        [REGISTERS],
-    )  # fmt: skip
+    mbarrier.init(empty, count=CREWS)
+    if CREWS == 1:
+        gl.warp_specialize(
+            [
+                (_multiply, (a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, steps, M, N, EPILOGUE,
+                             args, GROUP, A_TRANSPOSED, B_TRANSPOSED, CREWS, num_warps)),
+                (_finish, (parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, 0, CREWS)),
+            ],
+            [4],
+            [REGISTERS],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_multiply, (a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, steps, M, N, EPILOGUE,
+                             args, GROUP, A_TRANSPOSED, B_TRANSPOSED, CREWS, num_warps)),
+                (_finish, (parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, 0, CREWS)),
+                (_finish, (parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE, args, GROUP, 1, CREWS)),
+            ],
+            [4, 4],
+            [REGISTERS, REGISTERS],
+        )  # fmt: skip

@@ -143,7 +143,8 @@ def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConf
     """The epilogue of a b, for aligned operands, by warps of its own."""
     (M, K), N = a.shape, b.shape[1]
     tiles = buffers.blocks(M, config.block_m) * buffers.blocks(N, config.block_n)
-    threads = 32 * (config.warps + config.epilogue_warps)
+    multiplying = config.block_m * config.block_n // (32 * config.warps) + 32  # accumulators and addresses
+    left = (_REGISTERS // 32 - config.warps * multiplying) // config.epilogue_warps
     launch(
         overlapped_gemm,
         min(tiles, target_of(a.device).multiprocessors),
@@ -164,8 +165,8 @@ def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConf
         A_TRANSPOSED=a.stride(1) != 1,
         B_TRANSPOSED=b.stride(1) != 1,
         N_UNIT=buffers.unit(N),
-        EPILOGUE_WARPS=config.epilogue_warps,
-        REGISTERS=_REGISTERS // threads // 8 * 8,
+        CREWS=config.epilogue_warps // 4,
+        REGISTERS=min(left // 8 * 8, 168),
         num_warps=config.warps,
     )
 

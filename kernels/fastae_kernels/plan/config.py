@@ -51,7 +51,8 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
             _gemm(64, 64, 64, 4, 5, subtiles=2, programs=2, **_TMA),
             _gemm(64, 32, 128, 4, 4, subtiles=1, programs=2, **_TMA),
             GemmConfig(128, 256, 64, 8, 3, subtiles=8, heavy_subtiles=16, epilogue_warps=4, **_PERSISTENT),
-            GemmConfig(128, 128, 64, 8, 5, subtiles=4, heavy_subtiles=8, epilogue_warps=8, **_PERSISTENT),
+            GemmConfig(128, 256, 64, 8, 3, subtiles=16, epilogue_warps=8, **_PERSISTENT),
+            GemmConfig(128, 128, 64, 8, 5, subtiles=8, heavy_subtiles=8, epilogue_warps=8, **_PERSISTENT),
         ),
         4: (
             _gemm(128, 128, 32, 8, 4, subtiles=4, **_PERSISTENT),
@@ -111,6 +112,7 @@ def configurations(
     if operator.startswith("weight_grad"):
         return tuple(replace(c, subtiles=c.light_subtiles or c.subtiles) for c in configs)
     if operator.startswith(("decode_loss", "code_grad")):
+        configs = tuple(c for c in configs if c.heavy_subtiles or not c.epilogue_warps)
         return tuple(replace(c, subtiles=c.heavy_subtiles) if c.epilogue_warps else c for c in configs)
     return configs
 

@@ -58,7 +58,7 @@ EXPOSED = 3.5
 PART = 0.42e-6
 """Seconds that each part of an epilogue waits behind its barriers."""
 ALONE, PART_ALONE = 4.5, 0.6e-6
-"""The same of an epilogue by four warps of its own, which hide less and wait longer."""
+"""The same of an epilogue by a crew of four warps of its own."""
 HANDED_OVER = 3.0e-6
 """Seconds that a loop loses when it leaves a tile to them."""
 TOGETHER = 1.34
@@ -117,7 +117,7 @@ def fused(key: Key, dtype: torch.dtype, target: Target, gemm: GemmConfig) -> Est
     slots = BM * BN * instructions / (_LANES * own.clock)
     tiles = math.ceil(math.ceil(M / BM) * math.ceil(N / BN) / target.multiprocessors)
     if gemm.epilogue_warps:
-        rest = ALONE * math.sqrt(4 / gemm.epilogue_warps) * slots + PART_ALONE * gemm.subtiles
+        rest = ALONE * slots + PART_ALONE * gemm.subtiles
         own_loop = loop + HANDED_OVER
         compute = FILL + own_loop + (tiles - 1) * max(own_loop, rest) + rest
     else:

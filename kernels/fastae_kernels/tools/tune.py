@@ -231,7 +231,7 @@ def _fits(gemm: GemmConfig, dtype: torch.dtype, target: Target) -> bool:
     finished = 0
     if gemm.epilogue_warps:  # which find a tile in shared memory, in parts of at most 128 bytes
         finished = gemm.block_m * gemm.block_n * dtype.itemsize
-        if not gemm.persistent or gemm.warps + gemm.epilogue_warps > (12 if accumulators > 64 else 16):
+        if not gemm.persistent or gemm.warps != 8:
             return False
         if gemm.epilogue_tile[1] * dtype.itemsize > 128:
             return False
