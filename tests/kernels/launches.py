@@ -16,6 +16,7 @@ import triton.language as tl
 from fastae_kernels import operators as launchers
 from fastae_kernels.plan import config
 from fastae_kernels.plan.schedules import GemmConfig
+from fastae_kernels.tools.aot import TARGETS
 from fastae_kernels.tools.stub import stub_driver
 
 import fastae
@@ -29,6 +30,7 @@ from fastae.train.step import TrainingStep
 SHAPE = Shape(256, 784, 1000)
 SMALL = {"gemm": GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)}
 OVERLAPPED = {"gemm": next(g for g in config.GEMM_CONFIGS["sm90"][2] if g.epilogue_warps)}
+SELECTING = {"gemm": config.configurations(TARGETS["cuda:90"], torch.bfloat16, operator="top_entries")[0]}
 EVERYTHING: dict[str, Any] = {
     "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
     "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
@@ -102,6 +104,12 @@ def segments() -> None:
     launchers.adam_rows(weight, *moments, torch.ones(2), (0.9, 0.99), 1e-8, (table, index, starts, values))
 
 
+def selections() -> None:
+    x, weight = torch.rand(256, 96).bfloat16(), torch.rand(1024, 96).bfloat16()
+    launchers.top_entries(x, weight, None, 8)
+    launchers.batch_entries(x, weight, None, 8)
+
+
 CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
     "step, fused": ({"strategy": "fused", **SMALL}, lambda: step(STEP.ours)),
     "step, overlapped": ({"strategy": "fused", **OVERLAPPED}, lambda: step(STEP.ours)),
@@ -114,6 +122,8 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
     "everything, fused": ({"strategy": "fused", **SMALL}, everything),
     "everything, split": ({"strategy": "split"}, everything),
     "segments": ({}, segments),
+    "selections, overlapped": (SELECTING, selections),
+    "selections, not in float32": (OVERLAPPED, selections),
 }
 
 

@@ -10,6 +10,7 @@ from fastae_kernels import operators
 from fastae_kernels.launch import Target
 from fastae_kernels.operators import buffers, run
 from fastae_kernels.plan import choices, config, estimate, explain
+from fastae_kernels.plan.schedules import GemmConfig
 from fastae_kernels.tools.aot import TARGETS
 from torch import Tensor
 
@@ -162,10 +163,29 @@ def test_epilogues_have_warps_of_their_own_where_a_rounded_product_does():
     for operator in ("encode", "decode_loss", "decode_loss_target_grad", "code_grad"):
         assert overlapped(operator, torch.bfloat16) == (3 if operator == "encode" else 2)
         assert overlapped(operator, torch.bfloat16, aligned=False) == overlapped(operator, torch.float16) == 0
-    for operator in ("weight_grad", "weight_grad dual", "top_entries", "append_passing"):
+    for operator in ("weight_grad", "weight_grad dual"):
         assert overlapped(operator, torch.bfloat16) == 0
     large = config.plan(8192, 16384, 4096, torch.bfloat16, HOPPER, operator="encode")
     assert large.strategy == "fused" and large.gemm.epilogue_warps == 4
+
+
+@pytest.mark.parametrize("operator", config.SELECTIONS)
+def test_a_selection_has_warps_of_its_own_that_find_its_product_in_float32(operator: str):
+    def overlapped(target: Target, dtype: torch.dtype, **options: Any) -> list[GemmConfig]:
+        found = config.configurations(target, dtype, operator=operator, **options)
+        return [gemm for gemm in found if gemm.epilogue_warps]
+
+    for dtype in (torch.bfloat16, torch.float16):
+        found = overlapped(HOPPER, dtype)
+        assert len(found) == 2 and not overlapped(HOPPER, dtype, aligned=False)
+        assert all(config.fits(gemm, dtype, HOPPER, operator) for gemm in found)
+        for gemm in found:
+            assert gemm.shared_bytes(2, exact=True) - gemm.shared_bytes(2) == 2 * gemm.block_m * gemm.block_n
+        rounded = next(gemm for gemm in config.GEMM_CONFIGS["sm90"][2] if gemm.epilogue_warps)
+        assert config.fits(rounded, dtype, HOPPER) and not config.fits(rounded, dtype, HOPPER, operator)
+    assert not overlapped(HOPPER, torch.float32) and not overlapped(TARGETS["cuda:80"], torch.bfloat16)
+    large = config.plan(8192, 131072, 4096, torch.bfloat16, HOPPER, operator=operator)
+    assert large.gemm == overlapped(HOPPER, torch.bfloat16)[0]
 
 
 def test_unaligned_operands_get_tiles_without_descriptors():

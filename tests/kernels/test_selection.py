@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastae_kernels.device import selection as epilogues
 from fastae_kernels.operators import selection
 from fastae_kernels.plan.roofline import product
 from fastae_kernels.tools import sparse_cost
@@ -104,7 +105,16 @@ def test_rows_with_more_candidates_than_slots_are_computed_again(few_slots: None
     assert latents[1].tolist() == [0, 1, 2, 3] and values[1].isnan().all()
 
 
-def test_rows_of_wide_tiles_have_several_groups_of_bits(few_slots: None):
+@pytest.mark.parametrize(
+    "adjacent", [2, pytest.param(8, marks=pytest.mark.skipif(ON_GPU, reason="as compiled"))]
+)
+def test_rows_of_wide_tiles_have_several_groups_of_bits(
+    adjacent: int, few_slots: None, monkeypatch: pytest.MonkeyPatch
+):
+    """With a thread per four columns, and with one per row, as where the epilogue has warps of its own."""
+    if adjacent == 8:
+        monkeypatch.setattr(epilogues, "adjacent", lambda tile: 8)
+        monkeypatch.setattr(epilogues, "octets", lambda tile: 4)
     g = torch.Generator().manual_seed(0)
     x, weight = (torch.randint(-3, 4, (n, 8), generator=g).float() for n in (5, 150))
     z = x @ weight.t()

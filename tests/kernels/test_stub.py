@@ -82,6 +82,17 @@ def test_grids_are_the_tiles_of_the_results(report: dict[str, Any]):
     assert overlapped == [[2 * 4, 1, 1]] * 3  # with tiles of 128 x 256
 
 
+@pytest.mark.parametrize(
+    ("case", "kernel"),
+    [("selections, overlapped", "overlapped_gemm"), ("selections, not in float32", "gemm")],
+)
+def test_selections_overlap_where_a_tile_in_float32_fits(case: str, kernel: str, report: dict[str, Any]):
+    """Two products of 512 columns and one of 1024, with 256 rows; tiles of 128 x 256."""
+    kernels = report["cases"][case]["kernels"]
+    products = [(name, grid[0]) for name, grid, *_ in kernels if grid and "gemm" in name]
+    assert products == [(kernel, 2 * 2), (kernel, 2 * 2), (kernel, 2 * 4)]
+
+
 def test_operands_of_products_are_described_for_tma_where_they_are_aligned(report: dict[str, Any]):
     maps = {case: seen["tensor_maps"] for case, seen in report["cases"].items()}
     assert maps["step, fused"] == 2 + 2 + 2 + 4  # of one product each, and of two

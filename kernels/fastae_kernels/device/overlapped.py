@@ -1,9 +1,9 @@
 """The matrix product of :mod:`.gemm` with warps of its own for the epilogue, for Hopper's matrix units.
 
-Eight warps of a program load operands by tensor descriptors and multiply. They leave a finished tile in
-shared memory, in the operands' dtype as a library leaves it in memory, and go on with the next one. One or
-two crews of four warps meanwhile work on the tile's epilogue, each on parts of its own. The schedule is
-persistent, so that epilogues cost little but for a program's last, on which all warps work.
+Four or eight warps of a program load operands by tensor descriptors and multiply. They leave a finished tile
+in shared memory, in float32 or in the operands' dtype as a library leaves it in memory, and go on with the
+next one. One or two crews of four warps meanwhile work on the tile's epilogue, each on parts of its own. The
+schedule is persistent, so that epilogues cost little but for a program's last, on which all warps work.
 
 Written in Gluon, since Triton has no such schedule for Hopper.
 """
@@ -66,8 +66,11 @@ def _end(parts, first, last, tile, tiles_m, tiles_n, M, N, EPILOGUE: gl.constexp
     PARTS: gl.constexpr = parts.shape[0]
     BM: gl.constexpr = parts.shape[1]
     BN: gl.constexpr = parts.shape[2]
-    # 16 bytes of a row per thread
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BN, BN // 8], [WARPS, 1], [1, 0])
+    if parts.dtype == gl.float32:  # a row, or half of one, per thread, which needs no other then
+        held: gl.constexpr = min(4 * BN // WARPS, 32)
+        layout: gl.constexpr = gl.BlockedLayout([1, held], [32, 1], [4, WARPS // 4], [1, 0])
+    else:  # 16 bytes of a row per thread
+        layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BN, BN // 8], [WARPS, 1], [1, 0])
     block_m, block_n = place(tile, tiles_m, tiles_n, GROUP)
     for part in range(first, last):
         value = parts.index(part).load(layout).to(gl.float32)  # [BM, BN]
@@ -153,11 +156,12 @@ def _finish(parts, full, empty, tiles_m, tiles_n, M, N, EPILOGUE: gl.constexpr, 
 def overlapped_gemm(a, b, M, N, K, EPILOGUE: gl.constexpr, args, BM: gl.constexpr, BN: gl.constexpr,
                     BK: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, SUBTILES: gl.constexpr,
                     A_TRANSPOSED: gl.constexpr, B_TRANSPOSED: gl.constexpr, N_UNIT: gl.constexpr,
-                    CREWS: gl.constexpr, REGISTERS: gl.constexpr,
+                    CREWS: gl.constexpr, REGISTERS: gl.constexpr, EXACT: gl.constexpr,
                     num_warps: gl.constexpr):  # fmt: skip
     """EPILOGUE of each tile of a b, a [M, K], b [K, N], K > 0, both by descriptors.
 
     An operand is transposed where its columns are contiguous. REGISTERS is what a thread of a crew has.
+    EXACT hands tiles over in float32.
     """
     follow()
     N = multiple_of(N, N_UNIT)
@@ -165,8 +169,9 @@ def overlapped_gemm(a, b, M, N, K, EPILOGUE: gl.constexpr, args, BM: gl.constexp
     dtype: gl.constexpr = a.dtype
     x = gl.allocate_shared_memory(dtype, [STAGES, BM, BK] if not A_TRANSPOSED else [STAGES, BK, BM], a.layout)
     y = gl.allocate_shared_memory(dtype, [STAGES, BK, BN] if not B_TRANSPOSED else [STAGES, BN, BK], b.layout)
-    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BN // SUBTILES], dtype)
-    parts = gl.allocate_shared_memory(dtype, [SUBTILES, BM, BN // SUBTILES], layout)
+    handed: gl.constexpr = gl.float32 if EXACT else dtype
+    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BN // SUBTILES], handed)
+    parts = gl.allocate_shared_memory(handed, [SUBTILES, BM, BN // SUBTILES], layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())

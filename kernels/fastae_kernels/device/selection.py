@@ -20,6 +20,7 @@ import triton.language as tl
 
 from .dependence import follow
 from .epilogues import with_bias
+from .layouts import adjacent, alike, along, indices, octets, ordered
 from .tiles import tile_indices
 
 EMPTY = tl.constexpr(-(1 << 63))
@@ -58,15 +59,26 @@ def column_in(key):
 
 
 @triton.jit
-def _bits(hit, P: tl.constexpr):
-    """Bits [BM, G, 4] int32 of entries [BM, BN]: of a fourth of P = 16 octets of columns each.
+def _by_thread(tile, P: tl.constexpr, W: tl.constexpr):
+    """Entries [BM, BN] as [BM, G, P, T, W]: one of T threads has W neighbours of each of P octets of columns.
 
-    A thread of matrix units (``mma``, ``wgmma``) has every fourth pair of columns. It sets its bits and finds
-    their entries without talking to other threads.
+    A thread of matrix units (``mma``, ``wgmma``) has every fourth pair of columns, T = 4 and W = 2; one that
+    works on a row alone has T = 1 and W = 8. Either finds its entries without talking to others.
     """
-    bit = 1 << (2 * tl.arange(0, P)[:, None, None] + tl.arange(0, 2)[None, None, :])  # [P, 1, 2]
-    hit = tl.reshape(hit, (hit.shape[0], hit.shape[1] // (8 * P), P, 4, 2))
-    return tl.sum(tl.sum(tl.where(hit, bit[None, None, :, :, :], 0), 4), 2)
+    return tl.reshape(tile, (tile.shape[0], tile.shape[1] // (8 * P), P, 8 // W, W))
+
+
+@triton.jit
+def _number_of_bit(entries, W: tl.constexpr):
+    """[1, 1, P, 1, W]"""
+    return W * indices(entries, 2) + indices(entries, 4)
+
+
+@triton.jit
+def _bits(hit, P: tl.constexpr, W: tl.constexpr):
+    """Bits [BM, G, T] int32 of entries [BM, BN], see :func:`_by_thread`."""
+    hit = _by_thread(hit, P, W)
+    return tl.sum(tl.sum(tl.where(hit, 1 << _number_of_bit(hit, W), 0), 4), 2)
 
 
 @triton.jit
@@ -92,29 +104,36 @@ def _pick(z, octet, P: tl.constexpr):
 
 
 @triton.jit
-def _store(z, bits, keys, slot, slots, place, P: tl.constexpr):
+def _store(z, bits, keys, slot, slots, place, P: tl.constexpr, W: tl.constexpr):
     """Write the keys of the entries of z [BM, BN] in ``bits`` to ``keys`` from ``slot`` on, up to ``slots``.
 
     One of each bits in a turn: entries are rare, and most tiles take one or two. ``keys`` and ``place``, the
     number of the tile's first column, broadcast with ``bits``.
     """
-    BM: tl.constexpr = z.shape[0]
-    G: tl.constexpr = z.shape[1] // (8 * P)
-    even, odd = tl.split(tl.reshape(z, (BM, G, P, 4, 2)))
-    place += (8 * P * tl.arange(0, G)[:, None] + 2 * tl.arange(0, 4)[None, :])[None, :, :]
+    entries = _by_thread(z, P, W)
+    if W == 2:
+        even, odd = tl.split(entries)
+    else:
+        entries = entries.to(tl.int32, bitcast=True)
+    place += 8 * P * indices(bits, 1) + W * indices(bits, 2)
     # axis by axis: of a flattened tensor that threads share, Triton 3.6 compares the wrong ones
     turns = tl.max(tl.max(tl.max(_number(bits), 2), 1), 0)
     entry = keys + slot
     while turns > 0:
-        # values that are not carried from turn to turn keep Triton 3.6 from flattening the loop over tiles
-        going = turns != 0  # always, as only machine code knows
-        even, odd = tl.where(going, even, 0.0), tl.where(going, odd, 0.0)
-        place = tl.where(going, place, 0)
         lowest = (bits & -bits).to(tl.uint32).to(tl.float32)
         at = (lowest.to(tl.int32, bitcast=True) >> 23) - 127  # by the exponent
-        pair = tl.where((at & 1 != 0)[:, :, None, :], odd, even)
-        key = key_of(rank_of(_pick(pair, at >> 1, P)), place + 8 * (at >> 1) + (at & 1))
-        tl.store(entry, key, mask=(bits != 0) & (slot < slots))
+        if W == 2:
+            # values that are not carried along keep Triton 3.6 from flattening the loop over tiles
+            going = turns != 0  # always, as only machine code knows
+            even, odd = tl.where(going, even, 0.0), tl.where(going, odd, 0.0)
+            place = tl.where(going, place, 0)
+            pair = tl.where((at & 1 != 0)[:, :, None, :], odd, even)
+            value, column = _pick(pair, at >> 1, P), 8 * (at >> 1) + (at & 1)
+        else:
+            found = _number_of_bit(entries, W) == at[:, :, None, :][:, :, :, :, None]
+            value = tl.sum(tl.sum(tl.where(found, entries, 0), 4), 2).to(tl.float32, bitcast=True)
+            column = at
+        tl.store(entry, key_of(rank_of(value), place + column), mask=(bits != 0) & (slot < slots))
         bits &= bits - 1
         entry += 1
         slot += 1
@@ -137,18 +156,19 @@ class Candidates(NamedTuple):
 
 @triton.jit
 def append(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    P: tl.constexpr = min(BN // 8, 16)
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    P: tl.constexpr = octets(value)
+    W: tl.constexpr = adjacent(value)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     z = with_bias(value, a, col, N)
     bound = tl.load(a.bound + row, mask=row < M, other=NAN)
     # NaN compares with nothing: it is above every value, and every value is above EMPTY's
-    bits = _bits(~(z <= value_of(bound)[:, None]) & (col < N)[None, :], P)
-    bits = tl.where((bound < NAN)[:, None, None], bits, 0)
+    bits = _bits(~(z <= value_of(bound)[:, None]) & (col < N)[None, :], P, W)
+    bits = tl.where(along(bound < NAN, bits, 0), bits, 0)
     number = _number(bits)
-    count = tl.broadcast_to((a.count + row)[:, None, None], number.shape)
+    row = along(row, bits, 0)
+    count = tl.broadcast_to(a.count + row, number.shape)
     slot = tl.atomic_add(count, number, mask=number > 0, sem="relaxed")
-    keys = (a.keys + row * a.slots)[:, None, None]
-    _store(z, bits, keys, slot, a.slots, a.first + block_n * BN, P)
+    _store(z, bits, a.keys + row * a.slots, slot, a.slots, a.first + block_n * BN, P, W)
 
 
 class Passing(NamedTuple):
@@ -168,18 +188,31 @@ class Passing(NamedTuple):
 
 @triton.jit
 def append_passing(value, block_m, block_n, M, N, a, BM: tl.constexpr, BN: tl.constexpr):
-    P: tl.constexpr = min(BN // 8, 16)
-    row, col = tile_indices(block_m, block_n, BM, BN)
+    P: tl.constexpr = octets(value)
+    W: tl.constexpr = adjacent(value)
+    row, col = tile_indices(block_m, block_n, BM, BN, value)
     z = with_bias(value, a, col, N)
     bound = tl.load(a.bound + col * a.stride, mask=col < N, other=float("nan")).to(tl.float32)
-    bits = _bits(~(z <= bound[None, :]) & (bound == bound)[None, :], P)  # NaN is above every value
-    bits = tl.where((row < M)[:, None, None], bits, 0)
+    # NaN is above every value
+    bits = _bits(~(z <= bound[None, :]) & (bound == bound)[None, :], P, W)
+    bits = tl.where(along(row < M, bits, 0), bits, 0)
     number = _number(bits)
-    start = tl.atomic_add(a.count, tl.sum(tl.sum(tl.sum(number, 2), 1), 0), sem="relaxed")
-    number = tl.ravel(number)
-    slot = tl.reshape(start + tl.cumsum(number, 0) - number, bits.shape)
-    place = (a.first + row.to(tl.int32) * N + block_n * BN)[:, None, None]
-    _store(z, bits, a.keys, slot, a.capacity, place, P)
+    total = tl.sum(tl.sum(tl.sum(number, 2), 1), 0)
+    if W == 2:  # where a branch might keep the loop over tiles from being flattened
+        _append_all(z, bits, number, total, row, block_n * BN, N, a, P, W)
+    else:
+        if total > 0:
+            _append_all(z, bits, number, total, row, block_n * BN, N, a, P, W)
+
+
+@triton.jit
+def _append_all(z, bits, number, total, row, first, N, a, P: tl.constexpr, W: tl.constexpr):
+    """Append the ``total`` entries in ``bits``, ``number`` of each; ``first`` is the tile's first column."""
+    start = tl.atomic_add(a.count, total, sem="relaxed")
+    number = ordered(tl.ravel(number))
+    slot = alike(tl.reshape(start + tl.cumsum(number, 0) - number, bits.shape), bits)
+    place = along(a.first + row.to(tl.int32) * N + first, bits, 0)
+    _store(z, bits, a.keys, slot, a.capacity, place, P, W)
 
 
 @triton.jit

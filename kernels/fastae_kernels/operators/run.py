@@ -127,7 +127,7 @@ def fused(
     )
 
 
-_GLUON = {torch.bfloat16: gluon.bfloat16}
+_GLUON = {torch.bfloat16: gluon.bfloat16, torch.float16: gluon.float16}
 _REGISTERS = 65536  # of a multiprocessor
 
 
@@ -139,7 +139,7 @@ def _gluon_descriptor(operand: Tensor, block: tuple[int, int]) -> GluonDescripto
     return GluonDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, layout)
 
 
-def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConfig) -> None:
+def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConfig, exact: bool) -> None:
     """The epilogue of a b, for aligned operands, by warps of its own."""
     (M, K), N = a.shape, b.shape[1]
     tiles = buffers.blocks(M, config.block_m) * buffers.blocks(N, config.block_n)
@@ -167,15 +167,21 @@ def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConf
         N_UNIT=buffers.unit(N),
         CREWS=config.epilogue_warps // 4,
         REGISTERS=min(left // 8 * 8, 168),
+        EXACT=exact,
         num_warps=config.warps,
     )
 
 
-def product(a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor) -> None:
-    """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it."""
+def product(
+    a: Tensor, b: Tensor, epilogue: Any, args: Any, plan: Plan, out: Tensor, *, exact: bool = False
+) -> None:
+    """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it.
+
+    An ``exact`` epilogue takes the product of a fused plan in float32, no other's range is less than that.
+    """
     if plan.strategy == "fused":
-        if plan.gemm.epilogue_warps and plan.aligned and a.dtype in _GLUON:
-            _overlapped(a, b, epilogue, args, plan.gemm)
+        if plan.gemm.epilogue_warps and plan.aligned and a.dtype in (_GLUON if exact else (torch.bfloat16,)):
+            _overlapped(a, b, epilogue, args, plan.gemm, exact)
         else:
             fused(a, b, None, None, None, epilogue, args, plan.gemm, plan.aligned)
         return

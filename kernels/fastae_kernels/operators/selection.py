@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import selection
+from ..launch import target_of
+from ..plan.config import fits
 from ..plan.schedules import Plan
 from . import buffers, run
 
@@ -65,7 +67,9 @@ def top_entries(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple
 def _plan(operator: str, x: Tensor, weight: Tensor) -> Plan:
     plan = run.plan_of(operator, x, weight.t())
     if x.element_size() < 4:  # not of a rounded z, in which what is nearly equal would be equal
-        plan = replace(plan, strategy="fused", gemm=replace(plan.gemm, epilogue_warps=0))
+        plan = replace(plan, strategy="fused")
+        if not fits(plan.gemm, x.dtype, target_of(x.device), operator):
+            plan = replace(plan, gemm=replace(plan.gemm, epilogue_warps=0))
     return plan
 
 
@@ -91,7 +95,7 @@ def _top_entries(
         w, b = weight[columns], None if bias is None else bias[columns]
         out = buffers.empty_float(x, M, len(w)) if split else keys  # written by the library alone
         args = selection.Candidates(b, bound, keys, count, slots, columns.start)
-        run.product(x, w.t(), selection.append, args, plan, out)
+        run.product(x, w.t(), selection.append, args, plan, out, exact=True)
         last = columns.stop == H
         results = (values, latents) if last else (None, None)
         arguments = keys, bound, count, x, w, b, *results, *x.stride(), *w.stride(), D, len(w), columns.start
@@ -125,7 +129,7 @@ def append_passing(
         # written by the library alone
         out = buffers.empty_float(x, len(rows), len(weight)) if split else keys
         args = selection.Passing(buffers.vector(bias), bound, stride, keys, count, len(keys), place)
-        run.product(rows, weight.t(), selection.append_passing, args, plan, out)
+        run.product(rows, weight.t(), selection.append_passing, args, plan, out, exact=True)
 
 
 def _ranks(keys: Tensor) -> Tensor:

@@ -81,6 +81,23 @@ GEMM_CONFIGS: dict[str, dict[int, tuple[GemmConfig, ...]]] = {
 }
 
 
+_SELECTING: dict[str, tuple[GemmConfig, ...]] = {
+    "sm90": (
+        GemmConfig(128, 256, 32, 8, 4, subtiles=4, heavy_subtiles=8, epilogue_warps=4, **_PERSISTENT),
+        GemmConfig(128, 128, 64, 4, 5, subtiles=4, heavy_subtiles=4, epilogue_warps=4, **_PERSISTENT),
+    ),
+}
+"""A selection's in 16 bits, whose epilogue has warps of its own and finds a tile in float32."""
+SHARED = {"sm80": 99, "sm90": 227, "sm100": 227, "gfx942": 64, "interpreter": 1 << 20}
+"""KiB of shared memory that a program may have; sm80 stands for its smaller relatives, too."""
+
+
+def fits(gemm: GemmConfig, dtype: torch.dtype, target: Target, operator: str = "") -> bool:
+    """True if a tile's operands, and what is handed over to an operator's epilogue, fit shared memory."""
+    used = gemm.shared_bytes(dtype.itemsize, exact=operator in SELECTIONS)
+    return used <= SHARED[target.family] << 10
+
+
 def _selecting(gemm: GemmConfig) -> int:
     """The parts of a selection's epilogue."""
     return (2 if gemm.block_n >= 128 else 1) * (2 if gemm.block_m >= 32 * gemm.warps else 1)
@@ -88,6 +105,8 @@ def _selecting(gemm: GemmConfig) -> int:
 
 _OVERLAPPING = ("", "encode", "decode_loss", "decode_loss_target_grad", "code_grad")
 """Operators of one product whose epilogue takes it rounded as well as a library's."""
+SELECTIONS = ("top_entries", "append_passing")
+"""Operators whose epilogue compares entries of a product, which in 16 bits would be equal too often."""
 
 
 def configurations(
@@ -107,8 +126,11 @@ def configurations(
         configs = GEMM_CONFIGS["sm80"][dtype.itemsize]
     if heavy:
         return tuple(replace(c, subtiles=c.heavy_subtiles) for c in configs if c.heavy_subtiles)
-    if operator in ("top_entries", "append_passing"):
-        return tuple(replace(c, subtiles=_selecting(c)) for c in configs)
+    if operator in SELECTIONS:
+        overlapping = _SELECTING.get(target.family, ()) if aligned and dtype.itemsize == 2 else ()
+        if operator == "append_passing":  # has bounds of columns, too
+            overlapping = tuple(replace(c, subtiles=c.heavy_subtiles) for c in overlapping)
+        return *overlapping, *(replace(c, subtiles=_selecting(c)) for c in configs)
     if operator.startswith("weight_grad"):
         return tuple(replace(c, subtiles=c.light_subtiles or c.subtiles) for c in configs)
     if operator.startswith(("decode_loss", "code_grad")):

@@ -32,6 +32,15 @@ class GemmConfig:
     def epilogue_tile(self) -> tuple[int, int]:
         return self.block_m, self.block_n // self.subtiles
 
+    def shared_bytes(self, operand: int, *, exact: bool = False) -> int:
+        """Shared memory of a program whose operands have so many bytes per entry, as far as tiles need it.
+
+        Those that are finished lie beside operands: in float32 for an ``exact`` epilogue, else as operands.
+        """
+        steps = (self.block_m + self.block_n) * self.block_k * self.stages
+        finished = self.block_m * self.block_n if self.epilogue_warps else 0
+        return operand * steps + (4 if exact else operand) * finished
+
     def __str__(self) -> str:
         tile = f"{self.block_m}x{self.block_n}x{self.block_k} {self.warps}w {self.stages}s"
         parts = f" /{self.subtiles}" if self.subtiles > 1 else ""

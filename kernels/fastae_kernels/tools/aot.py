@@ -264,7 +264,7 @@ def _runs(case: _Case, dtype: torch.dtype, target: Target, largest: bool) -> Ite
     )
     tiles = config.configurations(target, dtype, operator=case.name.split()[0], heavy=heavy)
     if largest:
-        tiles = (*tiles[:1], *[gemm for gemm in tiles[1:] if gemm.epilogue_warps][:1])
+        tiles = tuple({gemm.epilogue_warps > 0: gemm for gemm in reversed(tiles)}.values())
     for gemm in tiles:
         yield {"strategy": "fused", "gemm": gemm}
     yield {"strategy": "split"}

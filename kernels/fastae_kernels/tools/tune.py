@@ -220,26 +220,17 @@ _PASSES = (
     PassConfig(64, 128, 8),
     PassConfig(128, 64, 8),
 )
-_SHARED = {"sm80": 99, "sm90": 227, "sm100": 227, "gfx942": 64, "interpreter": 1 << 20}
-"""KiB of shared memory that a program may have; sm80 stands for its smaller relatives, too."""
 
 
 def _fits(gemm: GemmConfig, dtype: torch.dtype, target: Target) -> bool:
     """True if a tile's operands fit shared memory, and its accumulators a thread's registers."""
-    operands = (gemm.block_m + gemm.block_n) * gemm.block_k * dtype.itemsize
     accumulators = gemm.block_m * gemm.block_n // (32 * gemm.warps)
-    finished = 0
     if gemm.epilogue_warps:  # which find a tile in shared memory, in parts of at most 128 bytes
-        finished = gemm.block_m * gemm.block_n * dtype.itemsize
         if not gemm.persistent or gemm.warps != 8:
             return False
         if gemm.epilogue_tile[1] * dtype.itemsize > 128:
             return False
-    return (
-        operands * gemm.stages + finished <= _SHARED[target.family] << 10
-        and 8 <= accumulators <= 128
-        and gemm.epilogue_tile[1] >= 16
-    )
+    return config.fits(gemm, dtype, target) and 8 <= accumulators <= 128 and gemm.epilogue_tile[1] >= 16
 
 
 def _neighbours(plan: Plan, dtype: torch.dtype, target: Target) -> list[Plan]:
