@@ -34,6 +34,8 @@ from fastae.bench.results import clocks, describe
 from fastae.bench.suite import Suite
 
 SMALL = (Shape(96, 192, 128), Shape(67, 131, 93), Shape(520, 328, 776))
+MANY = Shape(2048, 128, 8192)
+"""Of which every program has several tiles."""
 SMALL_TILES = GemmConfig(64, 64, 32, 4, 3, subtiles=2, tma=True)
 WAYS: dict[str, dict[str, Any]] = {
     "fused": {"strategy": "fused", "gemm": SMALL_TILES},
@@ -83,6 +85,14 @@ def smoke(here: Machine, save: Save) -> dict[str, Any]:
         sparse_calls = gpu_sparse.compared(tensors) if shape == SMALL[0] else {}
         for name, call in sparse_calls.items():
             _check(here, found, f"{name} {dtype} {shape}", dtype, call)
+        save(found)
+    for dtype in ("bfloat16", "float16"):
+        tensors = Tensors.of(Problem.make(MANY, getattr(torch, dtype), here.device))
+        for gemm in config.configurations(here.target, getattr(torch, dtype), operator="top_entries")[:2]:
+            with config.using(gemm=gemm):
+                for name, call in gpu_sparse.compared(tensors).items():
+                    if name in ("top_entries", "batch_entries", "entries_above"):
+                        _check(here, found, f"{name} {gemm} {dtype} {MANY}", dtype, call)
         save(found)
     return found
 
