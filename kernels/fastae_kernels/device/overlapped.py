@@ -15,6 +15,7 @@ Written in Gluon, since Triton has no such schedule for Hopper.
 
 from __future__ import annotations
 
+from triton import constexpr_function
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
@@ -24,6 +25,21 @@ from .gemm import place
 from .tiles import multiple_of
 
 _copy = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared  # until Triton 3.7
+
+
+@constexpr_function
+def _part_layout(BM, BN, dtype):
+    """The layout of a part [BM, BN] in shared memory.
+
+    Matrix units' threads write 4 rows of 32 bytes at a time in float32, and an epilogue's read 8 rows of 16
+    bytes. In 128 bytes, the three bits of a piece's place are xored with those of its row, from low to high
+    the third, first and second: neither then meets a bank twice.
+    """
+    if dtype != gl.float32 or BN < 32:
+        return gl.NVMMASharedLayout.get_default_for([BM, BN], dtype)
+    columns = [[0, 1 << bit] for bit in range(BN.bit_length() - 1)]
+    rows = [[1, 8], [2, 16], [4, 4], *([1 << bit, 0] for bit in range(3, BM.bit_length() - 1))]
+    return gl.SharedLinearLayout([*columns[:5], *rows, *columns[5:]])
 
 
 @gluon.jit
@@ -170,7 +186,7 @@ def overlapped_gemm(a, b, M, N, K, EPILOGUE: gl.constexpr, args, BM: gl.constexp
     x = gl.allocate_shared_memory(dtype, [STAGES, BM, BK] if not A_TRANSPOSED else [STAGES, BK, BM], a.layout)
     y = gl.allocate_shared_memory(dtype, [STAGES, BK, BN] if not B_TRANSPOSED else [STAGES, BN, BK], b.layout)
     handed: gl.constexpr = gl.float32 if EXACT else dtype
-    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BN // SUBTILES], handed)
+    layout: gl.constexpr = _part_layout(BM, BN // SUBTILES, handed)
     parts = gl.allocate_shared_memory(handed, [SUBTILES, BM, BN // SUBTILES], layout)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
