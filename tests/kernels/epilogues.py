@@ -31,7 +31,7 @@ ROWS, COLUMNS, BM, PART, PARTS = 60, 28, 64, 16, 2
 """A tile of BM rows in PARTS parts, larger than the matrix."""
 
 Make = Callable[..., Tensor]
-Handle = Callable[[Any, Any, Tensor], None]
+Handle = Callable[[Any, Any, Any, Tensor], None]
 
 
 def some(seed: int, *shape: int, positive: bool = False) -> Tensor:
@@ -82,10 +82,10 @@ def calls(make: Make, seed: Tensor) -> dict[str, Callable[[], object]]:
 
 @contextmanager
 def handled(handle: Handle) -> Iterator[None]:
-    """Products inside are ``handle``'s: it gets the epilogue, its arguments and its first output."""
+    """Products inside are ``handle``'s: it gets the epilogue, arguments, the plan and the first output."""
 
     def instead(a: Any, b: Any, epilogue: Any, args: Any, plan: Any, out: Tensor, **_: Any) -> None:
-        handle(epilogue, args, out)
+        handle(epilogue, args, plan, out)
 
     parts = PassConfig(BM, PART, 4)
     with mock.patch.object(run, "product", instead), config.using(strategy="split", elementwise=parts):
@@ -130,7 +130,7 @@ def main(path: str) -> dict[str, dict[str, float]]:
     for name, call in calls(meta, torch.empty(1, dtype=torch.int64, device="meta")).items():
         got: list[Any] = []
         with compile_only(Target("cuda", 90, 132)) as kernels:
-            with handled(lambda epilogue, args, out, got=got: got.append((epilogue, args))):
+            with handled(lambda epilogue, args, plan, out, got=got: got.append((epilogue, args))):
                 call()
             (epilogue, args), before = got[0], len(kernels)
             source = torch.empty(tile.shape, device="meta")

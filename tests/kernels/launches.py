@@ -26,15 +26,11 @@ from fastae.bench.operators import OPERATORS, Call, Tensors, cost_of
 from fastae.bench.problems import Problem, Shape
 from fastae.train.graph import Capture
 from fastae.train.step import TrainingStep
+from tests.kernels.support import BY_TMA, EVERYTHING, OVERLAPPED
 
 SHAPE = Shape(256, 784, 1000)
-SMALL = {"gemm": GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)}
-OVERLAPPED = {"gemm": next(g for g in config.GEMM_CONFIGS["sm90"][2] if g.epilogue_warps)}
+SMALL = {"gemm": BY_TMA}
 SELECTING = {"gemm": config.configurations(TARGETS["cuda:90"], torch.bfloat16, operator="top_entries")[0]}
-EVERYTHING: dict[str, Any] = {
-    "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
-    "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
-}  # fmt: skip
 
 
 def step(function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
@@ -112,7 +108,7 @@ def selections() -> None:
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
     "step, fused": ({"strategy": "fused", **SMALL}, lambda: step(STEP.ours)),
-    "step, overlapped": ({"strategy": "fused", **OVERLAPPED}, lambda: step(STEP.ours)),
+    "step, overlapped": ({"strategy": "fused", "gemm": OVERLAPPED}, lambda: step(STEP.ours)),
     "step, split": ({"strategy": "split"}, lambda: step(STEP.ours)),
     "step, eager": ({}, lambda: step(STEP.eager)),
     "TrainingStep, fused": ({"strategy": "fused", **SMALL}, training_step),
@@ -123,7 +119,7 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[], None]]] = {
     "everything, split": ({"strategy": "split"}, everything),
     "segments": ({}, segments),
     "selections, overlapped": (SELECTING, selections),
-    "selections, not in float32": (OVERLAPPED, selections),
+    "selections, not in float32": ({"gemm": OVERLAPPED}, selections),
 }
 
 

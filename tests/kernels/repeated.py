@@ -26,14 +26,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import fastae
 from fastae import functional, ops
+from tests.kernels.support import BY_TMA, EVERYTHING, OVERLAPPED
 
-GEMM = GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)
-OVERLAPPED = next(gemm for gemm in config.GEMM_CONFIGS["sm90"][2] if gemm.epilogue_warps)
 DESCRIPTORS = TensorDescriptor, GluonDescriptor
-EVERYTHING: dict[str, Any] = {
-    "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
-    "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
-}  # fmt: skip
 
 report: dict[str, Any] = {}
 launches: list[Any] = []  # (kernel, grid, arguments)
@@ -282,7 +277,7 @@ def with_hook() -> None:
 
 
 stub._Counting = lambda *_: nullcontext()  # calls then reach the operators as they do without
-with stub.stub_driver(), config.using(strategy="fused", gemm=GEMM):
+with stub.stub_driver(), config.using(strategy="fused", gemm=BY_TMA):
     watch(triton.runtime.driver.active)
     compare("launch", LAUNCHES)
     for name, calls in CALLS.items():

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fastae_kernels.plan import config
 from fastae_kernels.plan.config import GemmConfig, PassConfig
 from torch import Tensor
 
+import fastae
+
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 ON_GPU = DEVICE.type == "cuda"
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if ON_GPU else ())
 """The interpreter's bfloat16 is wrong."""
+
+BY_TMA = GemmConfig(64, 64, 64, 4, 3, subtiles=2, tma=True)
+OVERLAPPED = next(gemm for gemm in config.GEMM_CONFIGS["sm90"][2] if gemm.epilogue_warps)
+"""Tiles of a GPU for what runs without one."""
+
+EVERYTHING: dict[str, Any] = {
+    "corruption": fastae.SaltAndPepper(0.2), "emphasis": fastae.Emphasis(2.0, 0.5), "contractive": 0.1,
+    "higher_order": 0.1, "l1": 0.1, "kl": 0.1, "dropout": 0.2, "code_noise": "gaussian", "loss": "mse",
+}  # fmt: skip
+"""Options of an objective with all of its terms."""
 
 
 def small_tiles(strategy: str, **gemm: int | bool):

@@ -15,7 +15,7 @@ from fastae_kernels.tools.aot import TARGETS
 from torch import Tensor
 
 from tests.kernels.comparison import uniform
-from tests.kernels.support import DEVICE
+from tests.kernels.support import DEVICE, OVERLAPPED
 
 HOPPER = TARGETS["cuda:90"]
 SHAPE = (8192, 4096, 2048)
@@ -178,11 +178,11 @@ def test_a_selection_has_warps_of_its_own_that_find_its_product_in_float32(opera
     for dtype in (torch.bfloat16, torch.float16):
         found = overlapped(HOPPER, dtype)
         assert len(found) == 2 and not overlapped(HOPPER, dtype, aligned=False)
-        assert all(config.fits(gemm, dtype, HOPPER, operator) for gemm in found)
+        assert all(config.fits(gemm, dtype, HOPPER, exact=True) for gemm in found)
         for gemm in found:
             assert gemm.shared_bytes(2, exact=True) - gemm.shared_bytes(2) == 2 * gemm.block_m * gemm.block_n
-        rounded = next(gemm for gemm in config.GEMM_CONFIGS["sm90"][2] if gemm.epilogue_warps)
-        assert config.fits(rounded, dtype, HOPPER) and not config.fits(rounded, dtype, HOPPER, operator)
+        assert config.fits(OVERLAPPED, dtype, HOPPER)
+        assert not config.fits(OVERLAPPED, dtype, HOPPER, exact=True)
     assert not overlapped(HOPPER, torch.float32) and not overlapped(TARGETS["cuda:80"], torch.bfloat16)
     large = config.plan(8192, 131072, 4096, torch.bfloat16, HOPPER, operator=operator)
     assert large.gemm == overlapped(HOPPER, torch.bfloat16)[0]

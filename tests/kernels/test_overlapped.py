@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fastae_kernels.operators import run
-from fastae_kernels.plan.schedules import PassConfig
+from fastae_kernels.plan.schedules import Plan
 
 from tests.kernels import epilogues
 from tests.kernels.support import ON_GPU
@@ -27,9 +27,8 @@ def test_an_epilogue_on_its_own_warps_is_that_of_a_pass(tmp_path: Path):
     kept: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
     for name, call in epilogues.calls(epilogues.some, seed).items():
 
-        def by_a_pass(epilogue: Any, args: Any, out: torch.Tensor, name: str = name) -> None:
+        def by_a_pass(epilogue: Any, args: Any, plan: Plan, out: torch.Tensor, name: str = name) -> None:
             first = epilogues.tensors_of(args)
-            plan: Any = type("", (), {"elementwise": PassConfig(epilogues.BM, epilogues.PART, 4)})
             run.elementwise_pass(epilogues.product(), out, epilogue, args, plan)
             kept[name] = first, epilogues.tensors_of(args)
 
