@@ -63,6 +63,16 @@ def _load(a, b, x, y, ready, stage, block_m, block_n, step, wanted, A_TRANSPOSED
 
 
 @gluon.jit
+def _next(tile, block_m, block_n, step, steps, tiles_m, tiles_n, GROUP: gl.constexpr):
+    """The step after one: of the same tile, or the first of the program's next one."""
+    step += 1
+    if step == steps:
+        tile, step = tile + gl.num_programs(0), 0
+        block_m, block_n = place(tile, tiles_m, tiles_n, GROUP)
+    return tile, block_m, block_n, step
+
+
+@gluon.jit
 def _hand_over(acc, parts, first: gl.constexpr, PARTS: gl.constexpr):
     """Write the columns of ``acc`` as PARTS parts, the first of them number ``first``."""
     if PARTS == 1:
@@ -113,10 +123,9 @@ def _multiply(a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, steps, M,
     for stage in gl.static_range(STAGES - 1):
         wanted = next_tile < tiles
         _load(a, b, x, y, ready, stage, next_m, next_n, next_step, wanted, A_TRANSPOSED, B_TRANSPOSED)
-        next_step += 1
-        if next_step == steps:
-            next_tile, next_step = next_tile + gl.num_programs(0), 0
-            next_m, next_n = place(next_tile, tiles_m, tiles_n, GROUP)
+        next_tile, next_m, next_n, next_step = _next(
+            next_tile, next_m, next_n, next_step, steps, tiles_m, tiles_n, GROUP
+        )
     stage, phase, turn = 0, 0, 0
     last = gl.program_id(0)
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
@@ -133,10 +142,9 @@ def _multiply(a, b, x, y, ready, parts, full, empty, tiles_m, tiles_n, steps, M,
             free = gl.where(stage == 0, STAGES - 1, stage - 1)
             wanted = next_tile < tiles
             _load(a, b, x, y, ready, free, next_m, next_n, next_step, wanted, A_TRANSPOSED, B_TRANSPOSED)
-            next_step += 1
-            if next_step == steps:
-                next_tile, next_step = next_tile + gl.num_programs(0), 0
-                next_m, next_n = place(next_tile, tiles_m, tiles_n, GROUP)
+            next_tile, next_m, next_n, next_step = _next(
+                next_tile, next_m, next_n, next_step, steps, tiles_m, tiles_n, GROUP
+            )
             stage += 1
             if stage == STAGES:
                 stage, phase = 0, phase ^ 1

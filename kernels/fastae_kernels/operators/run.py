@@ -17,8 +17,8 @@ from ..device.overlapped import overlapped_gemm
 from ..device.reductions import Fold, fold
 from ..device.rowwise import rowwise
 from ..launch import launch, target_of
+from ..plan.config import fits, precision
 from ..plan.config import plan as make_plan
-from ..plan.config import precision
 from ..plan.schedules import GemmConfig, PassConfig, Plan
 from . import buffers
 
@@ -67,6 +67,17 @@ def descriptor(operand: Tensor, block: tuple[int, int]) -> TensorDescriptor:
     return TensorDescriptor(operand, list(operand.shape), list(operand.stride()), list(block))
 
 
+def _tile_options(config: GemmConfig) -> dict[str, int]:
+    return {
+        "BM": config.block_m,
+        "BN": config.block_n,
+        "BK": config.block_k,
+        "GROUP": config.group,
+        "SUBTILES": config.subtiles,
+        "num_warps": config.warps,
+    }
+
+
 def fused(
     a: Tensor,
     b: Tensor,
@@ -106,11 +117,7 @@ def fused(
         *([] if dual else [0] * 4),
         epilogue,
         args,
-        BM=config.block_m,
-        BN=config.block_n,
-        BK=config.block_k,
-        GROUP=config.group,
-        SUBTILES=config.subtiles,
+        **_tile_options(config),
         PRECISION=precision(a.dtype, target),
         TMA=tma,
         A_TRANSPOSED=transposed[0],
@@ -122,17 +129,29 @@ def fused(
         N_UNIT=buffers.unit(N),
         K_UNIT=1 if tma else buffers.unit(K),
         STRIDE_UNIT=16 // a.element_size() if aligned and not tma else 1,
-        num_warps=config.warps,
         num_stages=config.stages,
     )
 
 
 _GLUON = {torch.bfloat16: gluon.bfloat16, torch.float16: gluon.float16}
 _REGISTERS = 65536  # of a multiprocessor
+_MOST_REGISTERS = 168  # of each of 384 threads
+
+
+def _overlaps(plan: Plan, a: Tensor, exact: bool) -> bool:
+    """True if the epilogue of a fused plan has warps of its own.
+
+    A rounded product keeps its range in bfloat16 alone; an ``exact`` one needs tiles with room for float32.
+    """
+    if not (plan.gemm.epilogue_warps and plan.aligned):
+        return False
+    if exact:
+        return a.dtype in _GLUON and fits(plan.gemm, a.dtype, target_of(a.device), exact=True)
+    return a.dtype == torch.bfloat16
 
 
 def _gluon_descriptor(operand: Tensor, block: tuple[int, int]) -> GluonDescriptor:
-    """The same in Gluon, where it tells the layout in shared memory, too."""
+    """:func:`descriptor` in Gluon, where it tells the layout in shared memory, too."""
     plain = descriptor(operand, block)
     make: Any = gluon.NVMMASharedLayout.get_default_for  # which Gluon hides from type checkers
     layout = make(plain.block_shape, _GLUON[operand.dtype])
@@ -156,19 +175,14 @@ def _overlapped(a: Tensor, b: Tensor, epilogue: Any, args: Any, config: GemmConf
         K,
         epilogue,
         args,
-        BM=config.block_m,
-        BN=config.block_n,
-        BK=config.block_k,
+        **_tile_options(config),
         STAGES=config.stages,
-        GROUP=config.group,
-        SUBTILES=config.subtiles,
         A_TRANSPOSED=a.stride(1) != 1,
         B_TRANSPOSED=b.stride(1) != 1,
         N_UNIT=buffers.unit(N),
         CREWS=config.epilogue_warps // 4,
-        REGISTERS=min(left // 8 * 8, 168),
+        REGISTERS=min(left // 8 * 8, _MOST_REGISTERS),
         EXACT=exact,
-        num_warps=config.warps,
     )
 
 
@@ -177,10 +191,10 @@ def product(
 ) -> None:
     """The epilogue of a b; ``out`` [M, N], an output of the epilogue, may hold the product before it.
 
-    An ``exact`` epilogue takes the product of a fused plan in float32, no other's range is less than that.
+    An ``exact`` epilogue of a fused plan gets it in float32; others may get it rounded.
     """
     if plan.strategy == "fused":
-        if plan.gemm.epilogue_warps and plan.aligned and a.dtype in (_GLUON if exact else (torch.bfloat16,)):
+        if _overlaps(plan, a, exact):
             _overlapped(a, b, epilogue, args, plan.gemm, exact)
         else:
             fused(a, b, None, None, None, epilogue, args, plan.gemm, plan.aligned)

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import selection
-from ..launch import target_of
-from ..plan.config import fits
 from ..plan.schedules import Plan
 from . import buffers, run
 
@@ -68,8 +66,6 @@ def _plan(operator: str, x: Tensor, weight: Tensor) -> Plan:
     plan = run.plan_of(operator, x, weight.t())
     if x.element_size() < 4:  # not of a rounded z, in which what is nearly equal would be equal
         plan = replace(plan, strategy="fused")
-        if not fits(plan.gemm, x.dtype, target_of(x.device), operator):
-            plan = replace(plan, gemm=replace(plan.gemm, epilogue_warps=0))
     return plan
 
 

@@ -92,10 +92,9 @@ SHARED = {"sm80": 99, "sm90": 227, "sm100": 227, "gfx942": 64, "interpreter": 1 
 """KiB of shared memory that a program may have; sm80 stands for its smaller relatives, too."""
 
 
-def fits(gemm: GemmConfig, dtype: torch.dtype, target: Target, operator: str = "") -> bool:
-    """True if a tile's operands, and what is handed over to an operator's epilogue, fit shared memory."""
-    used = gemm.shared_bytes(dtype.itemsize, exact=operator in SELECTIONS)
-    return used <= SHARED[target.family] << 10
+def fits(gemm: GemmConfig, dtype: torch.dtype, target: Target, *, exact: bool = False) -> bool:
+    """True if a tile's operands, and what is handed over to an epilogue, fit shared memory."""
+    return gemm.shared_bytes(dtype.itemsize, exact=exact) <= SHARED[target.family] << 10
 
 
 def _selecting(gemm: GemmConfig) -> int:

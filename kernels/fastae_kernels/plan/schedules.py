@@ -24,9 +24,7 @@ class GemmConfig:
     tma: bool = False
     persistent: bool = False
     programs: int = 1  # that fit a multiprocessor, so that one's epilogue runs beside another's loop
-    epilogue_warps: int = (
-        0  # that an epilogue has for itself, beside the next tile's loop; 0 shares the loop's
-    )
+    epilogue_warps: int = 0  # of its own, in crews of 4; 0 where an epilogue has the loop's
 
     @property
     def epilogue_tile(self) -> tuple[int, int]:
